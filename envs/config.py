@@ -1,0 +1,180 @@
+"""The vocabulary that all parts share: one decision per layer, and the configuration of a network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from dataclasses import dataclass
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+from typing import Literal
+from typing import get_args
+
+from hwmodel.errors import InputError
+
+Granularity = Literal["none", "element", "filter"]
+Criterion = Literal["none", "l1", "l2", "taylor", "second_order"]
+Repair = Literal["none", "layerwise"]
+
+CRITERIA: Mapping[Granularity, tuple[Criterion, ...]] = {
+    "none": ("none",),
+    "element": ("l1", "second_order"),
+    "filter": ("l2", "taylor"),
+}
+"""The criteria that each granularity can rank by."""
+
+INTEGER_BITS = tuple(range(2, 9))
+FLOAT_BITS = (16, 32)
+"""Widths that mean IEEE floating point instead of integers: half and single precision."""
+
+CONFIG_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LayerDecision:
+    """What happens to one layer.
+
+    Attributes:
+        granularity: What is removed: nothing, single weights, or whole output channels (filters).
+        criterion: What ranks the candidates for removal; one of ``CRITERIA[granularity]``.
+        sparsity: Fraction removed, 0 <= sparsity < 1; 0 exactly when granularity is ``none``.
+        weight_bits: 2..8 for integers with a scale per output channel, 16 or 32 for floats.
+        activation_bits: Bits of the layer's input, 2..8 for integers with one scale, 16 or 32.
+
+    Raises:
+        InputError: a value is outside these ranges.
+    """
+
+    granularity: Granularity = "none"
+    criterion: Criterion = "none"
+    sparsity: float = 0.0
+    weight_bits: int = 32
+    activation_bits: int = 32
+
+    def __post_init__(self) -> None:
+        check_choice("granularity", self.granularity, get_args(Granularity))
+        check_choice("criterion", self.criterion, CRITERIA[self.granularity])
+        sparsity = self.sparsity
+        if isinstance(sparsity, bool) or not isinstance(sparsity, int | float):
+            raise InputError("sparsity", sparsity, "use a number with 0 <= sparsity < 1")
+        if not (math.isfinite(sparsity) and 0 <= sparsity < 1):
+            raise InputError("sparsity", sparsity, "use a number with 0 <= sparsity < 1")
+        if (self.granularity == "none") != (sparsity == 0):
+            allowed = "sparsity is 0 exactly when granularity is 'none'"
+            raise InputError("sparsity", sparsity, allowed)
+        for key in ("weight_bits", "activation_bits"):
+            check_bits(key, getattr(self, key))
+
+
+@dataclass(frozen=True)
+class CompressionConfig:
+    """One decision for every layer of a network: the currency of joulecut.
+
+    Attributes:
+        layers: Decision by layer name, in execution order.
+        repair: ``layerwise`` adjusts the weights left of each layer so that its output changes
+            least (second-order reconstruction and bias correction, no labels); ``none`` leaves
+            them as they are and rounds to nearest.
+    """
+
+    layers: Mapping[str, LayerDecision]
+    repair: Repair = "layerwise"
+
+    def __post_init__(self) -> None:
+        check_choice("repair", self.repair, get_args(Repair))
+
+    @property
+    def hash(self) -> str:
+        """Content hash, 16 hexadecimal digits; the order of layers does not matter."""
+        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "version": CONFIG_VERSION,
+            "repair": self.repair,
+            "layers": {name: asdict(decision) for name, decision in self.layers.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: object) -> CompressionConfig:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            InputError: an unknown key, a missing key, or a value out of range; names its path.
+        """
+        if not isinstance(data, dict):
+            raise InputError("config", type(data).__name__, "use a JSON object with key 'layers'")
+        check_keys("config", data, required={"version", "layers"}, optional={"repair"})
+        if data["version"] != CONFIG_VERSION:
+            raise InputError("config.version", data["version"], f"use {CONFIG_VERSION}")
+        if not isinstance(data["layers"], dict):
+            raise InputError("config.layers", data["layers"], "use an object, one entry per layer")
+        known = {item.name for item in fields(LayerDecision)}
+        layers = {}
+        for name, values in data["layers"].items():
+            path = f"layers.{name}"
+            if not isinstance(values, dict):
+                raise InputError(path, values, f"use an object with keys {sorted(known)}")
+            check_keys(path, values, required=set(), optional=known)
+            try:
+                decision = LayerDecision(**values)
+            except InputError as error:
+                where = f"{path}.{error.field}"
+                raise InputError(where, error.value, error.allowed) from None
+            layers[name] = decision
+        return cls(layers=layers, repair=data.get("repair", "layerwise"))
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(self.to_json(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> CompressionConfig:
+        """Read a configuration written by :meth:`save`.
+
+        Raises:
+            InputError: no such file, not JSON, or not a configuration.
+        """
+        try:
+            data = json.loads(Path(path).read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError("config", str(path), f"use a readable file ({error})") from None
+        except json.JSONDecodeError as error:
+            raise InputError("config", str(path), f"use valid JSON ({error})") from None
+        return cls.from_json(data)
+
+
+def uniform(layers: list[str] | tuple[str, ...], bits: int) -> CompressionConfig:
+    """The dense network with every weight and activation at ``bits``."""
+    return CompressionConfig(
+        {name: LayerDecision(weight_bits=bits, activation_bits=bits) for name in layers}
+    )
+
+
+def check_choice(field: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Raise InputError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise InputError(field, value, f"use one of {', '.join(map(str, allowed))}")
+
+
+def check_bits(field: str, value: object) -> None:
+    """Raise InputError unless ``value`` is a supported width."""
+    if isinstance(value, bool) or value not in INTEGER_BITS + FLOAT_BITS:
+        raise InputError(field, value, "use 2 to 8 (integer) or 16 or 32 (floating point)")
+
+
+def check_keys(
+    field: str, data: Mapping[str, object], *, required: set[str], optional: set[str]
+) -> None:
+    """Raise InputError for a missing or an unknown key."""
+    for key in data:
+        if key not in required | optional:
+            raise InputError(
+                f"{field}.{key}", data[key], f"known keys: {sorted(required | optional)}"
+            )
+    for key in sorted(required - set(data)):
+        raise InputError(f"{field}.{key}", None, "this key is required")

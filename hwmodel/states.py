@@ -1,0 +1,69 @@
+"""What compression means to hardware: the state of every layer in a batch of candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from dataclasses import fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodel.errors import InputError
+from hwmodel.workload import Workload
+
+
+@dataclass(frozen=True)
+class LayerStates:
+    """Compressed states of all layers of one workload, for one or more candidates.
+
+    Every attribute is an array of shape (candidates, layers).
+
+    Attributes:
+        in_channels, out_channels: Channels physically left, all groups together; 0 <= kept <= dense.
+        weight_density: Fraction of non-zero weights among those of the channels left, 0..1.
+        activation_density: Fraction of non-zero values in the layer's input, 0..1.
+        weight_bits, activation_bits: Bits of the two operands of a multiplication, 1..32.
+        output_bits: Bits at which the layer's output is written to memory, 1..32.
+    """
+
+    in_channels: NDArray[np.float64]
+    out_channels: NDArray[np.float64]
+    weight_density: NDArray[np.float64]
+    activation_density: NDArray[np.float64]
+    weight_bits: NDArray[np.float64]
+    activation_bits: NDArray[np.float64]
+    output_bits: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        shape = self.weight_bits.shape
+        for item in fields(self):
+            values = getattr(self, item.name)
+            if values.ndim != 2 or values.shape != shape:
+                raise InputError(f"states.{item.name}", values.shape, f"use shape {shape}")
+            low, high = (1, 32) if item.name.endswith("bits") else (0, np.inf)
+            if item.name.endswith("density"):
+                high = 1
+            if not np.all((values >= low) & (values <= high)):  # False for NaN too
+                bad = values[~((values >= low) & (values <= high))][0]
+                raise InputError(f"states.{item.name}", float(bad), f"use {low} to {high}")
+
+    def __len__(self) -> int:
+        return self.weight_bits.shape[0]
+
+    @classmethod
+    def dense(cls, workload: Workload, bits: int = 16, candidates: int = 1) -> LayerStates:
+        """The uncompressed network with every operand at ``bits``."""
+
+        def full(values: list[float]) -> NDArray[np.float64]:
+            return np.tile(np.asarray(values, dtype=np.float64), (candidates, 1))
+
+        ones = full([1.0] * len(workload))
+        return cls(
+            in_channels=full([layer.in_channels for layer in workload.layers]),
+            out_channels=full([layer.out_channels for layer in workload.layers]),
+            weight_density=ones,
+            activation_density=ones,
+            weight_bits=ones * bits,
+            activation_bits=ones * bits,
+            output_bits=ones * bits,
+        )
