@@ -1,4 +1,4 @@
-"""The vocabulary that all parts share: one decision per layer, and the configuration of a network."""
+"""The vocabulary that all parts share: one decision per layer, one configuration per network."""
 
 from __future__ import annotations
 

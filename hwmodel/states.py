@@ -19,7 +19,7 @@ class LayerStates:
     Every attribute is an array of shape (candidates, layers).
 
     Attributes:
-        in_channels, out_channels: Channels physically left, all groups together; 0 <= kept <= dense.
+        in_channels, out_channels: Channels physically left, all groups together, from 0.
         weight_density: Fraction of non-zero weights among those of the channels left, 0..1.
         activation_density: Fraction of non-zero values in the layer's input, 0..1.
         weight_bits, activation_bits: Bits of the two operands of a multiplication, 1..32.
