@@ -1,0 +1,61 @@
+"""The option table: what each option of each layer leaves of its weights and does to its output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.space import METHOD
+from envs.space import SPARSITY
+
+
+@dataclass(frozen=True)
+class OptionTable:
+    """Facts about single-layer options, indexed by the columns of a choice.
+
+    L layers, M methods, S sparsities, W weight widths, A activation widths, G channel groups.
+
+    Attributes:
+        weight_density: Non-zero fraction of the weights left, (L, M, S, W); zeros that rounding
+            makes are counted as zeros.
+        activation_density: Non-zero fraction of the layer's quantized input, (L, A).
+        weight_error: Squared error of the layer's output over its squared size when only its
+            weights are replaced, (L, M, S, W). For a method that removes filters: the mean over
+            the layers that read them, on the first layer of the group, plus the rounding error.
+        activation_error: Squared rounding error of the layer's input over its squared size, (L, A).
+        sensitivity: KL divergence of the network's output per unit of ``weight_error`` and of
+            ``activation_error``, (L, 2), measured on calibration images with one layer replaced.
+        kept_out: Output channels left if the layer's group uses a method and sparsity, (L, M, S);
+            the dense number for methods that remove no filters.
+        removed_in: Input channels that each channel group's removal takes from the layer,
+            (L, G, M, S); 0 for methods that remove no filters.
+        dense_in: Dense input channels, (L,).
+        leaders: First layer of every channel group, (G,).
+    """
+
+    weight_density: NDArray[np.float64]
+    activation_density: NDArray[np.float64]
+    weight_error: NDArray[np.float64]
+    activation_error: NDArray[np.float64]
+    sensitivity: NDArray[np.float64]
+    kept_out: NDArray[np.float64]
+    removed_in: NDArray[np.float64]
+    dense_in: NDArray[np.float64]
+    leaders: NDArray[np.int64]
+
+    def channels(
+        self, choices: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Input and output channels left, each (candidates, layers), for canonical choices."""
+        method, sparsity = choices[..., METHOD], choices[..., SPARSITY]
+        layer = np.arange(choices.shape[-2])
+        kept_out = self.kept_out[layer, method, sparsity]
+        kept_in = np.broadcast_to(self.dense_in, kept_out.shape)
+        if len(self.leaders):
+            group = np.arange(len(self.leaders))
+            leads = method[..., self.leaders], sparsity[..., self.leaders]
+            removed = self.removed_in[:, group, leads[0], leads[1]]  # (L, candidates, G)
+            kept_in = kept_in - removed.sum(axis=-1).T
+        return kept_in, kept_out

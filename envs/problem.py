@@ -1,0 +1,96 @@
+"""A compression problem: one network, one accelerator, one search space, priced from a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.options import OptionTable
+from envs.space import ACTIVATION_BITS
+from envs.space import METHOD
+from envs.space import SPARSITY
+from envs.space import WEIGHT_BITS
+from envs.space import SearchSpace
+from hwmodel import Accelerator
+from hwmodel import CostReport
+from hwmodel import LayerStates
+from hwmodel import Workload
+from hwmodel import cost
+
+
+@dataclass(frozen=True)
+class CompressionProblem:
+    """All that is needed to price a choice and to learn about it, without running the network.
+
+    Small and picklable: this is what goes to the processes of a cluster.
+
+    Attributes:
+        workload: Layers, in the order of ``space.layers``.
+        accelerator: What the network runs on.
+        space: What may be decided.
+        table: What each option of each layer does to weights and outputs.
+        level: Level of the hardware model, see ``hwmodel.cost``.
+    """
+
+    workload: Workload
+    accelerator: Accelerator
+    space: SearchSpace
+    table: OptionTable
+    level: str = "mid"
+
+    def cost(self, choices: NDArray[np.int64]) -> CostReport:
+        """Price choices of shape (candidates, layers, 4), which must be canonical."""
+        return cost(self.workload, self.states(choices), self.accelerator, level=self.level)
+
+    def states(self, choices: NDArray[np.int64]) -> LayerStates:
+        """What the hardware sees of choices of shape (candidates, layers, 4)."""
+        method, sparsity = choices[..., METHOD], choices[..., SPARSITY]
+        weight, activation = choices[..., WEIGHT_BITS], choices[..., ACTIVATION_BITS]
+        layer = np.arange(len(self.space.layers))
+        activation_bits = self._activation_bits[layer, activation]
+        kept_in, kept_out = self.table.channels(choices)
+        return LayerStates(
+            in_channels=kept_in,
+            out_channels=kept_out,
+            weight_density=self.table.weight_density[layer, method, sparsity, weight],
+            activation_density=self.table.activation_density[layer, activation],
+            weight_bits=self._weight_bits[layer, weight],
+            activation_bits=activation_bits,
+            output_bits=output_bits(self.workload, activation_bits),
+        )
+
+    @cached_property
+    def _weight_bits(self) -> NDArray[np.float64]:
+        return self._menu(self.space.weight_bits, "weight_bits")
+
+    @cached_property
+    def _activation_bits(self) -> NDArray[np.float64]:
+        return self._menu(self.space.activation_bits, "activation_bits")
+
+    def _menu(self, bits: tuple[int, ...], key: str) -> NDArray[np.float64]:
+        """Width by layer and index, shape (layers, widths); pinned layers have theirs at all."""
+        menu = np.tile(np.array(bits, dtype=np.float64), (len(self.space.layers), 1))
+        for name, decision in self.space.pinned.items():
+            menu[self.space.layers.index(name)] = getattr(decision, key)
+        return menu
+
+
+def output_bits(workload: Workload, activation_bits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Bits at which every layer's output is written: the widest that a reader of it asks for.
+
+    Args:
+        workload: Gives which layer feeds which.
+        activation_bits: Bits of every layer's input, shape (candidates, layers).
+
+    Returns:
+        Shape (candidates, layers). What only the network's output reads is written at the
+        layer's own input width.
+    """
+    written = np.zeros_like(activation_bits)
+    for reader, producers in enumerate(workload.feeds):
+        for producer in producers:
+            np.maximum(written[:, producer], activation_bits[:, reader], out=written[:, producer])
+    return np.where(written > 0, written, activation_bits)
