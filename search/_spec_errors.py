@@ -1,0 +1,56 @@
+"""From pydantic's list of errors to one line for the user."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic import ValidationError
+
+from hwmodel.errors import InputError
+
+
+def first_error(model: type[BaseModel], error: ValidationError) -> InputError:
+    """The first error as an InputError whose field is the dotted path, lists as ``[0]``.
+
+    Unknown keys come first: a misspelt key also makes the right one seem to be missing.
+    """
+    errors = error.errors(include_url=False)
+    first: Any = next((item for item in errors if item["type"] == "extra_forbidden"), errors[0])
+    path = _dotted(first["loc"])
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        inner = cause.field.removeprefix(".")
+        separator = "." if inner and not inner.startswith("[") else ""
+        return InputError(f"{path}{separator}{inner}", cause.value, cause.allowed)
+    if first["type"] == "extra_forbidden":
+        section, key = _section(model, first["loc"][:-1]), str(first["loc"][-1])
+        similar = difflib.get_close_matches(key, section.model_fields, n=1)
+        meant = f"did you mean {similar[0]}? " if similar else ""
+        return InputError(path, first["input"], f"{meant}{_known_keys(section)}")
+    if first["type"] == "missing":
+        return InputError(path, None, "this key is required")
+    if first["type"] == "model_type":
+        keys = _known_keys(_section(model, first["loc"]))
+        return InputError(path, first["input"], f"use a mapping; {keys}")
+    message = first["msg"].replace("Input should", "it should", 1)
+    return InputError(path, first["input"], message)
+
+
+def _dotted(location: Sequence[int | str]) -> str:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return path.removeprefix(".")
+
+
+def _section(model: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel]:
+    for part in location:
+        model = model.model_fields[str(part)].annotation  # type: ignore[assignment]
+    return model
+
+
+def _known_keys(section: type[BaseModel]) -> str:
+    return f"known keys: {', '.join(section.model_fields)}"

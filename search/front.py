@@ -1,0 +1,144 @@
+"""Non-dominated configurations, how good a set of them is, and the one to take.
+
+The functions that take ``rows`` work on ledger rows (``Ledger.read()``); ``drop`` is accuracy
+lost against the uncompressed network on the same split, in points (1 point = 1 % of the images).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from numpy.typing import NDArray
+
+from search.baselines import DENSE_FP32
+from search.baselines import DENSE_INT8
+
+ONE_SIDED_95 = 1.64
+"""Standard errors between an estimate and its one-sided 95 % confidence bound."""
+
+
+def pareto_front(energy: ArrayLike, loss: ArrayLike) -> NDArray[np.int64]:
+    """Indices of the points that no other point beats, both coordinates being costs.
+
+    Args:
+        energy: Shape (points,). A point with a NaN is never on the front.
+        loss: Shape (points,).
+
+    Returns:
+        By ascending energy, so strictly descending loss; of equal points the first.
+    """
+    energies, losses = np.asarray(energy, dtype=float), np.asarray(loss, dtype=float)
+    order = np.lexsort((losses, energies))
+    order = order[~np.isnan(energies[order]) & ~np.isnan(losses[order])]
+    best = np.concatenate([[np.inf], np.minimum.accumulate(losses[order])[:-1]])[: len(order)]
+    return order[losses[order] < best].astype(np.int64)
+
+
+def hypervolume(
+    energy_ratio: ArrayLike, loss_points: ArrayLike, reference: tuple[float, float] = (1.0, 10.0)
+) -> float:
+    """Share of the box from (0, 0) to ``reference`` that the points dominate, 0..1.
+
+    Args:
+        energy_ratio: Energy over dense INT8, shape (points,).
+        loss_points: Accuracy drop in points, shape (points,); a gain counts as no drop.
+        reference: Worst corner; points outside the box add nothing.
+    """
+    ratios = np.maximum(np.asarray(energy_ratio, dtype=float), 0.0)
+    losses = np.maximum(np.asarray(loss_points, dtype=float), 0.0)
+    inside = (ratios < reference[0]) & (losses < reference[1])
+    ratios, losses = ratios[inside], losses[inside]
+    front = pareto_front(ratios, losses)
+    widths = np.diff(np.append(ratios[front], reference[0]))
+    return float(np.sum(widths * (reference[1] - losses[front])) / (reference[0] * reference[1]))
+
+
+def distinct(rows: pd.DataFrame, split: str) -> pd.DataFrame:
+    """The first successful row of every configuration on ``split``; failed ones where none is."""
+    rows = rows[rows["split"] == split]
+    failed_last = rows.sort_values("accuracy", key=pd.isna, kind="stable")
+    first = failed_last.drop_duplicates("config_hash")
+    return first.sort_values("time", kind="stable").reset_index(drop=True)
+
+
+def baseline(rows: pd.DataFrame, name: str, split: str) -> pd.Series | None:
+    """The row of one of ``BASELINES``; None if it has not been evaluated."""
+    found = rows[(rows["name"] == name) & (rows["split"] == split) & rows["accuracy"].notna()]
+    return None if found.empty else found.iloc[0]
+
+
+def accuracy_drop(rows: pd.DataFrame, reference: pd.Series) -> NDArray[np.float64]:
+    """Drop of every row in points; NaN where the evaluation failed."""
+    return (reference["accuracy"] - rows["accuracy"].to_numpy(dtype=float)) * 100
+
+
+def drop_upper_bound(rows: pd.DataFrame, reference: pd.Series) -> NDArray[np.float64]:
+    """One-sided 95 % confidence bound on the drop of every row, in points.
+
+    ``drop + 1.64 * standard_error``. Both networks saw the same images, so the standard error is
+    that of paired differences: with B blocks of equal size, ``std(differences, ddof=1) / sqrt(B)``.
+    A few blocks can agree by chance, so it is floored by the binomial error of the share p of the
+    n images that were lost, ``sqrt(max(p, 1/n) / n)``.
+
+    Args:
+        rows: Ledger rows of one split.
+        reference: Row of the uncompressed network on the same split.
+    """
+    drops = accuracy_drop(rows, reference)
+    images = rows["images"].to_numpy(dtype=float)
+    floor = np.sqrt(np.maximum(drops / 100, 1 / images) / images)
+    blocks = [_paired_error(blocks, reference) for blocks in rows["block_accuracies"]]
+    return drops + ONE_SIDED_95 * 100 * np.maximum(floor, np.array(blocks, dtype=float))
+
+
+def pick(rows: pd.DataFrame, reference: pd.Series, limit: float) -> pd.Series | None:
+    """The configuration of lowest energy that holds an accuracy limit on the search split.
+
+    It holds the limit if :func:`drop_upper_bound` does. The cheapest of many candidates that
+    just hold a limit is more often lucky than good, hence the bound instead of the estimate.
+
+    Args:
+        rows: Ledger rows of any split and role; only the search split is looked at.
+        reference: Row of the uncompressed network on the search split.
+        limit: Points of accuracy that may be lost.
+
+    Returns:
+        The row, or None where no configuration holds the limit.
+    """
+    candidates = distinct(rows, "search")
+    holds = drop_upper_bound(candidates, reference) <= limit  # False for NaN
+    candidates = candidates[holds & candidates["energy_pj"].notna()]
+    return None if candidates.empty else candidates.iloc[int(candidates["energy_pj"].argmin())]
+
+
+def best_so_far(rows: pd.DataFrame, targets: Sequence[float]) -> list[dict[str, Any]]:
+    """Best so far at every target, on the search split; targets that nothing holds are left out."""
+    reference = baseline(rows, DENSE_FP32, "search")
+    int8 = baseline(rows, DENSE_INT8, "search")
+    if reference is None:
+        return []
+    picks = [(limit, pick(rows, reference, limit)) for limit in targets]
+    return [
+        {
+            "max_accuracy_drop": limit,
+            "config_hash": row["config_hash"],
+            "search_accuracy_drop": float((reference["accuracy"] - row["accuracy"]) * 100),
+            "energy_pj": float(row["energy_pj"]),
+            "energy_ratio_int8": None if int8 is None else row["energy_pj"] / int8["energy_pj"],
+        }
+        for limit, row in picks
+        if row is not None
+    ]
+
+
+def _paired_error(blocks: Any, reference: pd.Series) -> float:
+    """Standard error of the mean difference between blocks; 0 where blocks do not pair up."""
+    dense = reference["block_accuracies"]
+    if blocks is None or dense is None or len(blocks) != len(dense) or len(dense) < 2:
+        return 0.0
+    differences = np.asarray(dense, dtype=float) - np.asarray(blocks, dtype=float)
+    return float(np.std(differences, ddof=1) / np.sqrt(len(differences)))

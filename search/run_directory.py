@@ -1,0 +1,282 @@
+"""A run on disk: what was asked, what was found, and who is working on it.
+
+::
+
+    RUN/run.json      format, version and specification; written last, so it marks a whole run
+    RUN/spec.yaml     the specification; resources and time_budget may be edited before a resume
+    RUN/state.json    the driver and how far it is
+    RUN/ledger/       every true evaluation, see ``search.ledger``
+    RUN/prepared/     what compression computed once for all evaluators
+    RUN/policies/     checkpoints of the learners
+    RUN/report/       tables, pictures and the HTML page
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from datetime import datetime
+from datetime import timezone
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hwmodel.errors import InputError
+from search._driver import Driver
+from search._driver import Heartbeat
+from search.front import best_so_far
+from search.front import distinct
+from search.ledger import Ledger
+from search.spec import Spec
+from search.spec import parse_yaml
+from search.storage import Location
+from search.storage import Storage
+from search.storage import reason
+from search.storage import write_error
+
+FORMAT = 1
+"""Version of the layout of a run directory."""
+
+_FOLDERS = ("ledger", "prepared", "policies", "report")
+_NOT_A_RUN = "use a directory that 'joulecut search' wrote"
+
+
+class RunDirectory:
+    """An existing run. Make one with :meth:`create` or :meth:`open`.
+
+    Attributes:
+        storage: The directory; ``storage.child(...)`` are the folders in it.
+        ledger: Every true evaluation of the run.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.ledger = Ledger(storage.child("ledger"))
+
+    @classmethod
+    def create(cls, path: Location, spec: Spec) -> RunDirectory:
+        """Start a run in a new or empty directory.
+
+        Raises:
+            InputError: the directory holds something, or cannot be written; what was there is
+                as it was.
+        """
+        storage = Storage.at(path)
+        run = cls(storage)
+        with _writable("output", storage):
+            if storage.names():
+                allowed = "it is not empty; use resume or another --output"
+                raise InputError("output", storage.location, allowed)
+        try:
+            with _writable("output", storage):
+                for folder in _FOLDERS:
+                    storage.child(folder).make()
+                storage.write("spec.yaml", spec.to_yaml().encode())
+                run._write_state({"state": "interrupted", "message": "not started"})
+                storage.write("run.json", _to_json(_header(spec)))
+        except InputError:
+            run._remove()
+            raise
+        return run
+
+    @classmethod
+    def open(cls, path: Location) -> RunDirectory:
+        """Open a run that :meth:`create` made.
+
+        Raises:
+            InputError: it is not a run directory, is half-written, or has another format.
+        """
+        run = cls(Storage.at(path))
+        run._header()
+        run.spec()
+        return run
+
+    @property
+    def location(self) -> str:
+        """The directory as a local path or URI."""
+        return self.storage.location
+
+    @property
+    def report(self) -> Storage:
+        """Where the report's files go."""
+        return self.storage.child("report")
+
+    def spec(self) -> Spec:
+        """The run's specification, as spec.yaml has it now.
+
+        Raises:
+            InputError: it is missing, damaged or not valid.
+        """
+        where = f"{self.location}/spec.yaml"
+        try:
+            text = self.storage.read("spec.yaml").decode()
+        except (OSError, UnicodeDecodeError):
+            raise InputError("run", where, f"it is missing or damaged; {_NOT_A_RUN}") from None
+        return Spec.from_mapping(parse_yaml(text, where))
+
+    def check_spec(self, spec: Spec) -> None:
+        """Refuse to go on with another specification than the run was started with.
+
+        ``output``, ``resources`` and ``time_budget`` may differ: they do not decide the result.
+
+        Raises:
+            InputError: names the first field that differs and what it was.
+        """
+        started = self._header()["spec"]
+        for key, value in spec.identity().items():
+            if value != started.get(key):
+                allowed = f"the run was started with {started.get(key)!r}; use another --output"
+                raise InputError(f"spec.{key}", value, allowed)
+
+    @contextlib.contextmanager
+    def driving(self) -> Iterator[None]:
+        """Own the run while it is worked on: state ``running`` and a heartbeat.
+
+        At the end the state is ``completed``; ``interrupted`` after KeyboardInterrupt;
+        ``failed``, with the message, after any other exception. A driver that is killed leaves
+        ``running`` behind, which :meth:`status` reports as ``interrupted``.
+
+        Raises:
+            InputError: another driver is at work; or the state cannot be written.
+        """
+        driver = Driver.current()
+        self._refuse_second(driver)
+        state: dict[str, Any] = {"state": "running", "message": "", "driver": driver.to_json()}
+
+        def beat() -> None:
+            self._write_state(state | {"heartbeat": _now()})
+
+        with _writable("run", self.storage):
+            beat()
+        heartbeat = Heartbeat(beat)
+        try:
+            yield
+        except KeyboardInterrupt:
+            state |= {"state": "interrupted", "message": "stopped by the user"}
+            raise
+        except BaseException as error:
+            state |= {"state": "failed", "message": f"{type(error).__name__}: {reason(error)}"}
+            raise
+        else:
+            state |= {"state": "completed"}
+        finally:
+            heartbeat.stop()
+            with contextlib.suppress(OSError):  # must not hide why the run ended
+                beat()
+
+    def discard_if_unused(self) -> None:
+        """Remove a local run without evaluations: its input was refused before it began."""
+        if not self.ledger.storage.names():
+            self._remove()
+
+    def status(self) -> dict[str, Any]:
+        """How far the run is, as ``joulecut status --json`` prints it; see docs/cli.md.
+
+        Raises:
+            InputError: the state or a part of the ledger is damaged.
+        """
+        spec, state, rows = self.spec(), self._state(), self.ledger.read()
+        driver = Driver.from_json(state["driver"]) if state.get("driver") else None
+        name = state["state"]
+        if name == "running" and not (driver and driver.is_alive(state.get("heartbeat"))):
+            name = "interrupted"
+        searched = distinct(rows, "search")
+        seeds = [{"seed": s, "evaluations": int((searched["seed"] == s).sum())} for s in spec.seeds]
+        return {
+            "run": self.location,
+            "state": name,
+            "message": state.get("message", ""),
+            "evaluations": len(searched),
+            "budget": spec.budget,
+            "ledger": self.ledger.location,
+            "task": spec.task.name,
+            "accelerator": spec.accelerator,
+            "algorithm": spec.algorithm,
+            "seeds": seeds,
+            "best": best_so_far(rows, spec.targets),
+            "driver": driver.to_json() if driver else None,
+            "heartbeat": state.get("heartbeat"),
+        }
+
+    def _refuse_second(self, driver: Driver) -> None:
+        state = self._state()
+        if state["state"] != "running" or not state.get("driver"):
+            return
+        other = Driver.from_json(state["driver"])
+        if other != driver and other.is_alive(state.get("heartbeat")):
+            allowed = f"process {other.pid} on {other.host} works on it; stop it, or wait"
+            raise InputError("run", self.location, allowed)
+
+    def _header(self) -> dict[str, Any]:
+        try:
+            names = set(self.storage.names())
+        except OSError as error:  # a file, or a folder that may not be read
+            raise InputError("run", self.location, f"{reason(error)}; {_NOT_A_RUN}") from None
+        if "run.json" not in names:
+            partial = names & {"spec.yaml", *_FOLDERS}
+            found = "it is half-written" if partial else "there is no run"
+            raise InputError("run", self.location, f"{found}; {_NOT_A_RUN}")
+        header = self._read_json("run.json")
+        if header.get("format") != FORMAT:
+            allowed = f"this joulecut reads format {FORMAT}; use the version that wrote it"
+            raise InputError(f"{self.location}/run.json: format", header.get("format"), allowed)
+        if not isinstance(header.get("spec"), dict):
+            raise InputError("run", f"{self.location}/run.json", f"it is damaged; {_NOT_A_RUN}")
+        return header
+
+    def _state(self) -> dict[str, Any]:
+        state = self._read_json("state.json")
+        if not isinstance(state.get("state"), str):
+            raise InputError("run", f"{self.location}/state.json", f"it is damaged; {_NOT_A_RUN}")
+        return state
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        where = f"{self.location}/{name}"
+        try:
+            data = json.loads(self.storage.read(name))
+        except (OSError, ValueError):
+            allowed = f"it is missing or half-written; {_NOT_A_RUN}"
+            raise InputError("run", where, allowed) from None
+        if not isinstance(data, dict):
+            raise InputError("run", where, f"it is damaged; {_NOT_A_RUN}")
+        return data
+
+    def _remove(self) -> None:
+        if self.storage.local is not None:
+            shutil.rmtree(self.storage.local, ignore_errors=True)
+
+    def _write_state(self, state: dict[str, Any]) -> None:
+        self.storage.write("state.json", _to_json(state))
+
+
+def _header(spec: Spec) -> dict[str, Any]:
+    try:
+        joulecut = version("joulecut")
+    except PackageNotFoundError:  # run from a checkout
+        joulecut = "unknown"
+    return {
+        "format": FORMAT,
+        "joulecut": joulecut,
+        "spec_hash": spec.hash,
+        "spec": spec.identity(),
+        "created": _now(),
+    }
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _to_json(data: dict[str, Any]) -> bytes:
+    return (json.dumps(data, indent=2) + "\n").encode()
+
+
+@contextlib.contextmanager
+def _writable(field: str, storage: Storage) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise write_error(field, storage.location, error) from error

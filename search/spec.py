@@ -1,0 +1,324 @@
+"""The specification of a run: one YAML file, validated, hashed, and the way back to YAML."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import asdict
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+from typing import Annotated
+from typing import Any
+from typing import Literal
+
+import yaml
+from pydantic import AfterValidator
+from pydantic import BaseModel
+from pydantic import BeforeValidator
+from pydantic import ConfigDict
+from pydantic import Field
+from pydantic import PlainSerializer
+from pydantic import ValidationError
+
+from envs.config import CRITERIA
+from envs.config import INTEGER_BITS
+from envs.config import LayerDecision
+from envs.config import Repair
+from envs.config import check_keys
+from envs.space import NO_PRUNING
+from envs.space import Method
+from hwmodel.errors import InputError
+from search._spec_errors import first_error
+
+if TYPE_CHECKING:
+    from envs.tasks import TaskSpec
+
+METHODS: Mapping[str, Method] = {
+    "none": NO_PRUNING,
+    **{
+        f"{granularity}/{criterion}": Method(granularity, criterion)
+        for granularity, criteria in CRITERIA.items()
+        if granularity != "none"
+        for criterion in criteria
+    },
+}
+"""Ways to prune, by the name that a specification gives them."""
+
+MIN_BUDGET = 16
+"""Room for the baselines and a few proposals of the search."""
+
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
+    _check_distinct(values)
+    return tuple(sorted(values))
+
+
+def _check_distinct(values: Sequence[object]) -> Sequence[object]:
+    if len(set(values)) != len(values):
+        raise InputError("", list(values), "use every value once")
+    return values
+
+
+def _none_first(names: tuple[str, ...]) -> tuple[str, ...]:
+    for position, name in enumerate(names):
+        if name not in METHODS:
+            raise InputError(f"[{position}]", name, f"use one of {', '.join(METHODS)}")
+    if "none" not in names:
+        raise InputError("", list(names), "'none' must be among them")
+    _check_distinct(names)
+    return ("none", *(name for name in names if name != "none"))
+
+
+def _decision(value: object) -> object:
+    """A layer's decision from its keys; those left out have the defaults of LayerDecision."""
+    if isinstance(value, LayerDecision):
+        return value
+    known = {item.name for item in fields(LayerDecision)}
+    if not isinstance(value, Mapping):
+        raise InputError("", value, f"use a mapping with keys {', '.join(sorted(known))}")
+    check_keys("", value, required=set(), optional=known)
+    return LayerDecision(**value)
+
+
+def _seconds(text: str | None) -> str | None:
+    if text is not None and parse_duration(text) is None:
+        raise InputError("", text, "use a number with s, m or h, such as 90s, 30m, 2h")
+    return text
+
+
+def parse_duration(text: str) -> float | None:
+    """Seconds in ``90s``, ``30m`` or ``2h``; None where the text is something else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not match or float(match[1]) == 0:
+        return None
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _task(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+_Bits = Annotated[int, Field(ge=min(INTEGER_BITS), le=max(INTEGER_BITS), strict=True)]
+_Widths = Annotated[tuple[_Bits, ...], Field(min_length=1), AfterValidator(_ascending)]
+_Sparsity = Annotated[float, Field(gt=0, lt=1, strict=True)]
+_Points = Annotated[float, Field(gt=0, le=100, strict=True)]
+_Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+_Text = Annotated[str, Field(min_length=1)]
+_Decision = Annotated[LayerDecision, BeforeValidator(_decision), PlainSerializer(asdict)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class TaskSection(_Section):
+    """Which network and data.
+
+    Attributes:
+        name: Name of a task (``joulecut tasks``), or ``module:function``.
+        data: Folder of the data set, where the task needs one.
+        weights: Weights file, or ``hub:OWNER/REPO:ENTRY``, where the task needs one.
+    """
+
+    name: _Text
+    data: _Text | None = None
+    weights: _Text | None = None
+
+
+class SpaceSection(_Section):
+    """What the search may decide for every layer.
+
+    Attributes:
+        methods: Ways to prune, some of ``METHODS``; ``none`` is always among them.
+        sparsities: Fractions removed, 0 < sparsity < 1.
+        weight_bits, activation_bits: Widths, 2..8.
+        repair: How the weights left are adjusted, see ``CompressionConfig``.
+        pinned: Decision by layer name, ``first`` or ``last``: layers that are not searched.
+    """
+
+    methods: Annotated[tuple[str, ...], AfterValidator(_none_first)] = tuple(METHODS)
+    sparsities: Annotated[
+        tuple[_Sparsity, ...], Field(min_length=1), AfterValidator(_ascending)
+    ] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    weight_bits: _Widths = INTEGER_BITS
+    activation_bits: _Widths = INTEGER_BITS
+    repair: Repair = "layerwise"
+    pinned: dict[str, _Decision] = Field(default_factory=dict)
+
+    def to_methods(self) -> tuple[Method, ...]:
+        """The methods as ``SearchSpace`` takes them."""
+        return tuple(METHODS[name] for name in self.methods)
+
+    def pinned_layers(self, layers: Sequence[str]) -> dict[str, LayerDecision]:
+        """Decision of every pinned layer, by its name in ``layers`` (execution order).
+
+        Raises:
+            InputError: there is no such layer.
+        """
+        aliases = {"first": layers[0], "last": layers[-1]}
+        pinned = {}
+        for key, decision in self.pinned.items():
+            name = key if key in layers else aliases.get(key)
+            if name is None:
+                allowed = f"use first, last or one of {', '.join(layers)}"
+                raise InputError("space.pinned", key, allowed)
+            pinned[name] = decision
+        return pinned
+
+
+class ResourceSection(_Section):
+    """What a run takes of the machines; may change when it is resumed.
+
+    Attributes:
+        evaluators: Evaluator actors of every seed.
+        trainer_cpus, evaluator_cpus: CPUs that Ray reserves for a trainer and for an evaluator.
+        evaluator_gpus: GPUs, or a fraction of one, for an evaluator.
+        num_cpus: CPUs of a local Ray; None takes all.
+        address: Address of a running Ray cluster; None starts a local one.
+    """
+
+    evaluators: Annotated[int, Field(ge=1, strict=True)] = 2
+    trainer_cpus: Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)] = 0.2
+    evaluator_cpus: Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)] = 0.4
+    evaluator_gpus: Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)] = 0.0
+    num_cpus: Annotated[int, Field(ge=1, strict=True)] | None = None
+    address: _Text | None = None
+
+
+class Spec(_Section):
+    """A run's specification.
+
+    Attributes:
+        task: Which network and data; a string is the name alone.
+        accelerator: Name of a preset (``joulecut accelerators``) or path of a YAML file.
+        output: The run directory: a local path, or a URI that pyarrow knows.
+        level: Level of the hardware model; a search needs one that prices energy.
+        algorithm: What proposes configurations.
+        seeds: One trial each.
+        budget: Distinct true evaluations on the search split, all seeds together, baselines
+            included.
+        time_budget: Wall time, such as 90s, 30m or 2h, after which the search stops; None for
+            no limit.
+        targets: Accuracy drops, in points, for which the best configuration is reported.
+        space: What may be decided.
+        resources: What it takes of the machines.
+    """
+
+    task: Annotated[TaskSection, BeforeValidator(_task)]
+    accelerator: _Text
+    output: _Text
+    level: Literal["mid"] = "mid"
+    algorithm: Literal["ppo", "random"] = "ppo"
+    seeds: Annotated[tuple[_Seed, ...], Field(min_length=1), AfterValidator(_check_distinct)] = (0,)
+    budget: Annotated[int, Field(ge=MIN_BUDGET, strict=True)] = 300
+    time_budget: Annotated[str | None, AfterValidator(_seconds)] = None
+    targets: Annotated[tuple[_Points, ...], Field(min_length=1), AfterValidator(_ascending)] = (
+        0.5,
+        1.0,
+        2.0,
+    )
+    space: SpaceSection = SpaceSection()
+    resources: ResourceSection = ResourceSection()
+
+    @classmethod
+    def from_mapping(cls, data: object) -> Spec:
+        """Validate plain data.
+
+        Raises:
+            InputError: an unknown or missing key, or a value that is not allowed. ``field`` is
+                the dotted path of the first.
+        """
+        if not isinstance(data, Mapping):
+            allowed = f"use a mapping with keys {', '.join(cls.model_fields)}"
+            raise InputError("spec", data, allowed)
+        try:
+            return cls.model_validate(dict(data))
+        except ValidationError as error:
+            raise first_error(cls, error) from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Spec:
+        """Read a specification from a YAML file.
+
+        Raises:
+            InputError: it cannot be read, is not YAML, or is not a specification.
+        """
+        return cls.from_mapping(read_yaml(path))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; the inverse of :meth:`from_mapping`."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """YAML text; the inverse of :meth:`load`."""
+        return yaml.safe_dump(self.to_json(), sort_keys=False, default_flow_style=None)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result: everything but where it runs, for how long, and where to."""
+        data = self.to_json()
+        for key in ("output", "resources", "time_budget"):
+            del data[key]
+        return data
+
+    @property
+    def hash(self) -> str:
+        """Hash of :meth:`identity`, 16 hexadecimal digits."""
+        canonical = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @property
+    def time_budget_seconds(self) -> float | None:
+        return parse_duration(self.time_budget) if self.time_budget else None
+
+    def absolute(self) -> Spec:
+        """The same with absolute paths, so that a run can be resumed from anywhere."""
+        path = Path(self.accelerator)
+        update = {
+            "task": TaskSection.model_validate(self.task_spec().absolute().to_json()),
+            "accelerator": str(path.resolve()) if path.is_file() else self.accelerator,
+        }
+        return self.model_copy(update=update)
+
+    def task_spec(self) -> TaskSpec:
+        """The task, ready to load."""
+        from envs.tasks import TaskSpec  # torch: seconds that validation does not need
+
+        return TaskSpec(self.task.name, data=self.task.data, weights=self.task.weights)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Content of a YAML file.
+
+    Raises:
+        InputError: it cannot be read, or line so-and-so is not YAML.
+    """
+    try:
+        return parse_yaml(Path(path).read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise InputError("spec", str(path), f"use a readable file ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError("spec", str(path), "use a text file in UTF-8") from None
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Plain data from YAML text; ``source`` names it in errors.
+
+    Raises:
+        InputError: it is not YAML; names the line.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line if error.problem_mark else 0
+        content = (text.splitlines() or [""])[min(line, max(text.count("\n") - 1, 0))]
+        allowed = f"use valid YAML ({error.problem})"
+        raise InputError(f"{source}, line {line + 1}", content.strip(), allowed) from None
+    except yaml.YAMLError as error:
+        allowed = f"use valid YAML ({str(error).splitlines()[0]})"
+        raise InputError(source, "its content", allowed) from None

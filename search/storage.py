@@ -1,0 +1,138 @@
+"""A folder on a local disk or in an object store: whole files in, whole files out."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+from uuid import uuid4
+
+from pyarrow import ArrowException
+from pyarrow import fs
+
+from hwmodel.errors import InputError
+
+Location: TypeAlias = "str | Path | tuple[fs.FileSystem, str]"
+"""A local path, a URI (``s3://bucket/runs/1``), or a pyarrow file system and a path in it."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """One folder, local or remote. Small and picklable.
+
+    Attributes:
+        filesystem: Where the folder is.
+        root: Path of the folder in ``filesystem``; absolute when it is local.
+        location: The folder as the user would name it.
+    """
+
+    filesystem: fs.FileSystem
+    root: str
+    location: str
+
+    @classmethod
+    def at(cls, location: Location) -> Storage:
+        """The folder at ``location``, which need not exist.
+
+        Raises:
+            InputError: the URI is malformed, or of a kind that pyarrow does not know.
+        """
+        if isinstance(location, tuple):
+            filesystem, root = location
+            return cls(filesystem, root, root)
+        text = str(location)
+        if "://" not in text:
+            path = os.path.abspath(text)
+            return cls(fs.LocalFileSystem(), path, path)
+        try:
+            filesystem, root = fs.FileSystem.from_uri(text)
+        except (ArrowException, OSError) as error:
+            allowed = f"use a local path, or a URI such as s3://bucket/path ({reason(error)})"
+            raise InputError("output", text, allowed) from None
+        return cls(filesystem, root, root if _is_local(filesystem) else text.rstrip("/"))
+
+    @property
+    def local(self) -> Path | None:
+        """The folder as a local path; None where it is remote."""
+        return Path(self.root) if _is_local(self.filesystem) else None
+
+    def child(self, name: str) -> Storage:
+        """The folder ``name`` in this one."""
+        return Storage(self.filesystem, f"{self.root}/{name}", f"{self.location}/{name}")
+
+    def make(self) -> None:
+        """Create the folder and its parents where they are missing."""
+        self.filesystem.create_dir(self.root, recursive=True)
+
+    def names(self) -> list[str]:
+        """Names of what the folder holds, sorted; empty if it does not exist."""
+        found = self.filesystem.get_file_info(fs.FileSelector(self.root, allow_not_found=True))
+        return sorted(item.base_name for item in found)
+
+    def read(self, name: str) -> bytes:
+        """Content of one file.
+
+        Raises:
+            OSError: it does not exist or cannot be read.
+        """
+        with self.filesystem.open_input_stream(f"{self.root}/{name}") as stream:
+            content: bytes = stream.read()
+        return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Create or replace one file, all of it or nothing; readers never see a part.
+
+        On a local disk the content is on the disk when this returns; an object store makes an
+        object visible when its upload is complete.
+
+        Raises:
+            OSError: it cannot be written; nothing is left behind.
+        """
+        if self.local is not None:
+            _write_local(self.local / name, content)
+            return
+        target = f"{self.root}/{name}"
+        try:
+            with self.filesystem.open_output_stream(target) as stream:
+                stream.write(content)
+        except OSError:
+            if self.filesystem.get_file_info(target).is_file:
+                self.filesystem.delete_file(target)
+            raise
+
+
+def write_error(field: str, location: str, error: OSError) -> InputError:
+    """What to tell the user when ``location`` cannot be written."""
+    allowed = f"it cannot be written ({reason(error)}); use a place with space and permission"
+    return InputError(field, location, allowed)
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, on one line."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _is_local(filesystem: fs.FileSystem) -> bool:
+    return isinstance(filesystem, fs.LocalFileSystem)
+
+
+def _write_local(path: Path, content: bytes) -> None:
+    # Hidden, so that readers of the folder pass over what a killed writer leaves.
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too, must survive a power failure
+    finally:
+        os.close(folder)
