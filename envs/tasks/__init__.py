@@ -1,0 +1,21 @@
+"""Trained networks with the data and the metric that judge their compressed versions."""
+
+from envs.tasks.registry import TaskSpec
+from envs.tasks.registry import load_task
+from envs.tasks.registry import task_names
+from envs.tasks.task import Metric
+from envs.tasks.task import Split
+from envs.tasks.task import Task
+from envs.tasks.task import cache_directory
+from envs.tasks.task import top1
+
+__all__ = [
+    "Metric",
+    "Split",
+    "Task",
+    "TaskSpec",
+    "cache_directory",
+    "load_task",
+    "task_names",
+    "top1",
+]

@@ -1,0 +1,104 @@
+"""Tasks by name."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
+
+from envs.tasks import cifar
+from envs.tasks import custom
+from envs.tasks import digits
+from envs.tasks import imagefolder
+from envs.tasks.task import Task
+from hwmodel.errors import InputError
+
+CIFAR10_PREFIX = "cifar10-resnet"
+TORCHVISION_PREFIX = "torchvision:"
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What identifies a task; cheap to send to another process, which loads the task itself.
+
+    Attributes:
+        name: One of :func:`task_names`.
+        data: Folder of the data, or None for the task's own.
+        weights: A file, ``hub:OWNER/REPO:ENTRY``, or None for the task's own.
+    """
+
+    name: str
+    data: str | None = None
+    weights: str | None = None
+
+    def load(self) -> Task:
+        """See :func:`load_task`."""
+        return load_task(self.name, data=self.data, weights=self.weights)
+
+    def absolute(self) -> TaskSpec:
+        """The same with absolute paths, for processes with another working directory."""
+        file, _, function = self.name.rpartition(":")
+        return replace(
+            self,
+            name=f"{Path(file).resolve()}:{function}" if file.endswith(".py") else self.name,
+            data=None if self.data is None else str(Path(self.data).resolve()),
+            weights=_absolute_weights(self.weights),
+        )
+
+    def to_json(self) -> dict[str, str | None]:
+        """The fields by name; ``TaskSpec(**spec.to_json()) == spec``."""
+        return asdict(self)
+
+
+def load_task(name: str, *, data: str | None = None, weights: str | None = None) -> Task:
+    """Load a network with its data.
+
+    Args:
+        name: One of :func:`task_names`.
+        data: Folder of the data: for CIFAR-10 the one that holds ``cifar-10-batches-py`` (by
+            default it is downloaded), for torchvision's networks one with ``train/`` and ``val/``.
+        weights: A ``.safetensors`` or torch file or ``hub:OWNER/REPO:ENTRY`` instead of the task's
+            own weights; for torchvision's networks also ``random``.
+
+    Raises:
+        InputError: no such task; data or weights are missing, damaged or do not fit; a user's own
+            task is not as it should be.
+    """
+    if name == "digits":
+        _refuse_data(name, data)
+        return digits.load(weights)
+    if name in _cifar10_names():
+        return cifar.load(int(name.removeprefix(CIFAR10_PREFIX)), data, weights)
+    if name.startswith(TORCHVISION_PREFIX):
+        return imagefolder.load(name.removeprefix(TORCHVISION_PREFIX), data, weights)
+    if all(name.rpartition(":")):
+        _refuse_data(name, data)
+        return custom.load(name, weights)
+    raise InputError("task", name, f"use one of {', '.join(known for known, _ in task_names())}")
+
+
+def task_names() -> list[tuple[str, str]]:
+    """Every task's name and one line about it; capitals stand for what the user fills in."""
+    return [
+        ("digits", "small CNN on scikit-learn's handwritten digits, trained at first use"),
+        *((name, f"{name[8:]} on CIFAR-10, public checkpoint") for name in _cifar10_names()),
+        ("torchvision:MODEL", "any classification network of torchvision; data: train/ and val/"),
+        ("MODULE:FUNCTION", "your own network, data and metric, from an importable module"),
+        ("FILE.py:FUNCTION", "the same from a Python file"),
+    ]
+
+
+def _cifar10_names() -> list[str]:
+    return [f"{CIFAR10_PREFIX}{depth}" for depth in cifar.CHECKPOINT_FILES]
+
+
+def _refuse_data(name: str, data: str | None) -> None:
+    if data is not None:
+        raise InputError("data", data, f"leave it out: task {name} brings its own")
+
+
+def _absolute_weights(weights: str | None) -> str | None:
+    if weights is None or weights == "random" or weights.startswith("hub:"):
+        return weights
+    return str(Path(weights).resolve())

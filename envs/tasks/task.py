@@ -1,0 +1,98 @@
+"""What a search needs to know of a network: the module, its data splits and its metric."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch import nn
+
+from hwmodel.errors import InputError
+
+Split: TypeAlias = Iterable[tuple[Tensor, Tensor]]
+"""Batches that can be read again and again in the same order: (inputs, targets), where inputs are
+float32 of shape (batch, ...) and targets int64 of shape (batch, ...)."""
+
+Metric: TypeAlias = Callable[[Tensor, Tensor], float]
+"""From the outputs and the targets of a whole split to a number from 0 (worst) to 1 (best)."""
+
+SPLITS = ("calibration", "search", "test", "all")
+
+
+def top1(outputs: Tensor, targets: Tensor) -> float:
+    """Fraction of the rows of ``outputs`` (images, classes) whose maximum is at the target."""
+    return float((outputs.argmax(1) == targets).double().mean())
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trained network with the data and the metric that judge its compressed versions.
+
+    Attributes:
+        name: Name of the task, the same on every machine.
+        network: In evaluation mode, on the CPU, float32.
+        calibration: Labelled training data; compression may look at it as it likes.
+        search: What a search measures its candidates on.
+        test: What is reported; no decision may look at it.
+        chance: Value of the metric that guessing reaches, 0..1.
+        metric: Quality of a split's concatenated outputs, 0..1.
+    """
+
+    name: str
+    network: nn.Module
+    calibration: Split
+    search: Split
+    test: Split
+    chance: float
+    metric: Metric = top1
+
+    def split(self, name: str) -> Split:
+        """The split called ``name``; ``all`` is the search split followed by the test split.
+
+        Raises:
+            InputError: there is no such split.
+        """
+        if name not in SPLITS:
+            raise InputError("split", name, f"use one of {', '.join(SPLITS)}")
+        if name == "all":
+            return _Chained((self.search, self.test))
+        split: Split = getattr(self, name)
+        return split
+
+
+@dataclass(frozen=True)
+class _Chained:
+    splits: tuple[Split, ...]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for split in self.splits:
+            yield from split
+
+
+def batches(inputs: Tensor, targets: Tensor, batch_size: int) -> list[tuple[Tensor, Tensor]]:
+    """Views of the two tensors, ``batch_size`` rows each."""
+    return list(zip(inputs.split(batch_size), targets.split(batch_size), strict=True))
+
+
+def fixed_permutation(length: int) -> Tensor:
+    """The same order of 0..length-1 on every machine."""
+    return torch.randperm(length, generator=torch.Generator().manual_seed(0))
+
+
+def cache_directory() -> Path:
+    """Where trained and downloaded files are kept: ``$JOULECUT_CACHE`` or ~/.cache/joulecut."""
+    configured = os.environ.get("JOULECUT_CACHE")
+    return Path(configured) if configured else Path.home() / ".cache" / "joulecut"
+
+
+def summary(error: Exception) -> str:
+    """Type and first line of an exception from code that is not ours."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
