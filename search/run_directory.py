@@ -21,7 +21,6 @@ from datetime import datetime
 from datetime import timezone
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from hwmodel.errors import InputError
@@ -70,6 +69,7 @@ class RunDirectory:
             if storage.names():
                 allowed = "it is not empty; use resume or another --output"
                 raise InputError("output", storage.location, allowed)
+        existed = storage.local is not None and storage.local.exists()
         try:
             with _writable("output", storage):
                 for folder in _FOLDERS:
@@ -79,6 +79,8 @@ class RunDirectory:
                 storage.write("run.json", _to_json(_header(spec)))
         except InputError:
             run._remove()
+            if existed:
+                storage.make()
             raise
         return run
 

@@ -1,0 +1,147 @@
+"""Pictures of a report, drawn without a display."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from search.report import Entry
+from search.report import Pick
+from search.report import Report
+
+INK, GRID, CLOUD = "#1f2933", "#e4e7eb", "#9fb3c8"
+FRONT, BASELINE, PICK = "#0b7285", "#868e96", "#d9480f"
+GRANULARITIES = {"none": "#ced4da", "element": "#1c7ed6", "filter": "#f08c00"}
+
+MAX_RATIO, MAX_LOSS = 1.05, 10.0
+"""Edges of the picture of the front: the box of the hypervolume and dense INT8 in view."""
+
+
+def front(report: Report) -> Figure:
+    """Every evaluation on the search split, the front, the baselines and the picks."""
+    figure = Figure(figsize=(8.4, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    points = report.points.dropna()
+    axes.scatter(
+        points["energy_ratio_int8"],
+        points["accuracy_drop"],
+        s=14,
+        color=CLOUD,
+        alpha=0.7,
+        label="evaluated",
+    )
+    ratios, losses = _coordinates(report.front)
+    axes.step(ratios, losses, where="post", color=FRONT, linewidth=1.6, label="Pareto front")
+    axes.scatter(*_coordinates(report.baselines), s=40, marker="s", color=BASELINE, zorder=3)
+    axes.scatter(*_coordinates(report.best), s=110, marker="*", color=PICK, zorder=4)
+    for entry in report.baselines:
+        _label(axes, entry, entry.name, BASELINE)
+    for config_hash, limits in _limits(report.best).items():
+        entry = next(item for item in report.best if item.config_hash == config_hash)
+        _label(axes, entry, f"best at {limits}", PICK)
+    low = min([0.0, *losses])
+    axes.set(xlim=(0, MAX_RATIO), ylim=(low - 0.4, MAX_LOSS))
+    axes.set_xlabel("energy / dense INT8")
+    axes.set_ylabel("accuracy loss on the search split, points")
+    _legend(axes, columns=2)
+    _plain(axes)
+    return figure
+
+
+def layers(table: pd.DataFrame) -> Figure:
+    """One configuration, layer by layer: what is removed, the widths, the energy.
+
+    Args:
+        table: Columns ``layer``, ``granularity``, ``sparsity``, ``weight_bits``,
+            ``activation_bits`` and ``energy_pj``; one row per layer in execution order.
+    """
+    figure = Figure(figsize=(max(8.4, 0.22 * len(table)), 6.0), layout="constrained")
+    pruned, widths, energy = figure.subplots(3, 1, sharex=True)
+    position = np.arange(len(table))
+    for name, color in GRANULARITIES.items():
+        here = (table["granularity"] == name).to_numpy()
+        if here.any():
+            heights = 100 * table["sparsity"][here]
+            pruned.bar(position[here], heights, color=color, label=name)
+    pruned.set(ylim=(0, 100), ylabel="removed, %")
+    _legend(pruned, columns=3)
+    widths.plot(position, table["weight_bits"], "o-", color=FRONT, markersize=4, label="weights")
+    widths.plot(position, table["activation_bits"], "s--", color=PICK, markersize=4, label="inputs")
+    widths.set(ylabel="bits", ylim=(0, None))
+    _legend(widths, columns=2)
+    energy.bar(position, table["energy_pj"] * 1e-6, color=FRONT)
+    energy.set(ylabel="energy, µJ")
+    energy.set_xticks(position, table["layer"], rotation=90, fontsize=7)
+    for axes in (pruned, widths, energy):
+        _plain(axes)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    return content.getvalue()
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an ``<svg>`` element that can stand in an HTML page."""
+    content = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
+        figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
+    text = content.getvalue()
+    return text[text.index("<svg") :]  # without the XML prolog
+
+
+def _coordinates(entries: Sequence[Entry]) -> tuple[list[float], list[float]]:
+    known = [
+        (entry.energy_ratio_int8, entry.search_accuracy_drop)
+        for entry in entries
+        if entry.energy_ratio_int8 is not None and entry.search_accuracy_drop is not None
+    ]
+    return [ratio for ratio, _ in known], [loss for _, loss in known]
+
+
+def _limits(picks: Sequence[Pick]) -> dict[str, str]:
+    """Limits by configuration: one configuration is often the best at several."""
+    limits: dict[str, str] = {}
+    for item in picks:
+        text = f"{item.max_accuracy_drop:g}"
+        known = limits.get(item.config_hash)
+        limits[item.config_hash] = f"{known}, {text}" if known else text
+    return limits
+
+
+def _label(axes: Axes, entry: Entry, text: str, color: str) -> None:
+    ratio, loss = entry.energy_ratio_int8, entry.search_accuracy_drop
+    if ratio is None or loss is None or ratio > MAX_RATIO or loss > MAX_LOSS:
+        return
+    right = ratio > 0.9 * MAX_RATIO
+    axes.annotate(
+        text,
+        (ratio, loss),
+        (-6 if right else 6, 7),
+        textcoords="offset points",
+        horizontalalignment="right" if right else "left",
+        fontsize=8,
+        color=color,
+    )
+
+
+def _legend(axes: Axes, columns: int) -> None:
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), ncols=columns, frameon=False, borderaxespad=0
+    )
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK)

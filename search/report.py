@@ -1,0 +1,271 @@
+"""What a run found: tables, pictures and one HTML page, from its ledger alone."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from dataclasses import dataclass
+from dataclasses import field
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hwmodel.errors import InputError
+from search.baselines import BASELINES
+from search.baselines import DENSE_FP16
+from search.baselines import DENSE_FP32
+from search.baselines import DENSE_INT8
+from search.front import accuracy_drop
+from search.front import baseline
+from search.front import distinct
+from search.front import hypervolume
+from search.front import pareto_front
+from search.front import pick
+from search.run_directory import RunDirectory
+from search.storage import write_error
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One configuration. Accuracies are None until the test split has been evaluated.
+
+    Attributes:
+        name: Name of the baseline; empty for what a search found.
+        config_hash: Its hash.
+        accuracy: On the test split, 0..1.
+        accuracy_drop: Points lost against dense FP32 on the test split.
+        search_accuracy_drop: Points lost on the search split, which the search optimized.
+        energy_pj: Energy of one inference.
+        energy_ratio_int8, energy_ratio_fp16: That over dense INT8's and over dense FP16's; None
+            until those have been evaluated.
+        latency_cycles, bops, model_bytes: Further costs.
+    """
+
+    name: str
+    config_hash: str
+    accuracy: float | None
+    accuracy_drop: float | None
+    search_accuracy_drop: float | None
+    energy_pj: float
+    energy_ratio_int8: float | None
+    energy_ratio_fp16: float | None
+    latency_cycles: float
+    bops: float
+    model_bytes: float
+
+
+@dataclass(frozen=True)
+class Pick(Entry):
+    """The configuration taken at one accuracy limit, by the search split alone.
+
+    Attributes:
+        max_accuracy_drop: The limit, in points.
+        verified: Whether it has been evaluated on the test split.
+    """
+
+    max_accuracy_drop: float
+    verified: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run found; :meth:`to_json` is documented in docs/cli.md.
+
+    Attributes:
+        evaluations: Distinct configurations evaluated on the search split.
+        hypervolume: Of the search split, see ``search.front.hypervolume``; None without baselines.
+        baselines: In the order of ``BASELINES``; those evaluated so far.
+        best: For every target that a configuration holds.
+        front: Non-dominated configurations of the search split, by ascending energy.
+        points: Every evaluation of the search split, for the picture: columns ``name``,
+            ``energy_ratio_int8`` and ``accuracy_drop`` (points).
+        layers: Per-layer table by config hash, of the picks that have one.
+    """
+
+    run: str
+    task: str
+    accelerator: str
+    algorithm: str
+    seeds: tuple[int, ...]
+    budget: int
+    evaluations: int
+    hypervolume: float | None
+    baselines: list[Entry]
+    best: list[Pick]
+    front: list[Entry]
+    points: pd.DataFrame = field(repr=False)
+    layers: dict[str, pd.DataFrame] = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data without the picture's ``points`` and ``layers``."""
+        hidden = ("points", "layers")
+        plain = {key: value for key, value in vars(self).items() if key not in hidden}
+        lists = {key: [asdict(e) for e in plain[key]] for key in ("baselines", "best", "front")}
+        return {**plain, **lists, "seeds": list(self.seeds)}
+
+
+def build_report(run: RunDirectory) -> Report:
+    """Read the ledger of a live or finished run.
+
+    Raises:
+        InputError: a part of the ledger is damaged.
+    """
+    spec, rows = run.spec(), run.ledger.read()
+    search = distinct(rows, "search")
+    measure = _Measure(rows)
+    picks = measure.picks(spec.targets)
+    drops = measure.drops(search)
+    ratios = search["energy_pj"] / (measure.int8_pj or math.nan)
+    return Report(
+        run=run.location,
+        task=spec.task.name,
+        accelerator=spec.accelerator,
+        algorithm=spec.algorithm,
+        seeds=spec.seeds,
+        budget=spec.budget,
+        evaluations=len(search),
+        hypervolume=hypervolume(ratios, drops) if measure.is_complete else None,
+        baselines=measure.baselines(),
+        best=picks,
+        front=[measure.entry(search.iloc[i]) for i in pareto_front(search["energy_pj"], drops)],
+        points=pd.DataFrame(
+            {"name": search["name"], "energy_ratio_int8": ratios, "accuracy_drop": drops}
+        ),
+        layers=_read_layers(run, [item.config_hash for item in picks]),
+    )
+
+
+class _Measure:
+    """Turns ledger rows into entries, given the baselines among them."""
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        self.rows = rows
+        self.search_reference = baseline(rows, DENSE_FP32, "search")
+        self.test_reference = baseline(rows, DENSE_FP32, "test")
+        self.int8_pj = _energy(rows, DENSE_INT8)
+        self.fp16_pj = _energy(rows, DENSE_FP16)
+        test = distinct(rows, "test").dropna(subset="accuracy")
+        self._test_accuracy = dict(zip(test["config_hash"], test["accuracy"], strict=True))
+
+    @property
+    def is_complete(self) -> bool:
+        return self.search_reference is not None and self.int8_pj is not None
+
+    def drops(self, rows: pd.DataFrame) -> pd.Series:
+        """Points lost on the search split; NaN where unknown."""
+        if self.search_reference is None:
+            return pd.Series(math.nan, index=rows.index)
+        return pd.Series(accuracy_drop(rows, self.search_reference), index=rows.index)
+
+    def entry(self, row: pd.Series) -> Entry:
+        return Entry(name=row["name"], **self._facts(row))
+
+    def baselines(self) -> list[Entry]:
+        found = (baseline(self.rows, name, "search") for name in BASELINES)
+        return [self.entry(row) for row in found if row is not None]
+
+    def picks(self, limits: Sequence[float]) -> list[Pick]:
+        if self.search_reference is None:
+            return []
+        picks = []
+        for limit in limits:
+            row = pick(self.rows, self.search_reference, limit)
+            if row is not None:
+                facts = self._facts(row)
+                verified = facts["accuracy"] is not None
+                name = f"best at {limit:g}"
+                picks.append(Pick(name, **facts, max_accuracy_drop=limit, verified=verified))
+        return picks
+
+    def _facts(self, row: pd.Series) -> dict[str, Any]:
+        accuracy = self._test_accuracy.get(row["config_hash"])
+        return {
+            "config_hash": row["config_hash"],
+            "accuracy": accuracy,
+            "accuracy_drop": _drop(self.test_reference, accuracy),
+            "search_accuracy_drop": _drop(self.search_reference, row["accuracy"]),
+            "energy_pj": float(row["energy_pj"]),
+            "energy_ratio_int8": _ratio(row["energy_pj"], self.int8_pj),
+            "energy_ratio_fp16": _ratio(row["energy_pj"], self.fp16_pj),
+            "latency_cycles": float(row["latency_cycles"]),
+            "bops": float(row["bops"]),
+            "model_bytes": float(row["model_bytes"]),
+        }
+
+
+def write_report(run: RunDirectory, report: Report) -> list[str]:
+    """Write tables (CSV and Parquet), front.png and report.html into RUN/report.
+
+    Returns:
+        Where the files are.
+
+    Raises:
+        InputError: they cannot be written.
+    """
+    from search import figures  # matplotlib takes a second that --json need not pay
+    from search import html
+
+    files = {
+        **_table_files("table", [*report.baselines, *report.best]),
+        **_table_files("front", report.front),
+        "front.png": figures.png(figures.front(report)),
+        "report.html": html.page(report).encode(),
+    }
+    try:
+        run.report.make()
+        for name, content in files.items():
+            run.report.write(name, content)
+    except OSError as error:
+        raise write_error("report", run.report.location, error) from error
+    return [f"{run.report.location}/{name}" for name in files]
+
+
+def to_frame(entries: Sequence[Entry]) -> pd.DataFrame:
+    """One row per entry; the columns of ``Pick`` are empty for others."""
+    columns = list(Pick.__dataclass_fields__)
+    return pd.DataFrame([asdict(entry) for entry in entries], columns=columns)
+
+
+def _table_files(name: str, entries: Sequence[Entry]) -> dict[str, bytes]:
+    frame = to_frame(entries)
+    parquet = io.BytesIO()
+    frame.to_parquet(parquet, index=False)
+    return {
+        f"{name}.csv": frame.to_csv(index=False).encode(),
+        f"{name}.parquet": parquet.getvalue(),
+    }
+
+
+def _read_layers(run: RunDirectory, hashes: Sequence[str]) -> dict[str, pd.DataFrame]:
+    names = set(run.report.names())
+    layers = {}
+    for config_hash in hashes:
+        name = f"layers-{config_hash}.parquet"
+        if name in names:
+            try:
+                table = pq.read_table(pa.BufferReader(run.report.read(name)))
+            except (pa.ArrowException, OSError) as error:
+                where = f"{run.report.location}/{name}"
+                allowed = "it is not a whole Parquet file; remove it"
+                raise InputError("report", where, allowed) from error
+            layers[config_hash] = table.to_pandas()
+    return layers
+
+
+def _energy(rows: pd.DataFrame, name: str) -> float | None:
+    row = baseline(rows, name, "search")
+    return None if row is None else float(row["energy_pj"])
+
+
+def _ratio(energy_pj: float, reference_pj: float | None) -> float | None:
+    return None if reference_pj is None else float(energy_pj / reference_pj)
+
+
+def _drop(reference: pd.Series | None, accuracy: float | None) -> float | None:
+    if reference is None or accuracy is None or pd.isna(accuracy):
+        return None
+    return float((reference["accuracy"] - accuracy) * 100)

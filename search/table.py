@@ -1,0 +1,88 @@
+"""The result table, for people: the same cells on the terminal and in the HTML page."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rich import box
+from rich.table import Table
+
+from search.report import Entry
+from search.report import Report
+
+HEADERS = (
+    "configuration",
+    "acc. %",
+    "loss",
+    "energy",
+    "/ INT8",
+    "/ FP16",
+    "cycles",
+    "BOPs",
+    "model",
+)
+
+MISSING = "–"  # noqa: RUF001 (an en dash is meant)
+
+
+def cells(entry: Entry) -> list[str]:
+    """One row under ``HEADERS``; what is not known yet is a dash."""
+    return [
+        entry.name or entry.config_hash,
+        _fixed(entry.accuracy, 2, 100),
+        _fixed(entry.accuracy_drop, 2),
+        f"{scaled(entry.energy_pj * 1e-12)}J",
+        _fixed(entry.energy_ratio_int8, 3),
+        _fixed(entry.energy_ratio_fp16, 3),
+        scaled(entry.latency_cycles),
+        scaled(entry.bops),
+        f"{scaled(entry.model_bytes)}B",
+    ]
+
+
+def terminal_table(report: Report) -> Table:
+    """Baselines, then what was found; accuracies on the test split."""
+    title = f"{report.task} on {report.accelerator}, {report.evaluations} evaluations, test split"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for header in HEADERS:
+        justify: Literal["left", "right"] = "left" if header == HEADERS[0] else "right"
+        table.add_column(header, justify=justify, no_wrap=True)
+    for entry in report.baselines:
+        table.add_row(*cells(entry))
+    table.add_section()
+    for entry in report.best:
+        table.add_row(*cells(entry), style="bold")
+    return table
+
+
+def notes(report: Report) -> list[str]:
+    """What the table alone does not tell."""
+    lines = []
+    if not report.best:
+        lines.append("No configuration holds a target yet.")
+    unverified = [item.name for item in report.best if not item.verified]
+    if unverified:
+        lines.append(f"Not yet evaluated on the test split: {', '.join(unverified)}.")
+    missed = [
+        item.name
+        for item in report.best
+        if item.accuracy_drop is not None and item.accuracy_drop > item.max_accuracy_drop
+    ]
+    if missed:
+        lines.append(f"Loses more on the test split than it is meant to: {', '.join(missed)}.")
+    return lines
+
+
+def scaled(value: float) -> str:
+    """Three significant digits with an SI prefix: ``1.23 M``."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {prefix}"
+    for factor, prefix in ((1e-3, "m"), (1e-6, "µ"), (1e-9, "n")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {prefix}"
+    return f"{value / 1e-12:.3g} p" if value else "0 "
+
+
+def _fixed(value: float | None, digits: int, factor: float = 1.0) -> str:
+    return MISSING if value is None else f"{value * factor:.{digits}f}"
