@@ -110,17 +110,14 @@ def _calibration(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _download(file: str) -> dict[str, Tensor]:
-    """Download a public checkpoint into the cache, check its hash, read it."""
-    folder = cache_directory() / "weights"
-    try:
-        torch.hub.load_state_dict_from_url(
-            CHECKPOINTS + file,
-            model_dir=str(folder),
-            map_location="cpu",
-            check_hash=True,
-            weights_only=True,
-        )
-    except (OSError, RuntimeError) as error:
-        allowed = f"the download failed ({summary(error)}); give the path of a checkpoint"
-        raise InputError("weights", CHECKPOINTS + file, allowed) from error
-    return read_weights(str(folder / file))
+    """Read a public checkpoint, which is downloaded into the cache and its hash checked first."""
+    path = cache_directory() / "weights" / file
+    if not path.exists():
+        hash_prefix = path.stem.rpartition("-")[2]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(CHECKPOINTS + file, str(path), hash_prefix)
+        except (OSError, RuntimeError) as error:
+            allowed = f"the download failed ({summary(error)}); give the path of a checkpoint"
+            raise InputError("weights", CHECKPOINTS + file, allowed) from error
+    return read_weights(str(path))

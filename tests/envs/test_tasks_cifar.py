@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import urllib.error
 from pathlib import Path
@@ -125,3 +126,27 @@ def test_failed_download_of_the_checkpoint_is_one_line(
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(InputError, match=r"weights: .*resnet20-12fca82f.th.*no network"):
         load_task("cifar10-resnet20")
+
+
+def test_downloaded_checkpoint_is_kept_and_its_hash_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOULECUT_CACHE", str(tmp_path / "cache"))
+    served = tmp_path / "served"
+    served.mkdir()
+    weights = Path(save_random(served, 20))
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    monkeypatch.setattr(cifar, "CHECKPOINTS", f"{served.as_uri()}/")
+
+    good, bad = f"resnet20-{digest[:8]}.pt", "resnet20-00000000.pt"
+    for name in (good, bad):
+        (served / name).write_bytes(weights.read_bytes())
+    monkeypatch.setitem(cifar.CHECKPOINT_FILES, 20, bad)
+    with pytest.raises(InputError, match="invalid hash value"):
+        load_task("cifar10-resnet20", data=str(tmp_path))
+
+    monkeypatch.setitem(cifar.CHECKPOINT_FILES, 20, good)
+    for _ in range(2):  # the second time without a server
+        with pytest.raises(InputError, match="data"):  # the weights were fine
+            load_task("cifar10-resnet20", data=str(tmp_path))
+        (served / good).unlink(missing_ok=True)
