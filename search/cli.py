@@ -1,0 +1,62 @@
+"""The command ``joulecut``; docs/cli.md describes every verb and every JSON field."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from hwmodel.errors import InputError
+from search.commands import catalog
+from search.commands import network
+from search.commands import results
+from search.commands import searching
+
+BAD_INPUT = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, like every other bad input, instead of the usage."""
+        self.exit(BAD_INPUT, f"joulecut: error: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        arguments: Without the program's name; those of the process by default.
+
+    Returns:
+        The exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C. argparse raises
+        SystemExit with the same codes.
+    """
+    args = _parser().parse_args(arguments)
+    try:
+        args.run_verb(args)
+    except InputError as error:
+        # Raised in a Ray worker it arrives wrapped, with the worker's traceback in its text.
+        print(f"joulecut: error: {getattr(error, 'cause', error)}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="joulecut",
+        description="Finds how to prune and quantize every layer of a trained network so that an "
+        "inference costs the least energy.",
+        allow_abbrev=False,
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for module in (searching, results, network, catalog):
+        module.add_verbs(verbs)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

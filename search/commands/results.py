@@ -1,0 +1,89 @@
+"""``status``, ``report`` and ``export``: what a run has found."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING
+
+from hwmodel.errors import InputError
+from search.commands._shared import Verbs
+from search.commands._shared import add_json
+from search.commands._shared import add_verb
+from search.commands._shared import print_json
+
+if TYPE_CHECKING:
+    from search.run_directory import RunDirectory
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Declare ``status``, ``report`` and ``export``."""
+    status = add_verb(verbs, "status", _status, "progress of a live or dead run")
+    report = add_verb(verbs, "report", _report, "table, pictures and HTML page of a run")
+    for parser in (status, report):
+        parser.add_argument("run", metavar="RUN")
+        add_json(parser)
+    export = add_verb(verbs, "export", _export, "write the compressed network that was picked")
+    export.add_argument("run", metavar="RUN")
+    export.add_argument(
+        "--max-accuracy-drop", type=float, required=True, help="points that may be lost"
+    )
+    export.add_argument("--output", required=True, metavar="DIR")
+
+
+def show_report(run: RunDirectory) -> None:
+    """Write the report of a run and print its table."""
+    from rich.console import Console
+
+    from search.report import build_report
+    from search.report import write_report
+    from search.table import notes
+    from search.table import terminal_table
+
+    report = build_report(run)
+    files = write_report(run, report)
+    console = Console(highlight=False)
+    console.print(terminal_table(report))
+    for line in [*notes(report), *files, f"ledger: {run.ledger.location}"]:
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _status(args: argparse.Namespace) -> None:
+    from search.run_directory import RunDirectory
+
+    status = RunDirectory.open(args.run).status()
+    if args.json:
+        print_json(status)
+        return
+    print(f"{status['run']}: {status['state']} {status['message']}".rstrip())
+    print(f"{status['evaluations']} of {status['budget']} evaluations, {status['ledger']}")
+    for seed in status["seeds"]:
+        print(f"seed {seed['seed']}: {seed['evaluations']} evaluations")
+    for best in status["best"]:
+        ratio = best["energy_ratio_int8"]
+        energy = "energy" if ratio is None else f"{ratio:.3f} of dense INT8's energy"
+        loss = f"{best['search_accuracy_drop']:.2f} points lost on the search split"
+        print(f"best at {best['max_accuracy_drop']:g}: {energy}, {loss}, {best['config_hash']}")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from search.report import build_report
+    from search.run_directory import RunDirectory
+
+    run = RunDirectory.open(args.run)
+    if args.json:
+        print_json(build_report(run).to_json())
+    else:
+        show_report(run)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from search.run_directory import RunDirectory
+
+    if not (math.isfinite(args.max_accuracy_drop) and args.max_accuracy_drop > 0):
+        raise InputError("--max-accuracy-drop", args.max_accuracy_drop, "use a number above 0")
+    run = RunDirectory.open(args.run)
+    from search.export import export  # torch: after what is cheap to check
+
+    for key, value in export(run, args.max_accuracy_drop, args.output).items():
+        print(f"{key}: {value}")

@@ -1,0 +1,145 @@
+"""``search`` and ``resume``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+from typing import Any
+
+from hwmodel.errors import InputError
+from search.commands._shared import Verbs
+from search.commands._shared import add_task
+from search.commands._shared import add_verb
+
+if TYPE_CHECKING:
+    from search.run_directory import RunDirectory
+    from search.spec import Spec
+
+FLAGS = {
+    "task.name": "--task",
+    "task.data": "--data",
+    "task.weights": "--weights",
+    "accelerator": "--accelerator",
+    "level": "--level",
+    "algorithm": "--algorithm",
+    "seeds": "--seeds",
+    "budget": "--budget",
+    "time_budget": "--time-budget",
+    "targets": "--targets",
+    "resources.address": "--address",
+    "output": "--output",
+}
+"""The flag that sets each field of a specification."""
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Declare ``search`` and ``resume``."""
+    search = add_verb(verbs, "search", _search, "search for configurations of least energy")
+    search.add_argument("spec", nargs="?", metavar="SPEC.yaml", help="flags override what it says")
+    add_task(search, required=False)
+    search.add_argument("--accelerator", help="preset or YAML file, see 'joulecut accelerators'")
+    search.add_argument("--level", help="level of the hardware model")
+    search.add_argument("--algorithm", help="ppo or random")
+    search.add_argument("--seeds", type=_seeds, help="how many (2 means 0,1), or a list: 0,5,7")
+    search.add_argument("--budget", type=int, help="distinct true evaluations, all seeds together")
+    search.add_argument("--time-budget", help="stop after this long: 90s, 30m, 2h")
+    search.add_argument("--targets", type=_points, help="accuracy drops in points: 0.5,1,2")
+    search.add_argument("--address", help="a running Ray cluster; a local one is started else")
+    search.add_argument("--output", help="run directory: a path or URI")
+    resume = add_verb(verbs, "resume", _resume, "go on with a run that stopped")
+    resume.add_argument("run", metavar="RUN")
+
+
+def _search(args: argparse.Namespace) -> None:
+    from hwmodel import load_accelerator
+    from search.run_directory import RunDirectory
+
+    spec = _spec(args).absolute()
+    # What is wrong with these must be known before there is a run directory.
+    load_accelerator(spec.accelerator)
+    spec.task_spec().load()
+    run = RunDirectory.create(spec.output, spec)
+    try:
+        _run(run, spec, resume=False)
+    except InputError:
+        run.discard_if_unused()
+        raise
+
+
+def _resume(args: argparse.Namespace) -> None:
+    from search.run_directory import RunDirectory
+
+    run = RunDirectory.open(args.run)
+    spec = run.spec()
+    run.check_spec(spec)
+    _run(run, spec, resume=True)
+
+
+def _run(run: RunDirectory, spec: Spec, *, resume: bool) -> None:
+    from search.commands.results import show_report
+    from search.runner import run_search
+
+    try:
+        run_search(run, spec, resume=resume)
+    except KeyboardInterrupt:
+        print(f"stopped; go on with: joulecut resume {run.location}", file=sys.stderr)
+        show_report(run)
+        raise
+    show_report(run)
+
+
+def _spec(args: argparse.Namespace) -> Spec:
+    from search.spec import Spec
+    from search.spec import read_yaml
+
+    data = read_yaml(args.spec) if args.spec else {}
+    if not isinstance(data, dict):
+        raise InputError(args.spec, data, "use a mapping of the specification's keys")
+    given = _override(data, args)
+    try:
+        return Spec.from_mapping(data)
+    except InputError as error:
+        field = error.field.partition("[")[0]
+        field = "task.name" if field == "task" and not args.spec else field
+        if field in FLAGS and (field in given or not args.spec):
+            raise InputError(FLAGS[field], error.value, error.allowed) from None
+        raise
+
+
+def _override(data: dict[str, Any], args: argparse.Namespace) -> set[str]:
+    """Put the flags into ``data``; returns the fields that they set."""
+    if args.task is not None or isinstance(data.get("task"), str):
+        data["task"] = {"name": args.task or data["task"]}
+    given = set()
+    for field, flag in FLAGS.items():
+        value = getattr(args, flag.removeprefix("--").replace("-", "_"))
+        if value is not None:
+            section, _, key = field.rpartition(".")
+            target = data.setdefault(section, {}) if section else data
+            if not isinstance(target, dict):
+                raise InputError(section, target, "use a mapping")
+            target[key] = value
+            given.add(field)
+    return given
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 0 or (numbers == [0] and "," not in text):
+        raise _refuse(text, "use how many (2 means 0,1), or a list such as 0,5,7 or 3,")
+    return numbers if "," in text else list(range(numbers[0]))
+
+
+def _points(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise _refuse(text, "use points of accuracy such as 0.5,1,2") from None
+
+
+def _refuse(text: str, allowed: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"{text!r} is not allowed; {allowed}")
