@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ledger_rows import baselines
+from ledger_rows import evaluation
+
+from search.baselines import DENSE_FP32
+from search.front import baseline
+from search.front import distinct
+from search.front import drop_upper_bound
+from search.front import hypervolume
+from search.front import pareto_front
+from search.front import pick
+from search.ledger import COLUMNS
+from search.ledger import Evaluation
+
+points = st.lists(
+    st.tuples(st.floats(0, 2, allow_nan=False), st.floats(-5, 20, allow_nan=False)), max_size=30
+)
+
+
+def frame(rows: list[Evaluation]) -> pd.DataFrame:
+    return pd.DataFrame([vars(row) for row in rows], columns=list(COLUMNS))
+
+
+def columns(pairs: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def test_front_of_known_points() -> None:
+    #   loss
+    #   4 |  0
+    #   3 |     3        3 is beaten by 1
+    #   2 |     1
+    #   1 |        2  4  4 is beaten by 2
+    #     +--1--2--3--4 energy
+    energy, loss = [1, 2, 3, 2, 4], [4, 2, 1, 3, 1]
+    assert pareto_front(energy, loss).tolist() == [0, 1, 2]
+
+
+def test_front_of_nothing_and_of_unknowns() -> None:
+    assert pareto_front([], []).tolist() == []
+    assert pareto_front([1, math.nan, 2], [math.nan, 0, 5]).tolist() == [2]
+
+
+def test_equal_points_appear_once() -> None:
+    assert pareto_front([1, 1], [2, 2]).tolist() == [0]
+
+
+@given(points)
+def test_front_is_exactly_what_no_point_dominates(pairs) -> None:
+    energy, loss = columns(pairs)
+    front = {pairs[i] for i in pareto_front(energy, loss)}
+    for point in pairs:
+        beaten = any(q != point and q[0] <= point[0] and q[1] <= point[1] for q in pairs)
+        assert (point in front) == (not beaten)
+
+
+def test_hypervolume_of_known_points() -> None:
+    assert hypervolume([], []) == 0
+    assert hypervolume([0.0], [0.0]) == 1
+    assert hypervolume([0.5], [5.0]) == 0.25
+    # 0.25 * 8 of the first, and 0.5 * 2 more of the second, of 10.
+    assert hypervolume([0.5, 0.25], [0.0, 8.0]) == pytest.approx((0.5 * 10 + 0.25 * 2) / 10)
+
+
+def test_points_outside_the_box_add_nothing() -> None:
+    assert hypervolume([1.2, 0.1, math.nan], [0.0, 10.0, 0.0]) == 0
+
+
+def test_a_gain_of_accuracy_counts_as_no_loss() -> None:
+    assert hypervolume([0.5], [-3.0]) == hypervolume([0.5], [0.0])
+
+
+@given(points, points)
+def test_more_points_never_lower_the_hypervolume(some, more) -> None:
+    before = hypervolume(*columns(some))
+    after = hypervolume(*columns(some + more))
+    assert 0 <= before <= after + 1e-12
+    assert after <= 1
+
+
+@given(points)
+def test_the_front_has_the_hypervolume_of_all(pairs) -> None:
+    energy, loss = columns(pairs)
+    front = pareto_front(energy, loss)
+    of_front = hypervolume(np.array(energy)[front], np.array(loss)[front])
+    assert of_front == pytest.approx(hypervolume(energy, loss))
+
+
+def test_a_repeated_configuration_counts_once_and_success_comes_first() -> None:
+    rows = frame(
+        [
+            evaluation(1, accuracy=None, error="worker died"),
+            evaluation(1, accuracy=0.8),
+            evaluation(1, accuracy=0.7),
+            evaluation(2, split="test"),
+        ]
+    )
+    assert distinct(rows, "search")["accuracy"].tolist() == [0.8]
+
+
+REFERENCE = frame([evaluation(accuracy=0.9, images=1000)]).iloc[0]
+
+
+def bound(row: Evaluation) -> float:
+    return float(drop_upper_bound(frame([row]), REFERENCE)[0])
+
+
+def test_the_bound_of_blocks_that_agree_is_the_binomial_one() -> None:
+    # One point lost of 1000 images: sqrt(0.01 / 1000) is 0.316 points.
+    assert bound(evaluation(accuracy=0.89)) == pytest.approx(1 + 1.64 * 0.3162, abs=1e-3)
+
+
+def test_no_loss_is_still_uncertain_by_an_image() -> None:
+    assert bound(evaluation(accuracy=0.9)) == pytest.approx(1.64 * 0.1)
+
+
+def test_the_bound_of_blocks_that_disagree_is_the_paired_one() -> None:
+    blocks = (0.84, 0.94) * 5  # 1 point lost in the mean, by 6 and -4 points in turn
+    error = np.std([6, -4] * 5, ddof=1) / np.sqrt(10)
+    row = evaluation(accuracy=0.89, block_accuracies=blocks)
+    assert bound(row) == pytest.approx(1 + 1.64 * error)
+
+
+def rows_for_pick() -> pd.DataFrame:
+    return frame(
+        [
+            *baselines(),
+            evaluation(1, accuracy=0.899, energy_pj=40e6),  # bound 0.1 + 1.64 * 0.1
+            evaluation(2, accuracy=0.893, energy_pj=30e6),  # bound 0.7 + 1.64 * 0.26
+            evaluation(3, accuracy=0.85, energy_pj=10e6),
+            evaluation(4, accuracy=None, energy_pj=1e6, error="failed"),
+            evaluation(5, accuracy=0.9, energy_pj=1e6, split="test"),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit", "number"), [(0.2, 1002), (0.5, 1), (1.0, 1), (1.2, 2), (5.0, 2), (6.5, 3)]
+)
+def test_pick_is_the_cheapest_whose_bound_holds(limit: float, number: int) -> None:
+    rows = rows_for_pick()
+    reference = baseline(rows, DENSE_FP32, "search")
+    assert reference is not None
+    picked = pick(rows, reference, limit)
+    assert picked is not None
+    assert picked["config_hash"] == f"{number:016x}"
+
+
+def test_nothing_holds_an_impossible_limit() -> None:
+    rows = frame([evaluation(1, accuracy=0.5)])
+    assert pick(rows, REFERENCE, 1.0) is None
+
+
+@given(
+    accuracies=st.lists(st.floats(0.5, 1.0), min_size=1, max_size=12),
+    limits=st.tuples(st.floats(0.1, 20), st.floats(0.1, 20)),
+)
+def test_a_looser_limit_never_costs_more_energy(accuracies, limits) -> None:
+    rows = frame(
+        [evaluation(n, accuracy=a, energy_pj=1e6 * (1 + n)) for n, a in enumerate(accuracies)]
+    )
+    tight = pick(rows, REFERENCE, min(limits))
+    loose = pick(rows, REFERENCE, max(limits))
+    if tight is not None:
+        assert loose is not None
+        assert loose["energy_pj"] <= tight["energy_pj"]

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from ledger_rows import ROW
+from ledger_rows import evaluation
+from pyarrow import fs
+
+from hwmodel.errors import InputError
+from search.ledger import COLUMNS
+from search.ledger import SCHEMA
+from search.ledger import Ledger
+
+
+@pytest.fixture(params=["path", "uri", "filesystem"])
+def ledger(request, tmp_path: Path) -> Ledger:
+    """A local folder, a URI, and a file system that is not the local one to the code."""
+    if request.param == "path":
+        return Ledger(tmp_path / "ledger")
+    if request.param == "uri":
+        return Ledger(f"file://{tmp_path}/ledger")
+    return Ledger((fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "ledger"))
+
+
+def test_rows_come_back_as_they_went_in(ledger: Ledger) -> None:
+    ledger.append([evaluation(1), evaluation(2, accuracy=None, error="ran out of memory")])
+
+    rows = ledger.read()
+
+    assert list(rows.columns) == list(COLUMNS) == SCHEMA.names
+    assert list(rows["accuracy"])[0] == 0.9
+    assert np.isnan(rows["accuracy"][1])
+    assert list(rows["block_accuracies"][0]) == [0.9] * 10
+    assert rows["error"][1] == "ran out of memory"
+    assert rows["time"][0].to_pydatetime() == ROW.time + timedelta(seconds=1)
+
+
+def test_rows_are_sorted_by_time_across_parts(ledger: Ledger) -> None:
+    ledger.append([evaluation(3), evaluation(1)])
+    ledger.append([evaluation(2)])
+    assert list(ledger.read()["config_hash"]) == [f"{n:016x}" for n in (1, 2, 3)]
+
+
+def test_an_empty_ledger_has_the_columns(ledger: Ledger) -> None:
+    ledger.append([])
+    rows = ledger.read()
+    assert rows.empty
+    assert list(rows.columns) == list(COLUMNS)
+
+
+def test_pandas_reads_the_folder(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger")
+    for number in range(3):
+        ledger.append([evaluation(number)])
+    assert len(pd.read_parquet(ledger.location)) == 3
+
+
+def test_writers_and_readers_at_the_same_time(tmp_path: Path) -> None:
+    def write(start: int) -> None:
+        for number in range(start, start + 10):
+            Ledger(tmp_path).append([evaluation(number)])
+
+    threads = [threading.Thread(target=write, args=(100 * writer,)) for writer in range(4)]
+    for thread in threads:
+        thread.start()
+    reader, counts = Ledger(tmp_path), []
+    while any(thread.is_alive() for thread in threads):
+        counts.append(len(reader.read()))
+    for thread in threads:
+        thread.join()
+
+    assert counts == sorted(counts)
+    assert reader.read()["config_hash"].nunique() == 40
+
+
+def test_what_a_killed_writer_leaves_is_passed_over(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.append([evaluation(1)])
+    (tmp_path / ".part-0123.parquet.4567.tmp").write_bytes(b"PAR1 half a fi")
+    assert len(ledger.read()) == 1
+    assert len(pd.read_parquet(ledger.location)) == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1", b"not parquet at all"])
+def test_a_damaged_part_is_named(ledger: Ledger, damage: bytes) -> None:
+    ledger.append([evaluation(1)])
+    ledger.storage.write("part-bad.parquet", damage)
+    with pytest.raises(InputError, match=r"part-bad\.parquet.*not a whole Parquet file"):
+        ledger.read()
+
+
+def test_a_truncated_part_is_named(tmp_path: Path) -> None:
+    Ledger(tmp_path).append([evaluation(1)])
+    (part,) = tmp_path.glob("part-*.parquet")
+    part.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(InputError, match=part.name):
+        Ledger(tmp_path).read()
+
+
+def test_a_part_with_other_columns_is_named(tmp_path: Path) -> None:
+    pd.DataFrame({"accuracy": [1.0]}).to_parquet(tmp_path / "part-0.parquet")
+    with pytest.raises(InputError, match=r"part-0\.parquet.*config_hash"):
+        Ledger(tmp_path).read()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_failed_write_leaves_the_ledger_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.append([evaluation(1)])
+    before = sorted(tmp_path.iterdir())
+
+    def fail(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(InputError) as caught:
+        ledger.append([evaluation(2)])
+
+    assert os.strerror(code) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before
+    monkeypatch.undo()
+    assert len(ledger.read()) == 1
+
+
+def test_a_failed_upload_leaves_no_object(tmp_path: Path) -> None:
+    class FullStream:
+        def __init__(self, stream) -> None:
+            self.stream = stream
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.stream.close()
+
+        def write(self, content: bytes) -> None:
+            self.stream.write(content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class FullStore(fs.SubTreeFileSystem):
+        def open_output_stream(self, path: str, **options: object) -> FullStream:
+            return FullStream(super().open_output_stream(path, **options))
+
+    ledger = Ledger((FullStore(str(tmp_path), fs.LocalFileSystem()), "ledger"))
+    with pytest.raises(InputError, match="No space left"):
+        ledger.append([evaluation(1)])
+    assert list((tmp_path / "ledger").iterdir()) == []

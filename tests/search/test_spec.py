@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envs.config import LayerDecision
+from hwmodel.errors import InputError
+from search.spec import METHODS
+from search.spec import Spec
+from search.spec import parse_duration
+
+MINIMAL = {"task": "digits", "accelerator": "eyeriss-like", "output": "runs/1"}
+
+
+def spec(**changes: object) -> Spec:
+    return Spec.from_mapping({**MINIMAL, **changes})
+
+
+def test_a_task_may_be_its_name_alone() -> None:
+    assert spec() == spec(task={"name": "digits"})
+
+
+@given(
+    seeds=st.lists(st.integers(0, 1000), min_size=1, max_size=4, unique=True),
+    budget=st.integers(16, 10_000),
+    targets=st.lists(st.floats(0.01, 50), min_size=1, max_size=4, unique=True),
+    bits=st.lists(st.integers(2, 8), min_size=1, unique=True),
+    methods=st.lists(st.sampled_from(sorted(METHODS)), unique=True),
+)
+def test_yaml_round_trip(tmp_path_factory, seeds, budget, targets, bits, methods) -> None:
+    methods = [*methods, *({"none"} - set(methods))]
+    before = spec(
+        seeds=seeds,
+        budget=budget,
+        targets=targets,
+        space={
+            "methods": methods,
+            "weight_bits": bits,
+            "pinned": {"first": {"weight_bits": 8, "activation_bits": 8}},
+        },
+    )
+    path = tmp_path_factory.mktemp("spec") / "spec.yaml"
+    path.write_text(before.to_yaml())
+
+    after = Spec.load(path)
+
+    assert after == before
+    assert after.hash == before.hash
+
+
+def test_menus_are_sorted_and_none_is_first() -> None:
+    space = spec(
+        space={"weight_bits": [8, 2, 4], "sparsities": [0.5, 0.1], "methods": ["filter/l2", "none"]}
+    ).space
+    assert space.weight_bits == (2, 4, 8)
+    assert space.sparsities == (0.1, 0.5)
+    assert space.methods == ("none", "filter/l2")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"output": "elsewhere"},
+        {"resources": {"evaluators": 8, "address": "auto"}},
+        {"time_budget": "2h"},
+    ],
+)
+def test_where_and_how_long_do_not_change_the_hash(change) -> None:
+    assert spec(**change).hash == spec().hash
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task": {"name": "digits", "weights": "other.safetensors"}},
+        {"accelerator": "nvdla-like"},
+        {"algorithm": "random"},
+        {"seeds": [1]},
+        {"budget": 301},
+        {"targets": [1]},
+        {"space": {"repair": "none"}},
+    ],
+)
+def test_what_decides_the_result_changes_the_hash(change) -> None:
+    assert spec(**change).hash != spec().hash
+
+
+def test_pinned_layers_by_name_and_by_position() -> None:
+    decision = {"weight_bits": 8, "activation_bits": 8}
+    space = spec(space={"pinned": {"first": decision, "last": decision, "b": {}}}).space
+
+    pinned = space.pinned_layers(["a", "b", "c"])
+
+    eight = LayerDecision(weight_bits=8, activation_bits=8)
+    assert pinned == {"a": eight, "b": LayerDecision(), "c": eight}
+
+
+def test_a_pinned_layer_must_exist() -> None:
+    space = spec(space={"pinned": {"conv9": {}}}).space
+    with pytest.raises(InputError, match=r"space\.pinned: 'conv9' .* a, b"):
+        space.pinned_layers(["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("0s", None), ("5", None), ("-1m", None)],
+)
+def test_durations(text: str, seconds: float | None) -> None:
+    assert parse_duration(text) == seconds
+
+
+def test_a_yaml_error_names_file_line_and_content(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text("task: digits\nseeds: [0, 1\nbudget: 300\n")
+    with pytest.raises(InputError) as caught:
+        Spec.load(path)
+    assert caught.value.field == f"{path}, line 3"
+    assert caught.value.value == "budget: 300"
+
+
+def test_yaml_cannot_run_code(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(f"task: !!python/object/apply:os.mkdir [{tmp_path}/made]\n")
+    with pytest.raises(InputError):
+        Spec.load(path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_misspelt_key_gets_a_suggestion() -> None:
+    with pytest.raises(InputError, match=r"space\.weigth_bits.*did you mean weight_bits\?"):
+        spec(space={"weigth_bits": [4]})
