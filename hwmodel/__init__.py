@@ -1,0 +1,23 @@
+"""What compressed networks cost on embedded accelerators."""
+
+from hwmodel.accelerator import Accelerator
+from hwmodel.accelerator import load_accelerator
+from hwmodel.accelerator import preset_names
+from hwmodel.errors import InputError
+from hwmodel.pricing import cost
+from hwmodel.report import CostReport
+from hwmodel.states import LayerStates
+from hwmodel.workload import LayerShape
+from hwmodel.workload import Workload
+
+__all__ = [
+    "Accelerator",
+    "CostReport",
+    "InputError",
+    "LayerShape",
+    "LayerStates",
+    "Workload",
+    "cost",
+    "load_accelerator",
+    "preset_names",
+]

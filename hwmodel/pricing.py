@@ -1,0 +1,58 @@
+"""The one entry to every cost model."""
+
+from __future__ import annotations
+
+from typing import Literal
+from typing import get_args
+
+import numpy as np
+
+from hwmodel._shapes import shapes_of
+from hwmodel.accelerator import Accelerator
+from hwmodel.coarse import demand_of
+from hwmodel.errors import InputError
+from hwmodel.mid import price
+from hwmodel.report import CostReport
+from hwmodel.states import LayerStates
+from hwmodel.workload import Workload
+
+Level = Literal["coarse", "mid"]
+
+
+def cost(
+    workload: Workload, states: LayerStates, accelerator: Accelerator, level: Level = "mid"
+) -> CostReport:
+    """Price compressed versions of a network on an accelerator, all candidates at once.
+
+    Args:
+        workload: The dense network.
+        states: What is left of every layer, for one or more candidates.
+        accelerator: From :func:`hwmodel.load_accelerator`, or built in Python.
+        level: ``coarse`` counts operations and storage; ``mid`` adds cycles, DRAM traffic and
+            energy. The accelerator decides widths and weight format at both.
+
+    Raises:
+        InputError: an unknown level, states of another workload, more channels than a layer has,
+            or an operand wider than the accelerator takes.
+    """
+    if level not in get_args(Level):
+        raise InputError("level", level, f"use one of {', '.join(get_args(Level))}")
+    shapes = shapes_of(workload)
+    demand = demand_of(shapes, states, accelerator)
+    unknown = np.full_like(demand.macs, np.nan)
+    mid = price(shapes, demand, accelerator) if level == "mid" else None
+    return CostReport(
+        workload=workload.name,
+        accelerator=accelerator.name,
+        layers=tuple(layer.name for layer in workload.layers),
+        component_pj=mid.component_pj if mid else {},
+        latency_cycles=mid.latency_cycles if mid else unknown,
+        macs=demand.macs,
+        effective_macs=demand.effective_macs,
+        bops=demand.bops,
+        parameters=demand.parameters,
+        weight_bytes=demand.weight_bytes,
+        activation_bytes=demand.activation_bytes,
+        dram_bytes=mid.dram_bytes if mid else unknown,
+        utilization=mid.utilization if mid else unknown,
+    )
