@@ -20,7 +20,7 @@ from hwmodel import load_accelerator
 from hwmodel import preset_names
 from hwmodel.pricing import Level
 
-REPEATS = 7
+REPEATS = 30
 
 
 def resnet_like(layers: int) -> Workload:
@@ -45,8 +45,8 @@ def main() -> None:
     print(f"{'accelerator':14}{'level':8}{'20 layers, 1 candidate':>24}{'55 layers, 1,024':>22}")
     for name in preset_names():
         for level in get_args(Level):
-            single = best_seconds(resnet_like(20), 1, name, level, calls=200)
-            batch = best_seconds(resnet_like(55), 1024, name, level, calls=3)
+            single = best_seconds(resnet_like(20), 1, name, level, calls=20)
+            batch = best_seconds(resnet_like(55), 1024, name, level, calls=1)
             rate = f"{1024 / batch:,.0f} configs/s"
             print(f"{name:14}{level:8}{single * 1e3:>21.3f} ms{rate:>22}")
 

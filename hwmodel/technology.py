@@ -31,11 +31,10 @@ def round_up_bits(field: str, bits: Array, supported: tuple[int, ...]) -> Array:
     Raises:
         InputError: an operand is wider than every supported width.
     """
-    widths = np.asarray(supported, dtype=np.float64)
-    index = widths.searchsorted(bits)
-    if index.max(initial=0) == len(widths):
+    if bits.max(initial=0) > supported[-1]:
         raise InputError(field, float(bits.max()), f"this accelerator takes up to {supported[-1]}")
-    return widths[index]
+    widths = np.asarray(supported, dtype=np.float64)
+    return widths[widths.searchsorted(bits)]
 
 
 def bitmask_bits(bits: Array, density: Array) -> Array:

@@ -204,6 +204,17 @@ def test_a_layer_larger_than_the_buffer_is_fetched_again() -> None:
     assert report.dram_bytes.item() == 2 * (inputs + weights / 2 + outputs)
 
 
+def test_blocks_of_partial_sums_save_fetches_of_either_operand() -> None:
+    # Half of the buffer is 27,648 words: weights are 14 blocks, inputs 4, sums 2. Two blocks of
+    # sums let either operand cross twice; here the inputs are smaller, below the weights.
+    inputs, weights, outputs = 320 * 18 * 18, 125 * 320 * 9, 125 * 256
+    report = dense(conv(320, 125, 16))
+    assert report.dram_bytes.item() == 2 * (2 * inputs + weights + outputs)
+    inputs, weights, outputs = 1280 * 30 * 30, 64 * 1280 * 9, 64 * 28 * 28
+    report = dense(conv(1280, 64, 28))
+    assert report.dram_bytes.item() == 2 * (inputs + 2 * weights + outputs)
+
+
 def test_coarse_counts_by_hand() -> None:
     workload = network(conv(16, 8, 8))
     states = LayerStates.dense(workload, 8)
