@@ -34,9 +34,9 @@ class Driver:
     started: int | None
 
     @classmethod
-    def current(cls) -> Driver:
-        """This process."""
-        return cls(os.getpid(), socket.gethostname(), _start_time(os.getpid()))
+    def of(cls, pid: int) -> Driver:
+        """A process of this machine."""
+        return cls(pid, socket.gethostname(), _start_time(pid))
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Driver:
@@ -48,7 +48,7 @@ class Driver:
     def is_alive(self, heartbeat: str | None) -> bool:
         """Whether it runs: by its process on this machine, by its last heartbeat elsewhere."""
         if self.host == socket.gethostname():
-            return _exists(self.pid) and _start_time(self.pid) == self.started
+            return _exists(self.pid) and self == Driver.of(self.pid)
         if heartbeat is None:
             return False
         age = datetime.now(timezone.utc) - datetime.fromisoformat(heartbeat)

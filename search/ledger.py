@@ -144,7 +144,7 @@ class Ledger:
         Raises:
             InputError: a part is damaged or has other columns; names the file.
         """
-        names = [name for name in self.storage.names() if _is_part(name)]
+        names = [name for name in self.storage.names("ledger") if _is_part(name)]
         for name in names:
             if name not in self._parts:
                 self._parts[name] = self._read_part(name)

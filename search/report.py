@@ -241,7 +241,7 @@ def _table_files(name: str, entries: Sequence[Entry]) -> dict[str, bytes]:
 
 
 def _read_layers(run: RunDirectory, hashes: Sequence[str]) -> dict[str, pd.DataFrame]:
-    names = set(run.report.names())
+    names = set(run.report.names("report"))
     layers = {}
     for config_hash in hashes:
         name = f"layers-{config_hash}.parquet"

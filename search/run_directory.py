@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from datetime import datetime
@@ -65,10 +66,9 @@ class RunDirectory:
         """
         storage = Storage.at(path)
         run = cls(storage)
-        with _writable("output", storage):
-            if storage.names():
-                allowed = "it is not empty; use resume or another --output"
-                raise InputError("output", storage.location, allowed)
+        if storage.names("output"):
+            allowed = "it is not empty; use resume or another --output"
+            raise InputError("output", storage.location, allowed)
         existed = storage.local is not None and storage.local.exists()
         try:
             with _writable("output", storage):
@@ -144,7 +144,7 @@ class RunDirectory:
         Raises:
             InputError: another driver is at work; or the state cannot be written.
         """
-        driver = Driver.current()
+        driver = Driver.of(os.getpid())
         self._refuse_second(driver)
         state: dict[str, Any] = {"state": "running", "message": "", "driver": driver.to_json()}
 
@@ -213,13 +213,9 @@ class RunDirectory:
             raise InputError("run", self.location, allowed)
 
     def _header(self) -> dict[str, Any]:
-        try:
-            names = set(self.storage.names())
-        except OSError as error:  # a file, or a folder that may not be read
-            raise InputError("run", self.location, f"{reason(error)}; {_NOT_A_RUN}") from None
+        names = set(self.storage.names())
         if "run.json" not in names:
-            partial = names & {"spec.yaml", *_FOLDERS}
-            found = "it is half-written" if partial else "there is no run"
+            found = "it is half-written" if names & set(_FOLDERS) else "there is no run"
             raise InputError("run", self.location, f"{found}; {_NOT_A_RUN}")
         header = self._read_json("run.json")
         if header.get("format") != FORMAT:

@@ -65,9 +65,17 @@ class Storage:
         """Create the folder and its parents where they are missing."""
         self.filesystem.create_dir(self.root, recursive=True)
 
-    def names(self) -> list[str]:
-        """Names of what the folder holds, sorted; empty if it does not exist."""
-        found = self.filesystem.get_file_info(fs.FileSelector(self.root, allow_not_found=True))
+    def names(self, field: str = "run") -> list[str]:
+        """Names of what the folder holds, sorted; empty if it does not exist.
+
+        Raises:
+            InputError: about ``field``: it is no folder, or may not be read.
+        """
+        try:
+            found = self.filesystem.get_file_info(fs.FileSelector(self.root, allow_not_found=True))
+        except OSError as error:
+            allowed = f"use a folder that can be read ({reason(error)})"
+            raise InputError(field, self.location, allowed) from None
         return sorted(item.base_name for item in found)
 
     def read(self, name: str) -> bytes:

@@ -22,6 +22,17 @@ if TYPE_CHECKING:
 TOTALS = "energy_pj latency_cycles macs effective_macs bops parameters weight_bytes dram_bytes"
 """Columns of the per-layer table that add up to the network's."""
 
+SHOWN = {
+    "energy_pj": "energy",
+    "latency_cycles": "cycles",
+    "utilization": "used",
+    "macs": "MACs",
+    "bops": "BOPs",
+    "weight_bytes": "weights",
+    "dram_bytes": "DRAM",
+}
+"""Columns on the terminal and their headers; CSV and JSON have all."""
+
 
 def add_verbs(verbs: Verbs) -> None:
     """Declare ``evaluate`` and ``cost``."""
@@ -104,13 +115,23 @@ def _print_table(table: pd.DataFrame, total: dict[str, float]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = [name for name in table.columns if name in {"layer", "utilization", *total}]
-    shown = [name for name in shown if not table[name].isna().all()]
+    known = {name: header for name, header in SHOWN.items() if table[name].notna().all()}
     view = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), show_footer=True)
-    for name in shown:
-        footer = "network" if name == "layer" else f"{total[name]:.4g}" if name in total else ""
-        justify = "left" if name == "layer" else "right"
-        view.add_column(name.replace("_", " "), footer, justify=justify)  # type: ignore[arg-type]
+    view.add_column("layer", "network", no_wrap=True)
+    for name, header in known.items():
+        view.add_column(header, _cell(name, total.get(name)), justify="right", no_wrap=True)
     for _, row in table.iterrows():
-        view.add_row(*(row[n] if n == "layer" else f"{row[n]:.4g}" for n in shown))
+        view.add_row(row["layer"], *(_cell(name, row[name]) for name in known))
     Console(highlight=False).print(view)
+
+
+def _cell(name: str, value: float | None) -> str:
+    from search.table import scaled
+
+    if value is None:
+        return ""
+    if name == "utilization":
+        return f"{100 * value:.0f} %"
+    if name == "energy_pj":
+        return f"{scaled(value * 1e-12)}J"
+    return f"{scaled(value)}B" if name.endswith("bytes") else scaled(value).strip()

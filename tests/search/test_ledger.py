@@ -35,7 +35,7 @@ def test_rows_come_back_as_they_went_in(ledger: Ledger) -> None:
     rows = ledger.read()
 
     assert list(rows.columns) == list(COLUMNS) == SCHEMA.names
-    assert list(rows["accuracy"])[0] == 0.9
+    assert rows["accuracy"][0] == 0.9
     assert np.isnan(rows["accuracy"][1])
     assert list(rows["block_accuracies"][0]) == [0.9] * 10
     assert rows["error"][1] == "ran out of memory"

@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+from ledger_rows import baselines
+from ledger_rows import evaluation
+from test_spec import spec
+
+from hwmodel import CostReport
+from hwmodel import LayerShape
+from hwmodel import LayerStates
+from hwmodel import Workload
+from hwmodel import cost
+from hwmodel import load_accelerator
+from hwmodel.errors import InputError
+from search.cli import main
+from search.run_directory import RunDirectory
+from search.spec import Spec
+
+SEARCH = ("search", "--task", "digits", "--accelerator", "eyeriss-like")
+VERBS = [
+    *("search", "resume", "status", "report", "export"),
+    *("evaluate", "cost", "tasks", "accelerators"),
+]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    run = RunDirectory.create(tmp_path / "run", spec())
+    run.ledger.append([*baselines(), *baselines("test"), evaluation(1, energy_pj=20e6)])
+    return run
+
+
+@pytest.fixture
+def provide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Put functions in place of a module that a verb imports when it runs."""
+
+    def put(name: str, **functions: object) -> None:
+        module = ModuleType(name)
+        vars(module).update(functions)
+        monkeypatch.setitem(sys.modules, name, module)
+
+    return put
+
+
+@pytest.fixture
+def loadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every task loads, at once."""
+    monkeypatch.setattr("envs.tasks.TaskSpec.load", lambda self: None)
+
+
+def small_cost() -> CostReport:
+    workload = Workload("net", (LayerShape("stem", 3, 8), LayerShape("head", 8, 10)), ((), (0,)))
+    return cost(workload, LayerStates.dense(workload), load_accelerator("eyeriss-like"))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([verb, "--help"])
+    assert caught.value.code == 0
+    assert f"joulecut {verb}" in capsys.readouterr().out
+
+
+def test_cheap_verbs_load_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; from search.cli import main; main(['accelerators', '--json']);"
+        "assert not {'torch', 'ray', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_search_runs_the_specification_that_flags_make(
+    tmp_path: Path, provide: Callable[..., None], loadable: None, capsys
+) -> None:
+    seen: list[Spec] = []
+
+    def run_search(run: RunDirectory, spec: Spec, *, resume: bool) -> None:
+        assert not resume
+        seen.append(spec)
+        run.ledger.append([*baselines(), *baselines("test"), evaluation(1, energy_pj=20e6)])
+
+    provide("search.runner", run_search=run_search)
+    output = str(tmp_path / "run")
+    flags = ["--seeds", "2", "--budget", "40", "--time-budget", "5m", "--algorithm", "random"]
+
+    assert main([*SEARCH, *flags, "--targets", "1,3", "--output", output]) == 0
+
+    assert seen[0].seeds == (0, 1)
+    assert (seen[0].budget, seen[0].time_budget, seen[0].algorithm) == (40, "5m", "random")
+    assert seen[0].targets == (1, 3)
+    out = capsys.readouterr().out
+    assert "dense INT8" in out
+    assert "best at 1" in out
+    assert f"{output}/report/report.html" in out
+
+
+def test_flags_override_the_file(
+    tmp_path: Path, provide: Callable[..., None], loadable: None
+) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(
+        "task: {name: digits, weights: old.pt}\naccelerator: eyeriss-like\noutput: nowhere\n"
+        "budget: 100\nseeds: [4]\nspace: {weight_bits: [4, 8]}\n"
+    )
+    seen: list[Spec] = []
+    provide("search.runner", run_search=lambda run, spec, *, resume: seen.append(spec))
+
+    main(["search", str(path), "--task", "digits", "--budget", "50", "--output", f"{tmp_path}/run"])
+
+    assert seen[0].budget == 50
+    assert seen[0].seeds == (4,)
+    assert seen[0].task.weights is None  # those of the task that was replaced
+    assert seen[0].space.weight_bits == (4, 8)
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("3", (0, 1, 2)), ("0,5,7", (0, 5, 7)), ("9,", (9,))])
+def test_seeds_are_a_count_or_a_list(
+    tmp_path: Path, provide: Callable[..., None], loadable: None, text: str, seeds: tuple[int, ...]
+) -> None:
+    seen: list[Spec] = []
+    provide("search.runner", run_search=lambda run, spec, *, resume: seen.append(spec))
+    main([*SEARCH, "--output", f"{tmp_path}/run", "--seeds", text])
+    assert seen[0].seeds == seeds
+
+
+def test_an_interrupted_search_exits_130_and_can_be_resumed(
+    tmp_path: Path, provide: Callable[..., None], loadable: None, capsys
+) -> None:
+    def run_search(run: RunDirectory, spec: Spec, *, resume: bool) -> None:
+        with run.driving():
+            run.ledger.append([evaluation(int(resume))])
+            if not resume:
+                raise KeyboardInterrupt
+
+    provide("search.runner", run_search=run_search)
+    output = str(tmp_path / "run")
+
+    assert main([*SEARCH, "--output", output]) == 130
+    assert f"joulecut resume {output}" in capsys.readouterr().err
+    assert RunDirectory.open(output).status()["state"] == "interrupted"
+
+    assert main(["resume", output]) == 0
+    status = RunDirectory.open(output).status()
+    assert (status["state"], status["evaluations"]) == ("completed", 2)
+
+
+def test_input_refused_before_the_first_evaluation_leaves_no_run(
+    tmp_path: Path, provide: Callable[..., None], loadable: None
+) -> None:
+    def run_search(run: RunDirectory, spec: Spec, *, resume: bool) -> None:
+        raise InputError("space.pinned", "conv9", "use first, last or a layer")
+
+    provide("search.runner", run_search=run_search)
+    assert main([*SEARCH, "--output", f"{tmp_path}/run"]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_status(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", run.location, "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert {"state", "evaluations", "budget", "ledger"} <= set(status)
+    assert len(pd.read_parquet(status["ledger"])) == 13
+
+    assert main(["status", run.location]) == 0
+    assert "7 of 300 evaluations" in capsys.readouterr().out
+
+
+def test_report(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", run.location, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["evaluations"] == 7
+
+    assert main(["report", run.location]) == 0
+    assert "uniform 4-bit" in capsys.readouterr().out
+    assert Path(run.location, "report", "report.html").exists()
+
+
+def test_evaluate_prints_one_document_though_libraries_print_too(
+    tmp_path: Path, provide: Callable[..., None], capsys
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text('{"version": 1, "layers": {"stem": {"weight_bits": 4}}, "repair": "none"}')
+
+    def evaluate_config(task, config, accelerator, level, split, repair) -> dict[str, object]:
+        print("Downloading data ...")
+        assert config.layers["stem"].weight_bits == 4
+        assert (task.name, accelerator.name, level, split) == ("digits", "nvdla-like", "mid", "all")
+        assert repair == "none"
+        return {"accuracy": 0.5, "energy_pj": float("nan")}
+
+    provide("search.evaluate", evaluate_config=evaluate_config)
+    arguments = ["evaluate", "--task", "digits", "--accelerator", "nvdla-like", "--split", "all"]
+
+    assert main([*arguments, "--config", str(config), "--json"]) == 0
+
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"accuracy": 0.5, "energy_pj": None}
+    assert "Downloading" in captured.err
+
+
+def test_cost_totals_are_sums_over_layers(
+    tmp_path: Path, provide: Callable[..., None], capsys
+) -> None:
+    report = small_cost()
+    provide("search.evaluate", network_cost=lambda *_: report)
+    arguments = ["cost", "--task", "digits", "--accelerator", "eyeriss-like"]
+
+    assert main([*arguments, "--json", "--csv", str(tmp_path / "cost.csv")]) == 0
+
+    data = json.loads(capsys.readouterr().out)
+    assert [layer["layer"] for layer in data["layers"]] == ["stem", "head"]
+    assert data["total"]["energy_pj"] == pytest.approx(report.energy_pj[0])
+    assert data["total"]["macs"] == 3 * 8 + 8 * 10
+    assert len(pd.read_csv(tmp_path / "cost.csv")) == 2
+
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "network" in out
+    assert "104" in out
+
+
+def test_export_hands_over_run_limit_and_folder(
+    run: RunDirectory, tmp_path: Path, provide: Callable[..., None], capsys
+) -> None:
+    def export(run: RunDirectory, limit: float, folder: str) -> dict[str, object]:
+        return {"run": run.location, "limit": limit, "folder": folder}
+
+    provide("search.export", export=export)
+    assert main(["export", run.location, "--max-accuracy-drop", "1", "--output", "out"]) == 0
+    assert capsys.readouterr().out == f"run: {run.location}\nlimit: 1.0\nfolder: out\n"
+
+
+@pytest.mark.parametrize("verb", ["tasks", "accelerators"])
+def test_catalogues(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--json"]) == 0
+    names = {entry["name"] for entry in json.loads(capsys.readouterr().out)[verb]}
+    assert names & {"digits", "eyeriss-like"}
+    assert main([verb]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in names)
+
+
+def test_bad_input_in_a_worker_is_told_without_its_traceback(
+    run: RunDirectory, provide: Callable[..., None], capsys
+) -> None:
+    from ray.exceptions import RayTaskError
+
+    def run_search(*_: object, **__: object) -> None:
+        cause = InputError("weights", "w.pt", "they must fit")
+        traceback = "ray::evaluate()\n  File ...\nInputError"
+        raise RayTaskError("evaluate", traceback, cause).as_instanceof_cause()
+
+    provide("search.runner", run_search=run_search)
+    assert main(["resume", run.location]) == 2
+    assert capsys.readouterr().err == (
+        "joulecut: error: weights: 'w.pt' is not allowed; they must fit\n"
+    )
+
+
+def test_module_can_be_run(run: RunDirectory) -> None:
+    command = [sys.executable, "-m", "search.cli", "status", run.location, "--json"]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert json.loads(result.stdout)["evaluations"] == 7

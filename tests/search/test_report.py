@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+import re
+from datetime import timedelta
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+from ledger_rows import ROW
+from ledger_rows import baselines
+from ledger_rows import evaluation
+from test_spec import spec
+
+from hwmodel.errors import InputError
+from search.baselines import BASELINES
+from search.report import build_report
+from search.report import write_report
+from search.run_directory import RunDirectory
+from search.table import cells
+from search.table import notes
+from search.table import scaled
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    """INT8 costs 80 µJ. Configuration 1 holds 0.5 points, 2 holds 2 points and is verified."""
+    run = RunDirectory.create(tmp_path / "run", spec())
+    run.ledger.append([*baselines(), *baselines("test")])
+    run.ledger.append(
+        [
+            evaluation(1, accuracy=0.9, energy_pj=40e6),
+            evaluation(2, accuracy=0.89, energy_pj=20e6),
+            evaluation(3, accuracy=0.8, energy_pj=60e6),
+            evaluation(2, accuracy=0.888, energy_pj=20e6, split="test", role="finalist"),
+        ]
+    )
+    return run
+
+
+def write_layers(run: RunDirectory, config_hash: str) -> None:
+    pd.DataFrame(
+        {
+            "layer": ["stem", "a<b>&c"],
+            "granularity": ["element", "filter"],
+            "criterion": ["l1", "l2"],
+            "sparsity": [0.5, 0.25],
+            "weight_bits": [8, 4],
+            "activation_bits": [8, 5],
+            "energy_pj": [1e6, 2e6],
+        }
+    ).to_parquet(f"{run.report.location}/layers-{config_hash}.parquet")
+
+
+def test_baselines_come_in_order_with_both_ratios(run: RunDirectory) -> None:
+    baseline_entries = build_report(run).baselines
+    assert [entry.name for entry in baseline_entries] == list(BASELINES)
+    assert [entry.energy_ratio_int8 for entry in baseline_entries] == [4, 2, 1, 0.75, 0.625, 0.5]
+    assert [entry.energy_ratio_fp16 for entry in baseline_entries][:2] == [2, 1]
+    assert [entry.accuracy for entry in baseline_entries][:3] == [0.9] * 3
+    assert baseline_entries[3].accuracy_drop == pytest.approx(2.0)
+
+
+def test_best_is_picked_on_the_search_split_and_reported_on_the_test_split(run) -> None:
+    best = {item.max_accuracy_drop: item for item in build_report(run).best}
+
+    assert list(best) == [0.5, 1.0, 2.0]
+    assert best[0.5].config_hash == f"{1:016x}"
+    assert (best[0.5].verified, best[0.5].accuracy, best[0.5].accuracy_drop) == (False, None, None)
+    assert best[2.0].config_hash == f"{2:016x}"
+    assert best[2.0].verified
+    assert best[2.0].accuracy == 0.888
+    assert best[2.0].accuracy_drop == pytest.approx(1.2)
+    assert best[2.0].search_accuracy_drop == pytest.approx(1.0)
+    assert best[2.0].energy_ratio_int8 == 0.25
+
+
+def test_front_and_hypervolume_are_those_of_the_search_split(run: RunDirectory) -> None:
+    report = build_report(run)
+    assert [entry.config_hash for entry in report.front] == [f"{n:016x}" for n in (2, 1)]
+    # Ratio 0.25 at 1 point lost, 0.5 at none.
+    assert report.hypervolume == pytest.approx(0.25 * 0.9 + 0.5)
+    assert report.evaluations == 9
+
+
+def test_json_has_the_documented_fields_and_no_numpy(run: RunDirectory) -> None:
+    data = json.loads(json.dumps(build_report(run).to_json(), allow_nan=False))
+    fields = {
+        *("name", "accuracy", "accuracy_drop", "energy_pj", "energy_ratio_int8"),
+        *("energy_ratio_fp16", "latency_cycles", "bops", "model_bytes"),
+    }
+    for entry in [*data["baselines"], *data["best"]]:
+        assert fields <= set(entry)
+    assert {"max_accuracy_drop", "config_hash", "verified"} <= set(data["best"][0])
+
+
+def test_a_run_that_has_just_begun_can_be_reported(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", spec())
+    report = build_report(run)
+    assert (report.evaluations, report.baselines, report.best, report.hypervolume) == (
+        0,
+        [],
+        [],
+        None,
+    )
+    write_report(run, report)
+    assert notes(report) == ["No configuration holds a target yet."]
+
+
+def test_without_dense_int8_the_ratio_is_unknown(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", spec())
+    run.ledger.append([*baselines()[:2], evaluation(1)])
+    report = build_report(run)
+    assert report.best[-1].energy_ratio_int8 is None
+    assert report.best[-1].energy_ratio_fp16 == 50 / 160
+    write_report(run, report)
+
+
+def test_every_table_is_written_as_csv_and_parquet(run: RunDirectory) -> None:
+    report = build_report(run)
+    files = write_report(run, report)
+    folder = Path(run.location, "report")
+    assert {Path(file).name for file in files} == {
+        "table.csv",
+        "table.parquet",
+        "front.csv",
+        "front.parquet",
+        "front.png",
+        "report.html",
+    }
+    table = pd.read_csv(folder / "table.csv")
+    assert list(table["name"]) == [*BASELINES, "best at 0.5", "best at 1", "best at 2"]
+    front = pd.read_parquet(folder / "front.parquet")
+    assert list(front["energy_pj"]) == [20e6, 40e6]
+    assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_is_self_contained_and_shows_the_layers(run: RunDirectory) -> None:
+    write_layers(run, f"{2:016x}")
+    write_report(run, build_report(run))
+    page = Path(run.location, "report", "report.html").read_text()
+
+    assert not re.search(r'(src|href)="(?!#)', page)
+    assert not re.search(r"<(script|link|iframe|img)", page)
+    assert "a&lt;b&gt;&amp;c" in page
+    assert "a<b>" not in page
+    pictures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert len(pictures) == 2  # the front, and one pick with a per-layer table
+    for picture in pictures:
+        ElementTree.fromstring(picture)
+    assert page.count("No per-layer table") == 2
+    for name in BASELINES:
+        assert name in page
+
+
+def test_a_damaged_layer_table_is_named(run: RunDirectory) -> None:
+    Path(run.location, "report", f"layers-{2:016x}.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="layers-"):
+        build_report(run)
+
+
+def test_notes_tell_what_was_not_verified_and_what_lost_too_much(run: RunDirectory) -> None:
+    later = ROW.time + timedelta(hours=1)  # a repetition changes nothing
+    run.ledger.append([evaluation(2, accuracy=0.87, split="test", time=later)])
+    assert notes(build_report(run)) == [
+        "Not yet evaluated on the test split: best at 0.5, best at 1."
+    ]
+    run.ledger.append([evaluation(1, accuracy=0.88, split="test")])
+    assert notes(build_report(run)) == [
+        "Loses more on the test split than it is meant to: best at 0.5, best at 1."
+    ]
+
+
+def test_cells_show_percent_and_prefixes(run: RunDirectory) -> None:
+    assert cells(build_report(run).baselines[2]) == [
+        "dense INT8", "90.00", "0.00", "80 µJ", "1.000", "0.500", "100 k", "20 M", "40 kB",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0 "), (999, "999 "), (1234, "1.23 k"), (2e-6, "2 µ"), (3e-12, "3 p")]
+)
+def test_scaled(value: float, text: str) -> None:
+    assert scaled(value) == text
