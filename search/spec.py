@@ -155,22 +155,6 @@ class SpaceSection(_Section):
         """The methods as ``SearchSpace`` takes them."""
         return tuple(METHODS[name] for name in self.methods)
 
-    def pinned_layers(self, layers: Sequence[str]) -> dict[str, LayerDecision]:
-        """Decision of every pinned layer, by its name in ``layers`` (execution order).
-
-        Raises:
-            InputError: there is no such layer.
-        """
-        aliases = {"first": layers[0], "last": layers[-1]}
-        pinned = {}
-        for key, decision in self.pinned.items():
-            name = key if key in layers else aliases.get(key)
-            if name is None:
-                allowed = f"use first, last or one of {', '.join(layers)}"
-                raise InputError("space.pinned", key, allowed)
-            pinned[name] = decision
-        return pinned
-
 
 class ResourceSection(_Section):
     """What a run takes of the machines; may change when it is resumed.

@@ -58,11 +58,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     accelerator = load_accelerator(args.accelerator)
     from search.evaluate import evaluate_config
 
-    repair = config.repair if config else "none"
     with stdout_for_json(args.json):
-        result = evaluate_config(
-            task_spec(args), config, accelerator, args.level, args.split, repair
-        )
+        result = evaluate_config(task_spec(args), config, accelerator, args.level, args.split)
     if args.json:
         print_json(result)
         return

@@ -13,6 +13,7 @@ from search.commands._shared import add_verb
 from search.commands._shared import print_json
 
 if TYPE_CHECKING:
+    from search.report import Report
     from search.run_directory import RunDirectory
 
 
@@ -31,20 +32,17 @@ def add_verbs(verbs: Verbs) -> None:
     export.add_argument("--output", required=True, metavar="DIR")
 
 
-def show_report(run: RunDirectory) -> None:
-    """Write the report of a run and print its table."""
+def print_report(run: RunDirectory, report: Report) -> None:
+    """Print the table, what it does not tell, and where everything is."""
     from rich.console import Console
 
-    from search.report import build_report
-    from search.report import write_report
     from search.table import notes
     from search.table import terminal_table
 
-    report = build_report(run)
-    files = write_report(run, report)
     console = Console(highlight=False)
     console.print(terminal_table(report))
-    for line in [*notes(report), *files, f"ledger: {run.ledger.location}"]:
+    files = [f"{run.report.location}/{name}" for name in run.report.names("report")]
+    for line in [*notes(report), *files, run.ledger.location]:
         console.print(line, soft_wrap=True, markup=False)
 
 
@@ -68,13 +66,16 @@ def _status(args: argparse.Namespace) -> None:
 
 def _report(args: argparse.Namespace) -> None:
     from search.report import build_report
+    from search.report import write_report
     from search.run_directory import RunDirectory
 
     run = RunDirectory.open(args.run)
+    report = build_report(run)
     if args.json:
-        print_json(build_report(run).to_json())
+        print_json(report.to_json())
     else:
-        show_report(run)
+        write_report(run, report)
+        print_report(run, report)
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -61,7 +61,7 @@ def _search(args: argparse.Namespace) -> None:
     spec.task_spec().load()
     run = RunDirectory.create(spec.output, spec)
     try:
-        _run(run, spec, resume=False)
+        _run(run, spec)
     except InputError:
         run.discard_if_unused()
         raise
@@ -73,20 +73,21 @@ def _resume(args: argparse.Namespace) -> None:
     run = RunDirectory.open(args.run)
     spec = run.spec()
     run.check_spec(spec)
-    _run(run, spec, resume=True)
+    _run(run, spec)
 
 
-def _run(run: RunDirectory, spec: Spec, *, resume: bool) -> None:
-    from search.commands.results import show_report
+def _run(run: RunDirectory, spec: Spec) -> None:
+    from search.commands.results import print_report
+    from search.report import build_report
     from search.runner import run_search
 
     try:
-        run_search(run, spec, resume=resume)
+        run_search(run, spec)
     except KeyboardInterrupt:
+        print_report(run, build_report(run))
         print(f"stopped; go on with: joulecut resume {run.location}", file=sys.stderr)
-        show_report(run)
         raise
-    show_report(run)
+    print_report(run, build_report(run))
 
 
 def _spec(args: argparse.Namespace) -> Spec:

@@ -21,6 +21,9 @@ from hwmodel import cost
 from hwmodel import load_accelerator
 from hwmodel.errors import InputError
 from search.cli import main
+from search.commands.searching import FLAGS
+from search.ledger import COLUMNS
+from search.report import build_report
 from search.run_directory import RunDirectory
 from search.spec import Spec
 
@@ -82,8 +85,7 @@ def test_search_runs_the_specification_that_flags_make(
 ) -> None:
     seen: list[Spec] = []
 
-    def run_search(run: RunDirectory, spec: Spec, *, resume: bool) -> None:
-        assert not resume
+    def run_search(run: RunDirectory, spec: Spec) -> None:
         seen.append(spec)
         run.ledger.append([*baselines(), *baselines("test"), evaluation(1, energy_pj=20e6)])
 
@@ -99,7 +101,7 @@ def test_search_runs_the_specification_that_flags_make(
     out = capsys.readouterr().out
     assert "dense INT8" in out
     assert "best at 1" in out
-    assert f"{output}/report/report.html" in out
+    assert f"{output}/ledger" in out
 
 
 def test_flags_override_the_file(
@@ -111,7 +113,7 @@ def test_flags_override_the_file(
         "budget: 100\nseeds: [4]\nspace: {weight_bits: [4, 8]}\n"
     )
     seen: list[Spec] = []
-    provide("search.runner", run_search=lambda run, spec, *, resume: seen.append(spec))
+    provide("search.runner", run_search=lambda run, spec: seen.append(spec))
 
     main(["search", str(path), "--task", "digits", "--budget", "50", "--output", f"{tmp_path}/run"])
 
@@ -126,7 +128,7 @@ def test_seeds_are_a_count_or_a_list(
     tmp_path: Path, provide: Callable[..., None], loadable: None, text: str, seeds: tuple[int, ...]
 ) -> None:
     seen: list[Spec] = []
-    provide("search.runner", run_search=lambda run, spec, *, resume: seen.append(spec))
+    provide("search.runner", run_search=lambda run, spec: seen.append(spec))
     main([*SEARCH, "--output", f"{tmp_path}/run", "--seeds", text])
     assert seen[0].seeds == seeds
 
@@ -134,10 +136,11 @@ def test_seeds_are_a_count_or_a_list(
 def test_an_interrupted_search_exits_130_and_can_be_resumed(
     tmp_path: Path, provide: Callable[..., None], loadable: None, capsys
 ) -> None:
-    def run_search(run: RunDirectory, spec: Spec, *, resume: bool) -> None:
+    def run_search(run: RunDirectory, spec: Spec) -> None:
         with run.driving():
-            run.ledger.append([evaluation(int(resume))])
-            if not resume:
+            first = run.ledger.read().empty
+            run.ledger.append([evaluation(int(first))])
+            if first:
                 raise KeyboardInterrupt
 
     provide("search.runner", run_search=run_search)
@@ -155,7 +158,7 @@ def test_an_interrupted_search_exits_130_and_can_be_resumed(
 def test_input_refused_before_the_first_evaluation_leaves_no_run(
     tmp_path: Path, provide: Callable[..., None], loadable: None
 ) -> None:
-    def run_search(run: RunDirectory, spec: Spec, *, resume: bool) -> None:
+    def run_search(run: RunDirectory, spec: Spec) -> None:
         raise InputError("space.pinned", "conv9", "use first, last or a layer")
 
     provide("search.runner", run_search=run_search)
@@ -178,7 +181,9 @@ def test_report(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["evaluations"] == 7
 
     assert main(["report", run.location]) == 0
-    assert "uniform 4-bit" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "uniform 4-bit" in out
+    assert f"{run.location}/report/report.html" in out
     assert Path(run.location, "report", "report.html").exists()
 
 
@@ -186,13 +191,12 @@ def test_evaluate_prints_one_document_though_libraries_print_too(
     tmp_path: Path, provide: Callable[..., None], capsys
 ) -> None:
     config = tmp_path / "config.json"
-    config.write_text('{"version": 1, "layers": {"stem": {"weight_bits": 4}}, "repair": "none"}')
+    config.write_text('{"version": 1, "layers": {"stem": {"weight_bits": 4}}}')
 
-    def evaluate_config(task, config, accelerator, level, split, repair) -> dict[str, object]:
+    def evaluate_config(task, config, accelerator, level, split) -> dict[str, object]:
         print("Downloading data ...")
         assert config.layers["stem"].weight_bits == 4
         assert (task.name, accelerator.name, level, split) == ("digits", "nvdla-like", "mid", "all")
-        assert repair == "none"
         return {"accuracy": 0.5, "energy_pj": float("nan")}
 
     provide("search.evaluate", evaluate_config=evaluate_config)
@@ -268,3 +272,18 @@ def test_module_can_be_run(run: RunDirectory) -> None:
     command = [sys.executable, "-m", "search.cli", "status", run.location, "--json"]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     assert json.loads(result.stdout)["evaluations"] == 7
+
+
+def test_the_manual_names_every_verb_flag_and_field(run: RunDirectory) -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    report = build_report(run).to_json()
+    named = [*VERBS, *FLAGS.values(), *run.status(), *report, *report["best"][0], *COLUMNS]
+    assert [name for name in named if f"`{name}`" not in manual] == []
+
+
+def test_the_manual_shows_the_defaults(tmp_path: Path) -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    example = manual.split("```yaml\n")[1].split("```")[0]
+    path = tmp_path / "spec.yaml"
+    path.write_text(example)
+    assert Spec.load(path).to_json() == spec(output="runs/digits").to_json()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from ledger_rows import baselines
 from ledger_rows import evaluation
+from pyarrow import fs
 from test_spec import spec
 
 from hwmodel.errors import InputError
@@ -38,6 +40,18 @@ def test_what_was_created_can_be_opened(run: RunDirectory) -> None:
 def test_a_run_can_live_behind_a_uri(tmp_path: Path) -> None:
     RunDirectory.create(f"file://{tmp_path}/run", spec())
     assert RunDirectory.open(tmp_path / "run").spec() == spec()
+
+
+def test_a_run_can_live_in_an_object_store(tmp_path: Path) -> None:
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())  # not local to the code
+    run = RunDirectory.create((store, "bucket/run"), spec())
+    assert pickle.loads(pickle.dumps(run.storage)).local is None
+    with run.driving():
+        run.ledger.append([evaluation(1)])
+    status = RunDirectory.open((store, "bucket/run")).status()
+    assert (status["state"], status["evaluations"]) == ("completed", 1)
+    with pytest.raises(InputError, match="not empty"):
+        RunDirectory.create((store, "bucket/run"), spec())
 
 
 def test_create_takes_an_empty_directory(tmp_path: Path) -> None:

@@ -88,20 +88,9 @@ def test_what_decides_the_result_changes_the_hash(change) -> None:
     assert spec(**change).hash != spec().hash
 
 
-def test_pinned_layers_by_name_and_by_position() -> None:
-    decision = {"weight_bits": 8, "activation_bits": 8}
-    space = spec(space={"pinned": {"first": decision, "last": decision, "b": {}}}).space
-
-    pinned = space.pinned_layers(["a", "b", "c"])
-
-    eight = LayerDecision(weight_bits=8, activation_bits=8)
-    assert pinned == {"a": eight, "b": LayerDecision(), "c": eight}
-
-
-def test_a_pinned_layer_must_exist() -> None:
-    space = spec(space={"pinned": {"conv9": {}}}).space
-    with pytest.raises(InputError, match=r"space\.pinned: 'conv9' .* a, b"):
-        space.pinned_layers(["a", "b"])
+def test_a_pinned_decision_may_leave_keys_out() -> None:
+    space = spec(space={"pinned": {"first": {"weight_bits": 8}}}).space
+    assert space.pinned == {"first": LayerDecision(weight_bits=8)}
 
 
 @pytest.mark.parametrize(
