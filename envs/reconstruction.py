@@ -1,0 +1,331 @@
+"""Prune and round a layer so that its output changes least, column by column.
+
+The output error of a layer is tr((W - W') H (W - W')^T), where H is the second moment of its
+inputs. Columns are fixed one after the other, and the columns still free make up for the error of
+each (Frantar and Alistarh, SparseGPT, 2023; Frantar et al., GPTQ, 2023): with U the upper Cholesky
+factor of the damped inverse, H^-1 = U^T U, fixing column j to q costs ((w_j - q) / U_jj)^2 and
+moves the columns k > j by -(w_j - q) / U_jj * U_jk.
+
+First prune (:func:`reconstruct_sparse` or :func:`reconstruct_masked`), then round what is left
+(:func:`reconstruct_rounded`): scales that fit the pruned weights lose less than scales of the
+original ones, and the order of the columns that is best for rounding is not good for pruning.
+
+Weights have shape (groups, rows, columns): rows are the output channels of a group, columns its
+input channels times the kernel's positions. H is (groups, columns, columns), the mean of x x^T
+over positions and images. Options, several compressed versions of one layer, come first and do
+not depend on each other. Columns that are removed as a whole (``removed_columns``) are fixed before
+all others, which makes up for their removal exactly as least squares does. Weights of inputs that
+are always zero become zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from envs.pruning import kept_count
+from envs.pruning import lowest
+from envs.quantization import round_weights
+from envs.quantization import weight_scales
+
+DAMPING = 0.01
+"""Added to the diagonal of H, as a fraction of the diagonal's mean."""
+
+# Columns between two updates of everything behind them.
+_BLOCK = 128
+_WORKING_BYTES = 256 * 2**20
+
+
+def reconstruct_sparse(
+    weight: Tensor,
+    second_moment: Tensor,
+    sparsities: Sequence[float],
+    *,
+    removed_columns: Tensor | None = None,
+    damping: float = DAMPING,
+) -> Tensor:
+    """Remove single weights, those whose removal can be made up for best.
+
+    Args:
+        weight: Shape (groups, rows, columns).
+        second_moment: Shape (groups, columns, columns).
+        sparsities: Fraction removed by each option, 0 <= sparsity < 1, of the weights outside
+            ``removed_columns``: exactly ``kept_count(weights, sparsity)`` of them are kept.
+        removed_columns: Columns that go altogether, bool, (groups, columns).
+        damping: See :data:`DAMPING`; > 0.
+
+    Returns:
+        Shape (options, groups, rows, columns).
+    """
+    removed = _removed(second_moment, removed_columns)
+    order = _descending(removed.int())
+    factor = _factor_in(order, second_moment, damping)
+    candidates = ~removed.gather(1, order)[:, :, None].expand(-1, -1, weight.shape[1])
+    dense = _to_columns(_living(weight, second_moment)[None], order)
+    # How much of each block goes is set once by the scores of the dense weights; which ones go is
+    # decided when the block's turn comes and its weights have made up for those before.
+    scores = _scores(dense.squeeze(2), factor.diagonal(dim1=1, dim2=2), candidates)
+    total = int(candidates.sum())
+    result = weight.new_empty(len(sparsities), *weight.shape)
+    for part in _parts(result):
+        columns = dense.expand(-1, -1, len(result[part]), -1).clone()
+        quotas = [
+            lowest(scores, total - kept_count(total, sparsity)) for sparsity in sparsities[part]
+        ]
+        for start, block, errors in _blocks(columns, factor):
+            span = slice(start, start + block.shape[1])
+            diagonal = factor.diagonal(dim1=1, dim2=2)[:, span]
+            keep = candidates[:, span, None].expand_as(block).clone()
+            for option, quota in enumerate(quotas):
+                now = _scores(block[:, :, option], diagonal, candidates[:, span])
+                keep[:, :, option] &= ~lowest(now, int(quota[:, span].sum()))
+            _fix_block(block, errors, factor[:, span, span], keep)
+        result[part] = _from_columns(columns, order)
+    return result
+
+
+def reconstruct_masked(
+    weight: Tensor,
+    second_moment: Tensor,
+    keep: Tensor,
+    *,
+    removed_columns: Tensor | None = None,
+    damping: float = DAMPING,
+) -> Tensor:
+    """Remove given weights.
+
+    Args:
+        weight: Shape (groups, rows, columns).
+        second_moment: Shape (groups, columns, columns).
+        keep: What each option keeps, bool, (options, groups, rows, columns).
+        removed_columns: Columns that go as well, bool, (groups, columns).
+        damping: See :data:`DAMPING`; > 0.
+
+    Returns:
+        Shape of ``keep``; zero wherever ``keep`` is false.
+    """
+    removed = _removed(second_moment, removed_columns)
+    order = _descending(removed.int())
+    factor = _factor_in(order, second_moment, damping)
+    dense = _to_columns(_living(weight, second_moment)[None], order)
+    result = weight.new_empty(keep.shape)
+    for part in _parts(result):
+        columns = dense.expand(-1, -1, len(keep[part]), -1).clone()
+        keep_columns = _to_columns(keep[part] & ~removed[:, None], order)
+        for start, block, errors in _blocks(columns, factor):
+            span = slice(start, start + block.shape[1])
+            _fix_block(block, errors, factor[:, span, span], keep_columns[:, span])
+        result[part] = _from_columns(columns, order)
+    return result
+
+
+def reconstruct_rounded(
+    weights: Tensor,
+    second_moment: Tensor,
+    bits: Sequence[int],
+    *,
+    removed_columns: Tensor | None = None,
+    damping: float = DAMPING,
+) -> tuple[Tensor, Tensor]:
+    """Round weights that may be pruned already; zeros stay zero.
+
+    Args:
+        weights: Shape (options, groups, rows, columns).
+        second_moment: Shape (groups, columns, columns).
+        bits: Widths, 2 to 8, 16 or 32; every option is rounded to each of them.
+        removed_columns: Columns that are zero in all options, bool, (groups, columns).
+        damping: See :data:`DAMPING`; > 0.
+
+    Returns:
+        The rounded weights, (options, widths, groups, rows, columns), and their scales, (options,
+        widths, groups, rows), see :func:`weight_scales`.
+    """
+    removed = _removed(second_moment, removed_columns)
+    weights = _living(weights, second_moment) * ~removed[:, None]
+    # Inputs with the most power first, while many columns are left to make up for the error
+    # (GPTQ's "act order").
+    power = second_moment.diagonal(dim1=1, dim2=2)
+    order = _descending(torch.where(removed, torch.inf, power))
+    factor = _factor_in(order, second_moment, damping)
+    options = len(weights)
+    result = weights.new_empty(options, len(bits), *weights.shape[1:])
+    scales = weights.new_empty(result.shape[:-1])
+    for part in _parts(weights):
+        dense = _to_columns(weights[part], order)
+        for index, width in enumerate(bits):
+            scale = weight_scales(weights[part], width)
+            scales[part, index] = scale
+            columns, scale_columns = dense.clone(), scale.transpose(0, 1)
+            for start, block, errors in _blocks(columns, factor):
+                span = slice(start, start + block.shape[1])
+                keep = dense[:, span] != 0
+                _fix_block(block, errors, factor[:, span, span], keep, scale_columns, width)
+            result[part, index] = _from_columns(columns, order)
+    return result, scales
+
+
+def inverse_factor(second_moment: Tensor, damping: float = DAMPING) -> Tensor:
+    """Upper Cholesky factor U of the damped inverse, H^-1 = U^T U, float32.
+
+    Args:
+        second_moment: Shape (groups, columns, columns). Where it is still not positive definite
+            after damping, the damping grows until it is.
+        damping: See :data:`DAMPING`; > 0.
+
+    Returns:
+        Shape of ``second_moment``.
+    """
+    # With J the flip of all columns, J H J = L L^T gives H = R R^T for the upper triangular
+    # R = J L J, hence U = R^-1: no inverse of H, which would square its condition.
+    flipped = second_moment.double().flip(1, 2)
+    diagonal = flipped.diagonal(dim1=1, dim2=2)
+    power = diagonal.mean(dim=1, keepdim=True)
+    ridge = torch.where(power > 0, damping * power, 1.0)
+    diagonal += ridge
+    lower, failed = torch.linalg.cholesky_ex(flipped)
+    while failed.any():
+        more = torch.where(failed[:, None] > 0, 9 * ridge, 0.0)
+        diagonal += more
+        ridge += more
+        lower, failed = torch.linalg.cholesky_ex(flipped)
+    identity = torch.eye(flipped.shape[-1], dtype=flipped.dtype, device=flipped.device)
+    upper = torch.linalg.solve_triangular(lower.flip(1, 2), identity.expand_as(lower), upper=True)
+    return upper.float()
+
+
+def inverse_diagonal(second_moment: Tensor, damping: float = DAMPING) -> Tensor:
+    """diag(H^-1) of the damped second moment, (groups, columns)."""
+    return inverse_factor(second_moment, damping).square().sum(dim=1)
+
+
+def output_error(delta: Tensor, second_moment: Tensor, weight: Tensor) -> Tensor:
+    """Squared error of the layer's output over the output's squared size, without the bias.
+
+    Args:
+        delta: Change of the weights, (options, groups, rows, columns).
+        second_moment: Shape (groups, columns, columns).
+        weight: Original weights, (groups, rows, columns).
+
+    Returns:
+        Shape (options,), >= 0.
+    """
+    size = torch.sum(weight @ second_moment * weight)
+    # One at a time: the product needs as much memory as the weights of an option.
+    error = torch.stack([torch.sum(change @ second_moment * change) for change in delta])
+    return error.clamp_min(0) / size.clamp_min(torch.finfo(size.dtype).tiny)
+
+
+def bias_correction(weight: Tensor, compressed: Tensor, mean: Tensor) -> Tensor:
+    """What the bias must gain so that the mean output stays as it was, (W - W') E[x].
+
+    Args:
+        weight: Original weights, (groups, rows, columns).
+        compressed: Shape (options, groups, rows, columns).
+        mean: Mean of the inputs, (groups, columns).
+
+    Returns:
+        Shape (options, groups, rows).
+    """
+    return ((weight - compressed) @ mean[:, :, None]).squeeze(-1)
+
+
+def _blocks(columns: Tensor, factor: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Walk over blocks of ``columns``; what the caller leaves in the errors moves the rest.
+
+    Args:
+        columns: Weights in order, (groups, columns, options, rows); changed in place.
+        factor: See :func:`inverse_factor`, in the same order.
+
+    Yields:
+        First column of the block, the block itself, and the room for its errors.
+    """
+    total = columns.shape[1]
+    for start in range(0, total, _BLOCK):
+        stop = min(start + _BLOCK, total)
+        block = columns[:, start:stop]
+        errors = torch.empty_like(block)
+        yield start, block, errors
+        if stop < total:
+            rest = columns[:, stop:].view(len(columns), total - stop, -1)
+            rest.baddbmm_(factor[:, start:stop, stop:].mT, errors.flatten(2), alpha=-1)
+
+
+def _fix_block(
+    block: Tensor,
+    errors: Tensor,
+    factor: Tensor,
+    keep: Tensor,
+    scale: Tensor | None = None,
+    bits: int = 32,
+) -> None:
+    """Fix the columns of a block one after the other, in place.
+
+    Args:
+        block: Shape (groups, columns, options, rows).
+        errors: Receives the change of each weight over the factor's diagonal, shape of ``block``.
+        keep: Bool, shape of ``block``.
+        factor: The block's own part of the factor, (groups, columns, columns).
+        scale: Shape (groups, options, rows).
+        bits: Width of the weights.
+    """
+    for column in range(block.shape[1]):
+        before = block[:, column]
+        after = before * keep[:, column]
+        if scale is not None:
+            after = round_weights(after[..., None], scale, bits).squeeze(-1)
+        error = torch.sub(before, after, out=errors[:, column])
+        error /= factor[:, column, column, None, None]
+        before.copy_(after)
+        coefficients = factor[:, column, column + 1 :, None, None]
+        block[:, column + 1 :].addcmul_(coefficients, error[:, None], value=-1)
+
+
+def _scores(columns: Tensor, diagonal: Tensor, candidates: Tensor) -> Tensor:
+    """Cost of removing each weight, (groups, columns, rows); infinite outside ``candidates``."""
+    scores = (columns / diagonal[:, :, None]).square_()
+    return torch.where(candidates, scores, torch.inf)
+
+
+def _living(weight: Tensor, second_moment: Tensor) -> Tensor:
+    """The weights without those of inputs that are always zero."""
+    return weight * (second_moment.diagonal(dim1=1, dim2=2) > 0)[:, None]
+
+
+def _removed(second_moment: Tensor, removed_columns: Tensor | None) -> Tensor:
+    if removed_columns is None:
+        return torch.zeros_like(second_moment[:, 0], dtype=torch.bool)
+    return removed_columns
+
+
+def _descending(key: Tensor) -> Tensor:
+    """Order of the columns by a key, (groups, columns); equal ones stay in order."""
+    return key.argsort(dim=1, descending=True, stable=True)
+
+
+def _factor_in(order: Tensor, second_moment: Tensor, damping: float) -> Tensor:
+    rows = second_moment.gather(1, order[:, :, None].expand_as(second_moment))
+    return inverse_factor(rows.gather(2, order[:, None].expand_as(rows)), damping)
+
+
+def _to_columns(weights: Tensor, order: Tensor) -> Tensor:
+    """(options, groups, rows, columns) to (groups, columns in order, options, rows)."""
+    columns = weights.permute(1, 3, 0, 2)
+    return columns.gather(1, order[:, :, None, None].expand_as(columns))
+
+
+def _from_columns(columns: Tensor, order: Tensor) -> Tensor:
+    """Inverse of :func:`_to_columns`."""
+    back = order.argsort(dim=1)[:, :, None, None]
+    return columns.gather(1, back.expand_as(columns)).permute(2, 0, 3, 1)
+
+
+def _parts(weights: Tensor) -> Iterator[slice]:
+    """Slices of the options, (options, groups, rows, columns), that fit the working memory."""
+    copies = 5  # of an option's weights, at the peak
+    option_bytes = copies * weights[0].numel() * weights.element_size()
+    size = max(1, _WORKING_BYTES // option_bytes)
+    for start in range(0, len(weights), size):
+        yield slice(start, start + size)
