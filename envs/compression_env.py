@@ -1,0 +1,119 @@
+"""The compression game for RLlib: two agents take turns through the layers of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+from ray.rllib.env.multi_agent_env import MultiAgentEnv
+
+from envs.accuracy import AccuracySource
+from envs.env_arguments import check_action
+from envs.env_arguments import choose_target
+from envs.env_arguments import explained
+from envs.env_arguments import outcome
+from envs.env_arguments import read_game
+from envs.episode import AGENTS
+from envs.episode import Episode
+from envs.observation import OBSERVATION_SIZE
+
+
+class CompressionEnv(MultiAgentEnv):
+    """Find how to prune and quantize every layer of one network, as an RLlib ``MultiAgentEnv``.
+
+    ## Description
+    An episode walks through the layers in execution order. At each layer the agent ``pruning``
+    decides first and ``precision`` second; only the agent whose turn it is gets an observation.
+    The team wants the lowest energy per inference at an accuracy loss of at most the episode's
+    target. See docs/environment.md.
+
+    ## Action Space
+    | Agent | Space | Meaning |
+    |---|---|---|
+    | ``pruning`` | ``MultiDiscrete([methods, sparsities])`` | indices of method and sparsity |
+    | ``precision`` | ``MultiDiscrete([widths, widths])`` | indices of weight and activation bits |
+
+    ## Observation Space
+    ``Box(-1, 1, (OBSERVATION_SIZE,), float32)`` for both agents, the same for every network;
+    ``envs.observation.OBSERVATION_NAMES`` and docs/environment.md say what each number is.
+
+    ## Rewards
+    The change of the score ``-ln(energy_ratio) - 2 ln(max(1, drop / target))`` with the decision,
+    given to both agents. Where accuracy is expensive, 0 until the last decision pays it all.
+
+    ## Starting State
+    Nothing pruned, every width at 8 bits (or the widest there is). The target is drawn
+    log-uniformly, or given: ``reset(options={"target": points})``.
+
+    ## Episode End
+    Terminates after the last layer's ``precision`` decision; never truncates. The last ``infos``
+    hold, under ``"__common__"``, ``choice``, ``energy_ratio``, ``accuracy_drop``, ``target`` and
+    ``score``.
+
+    ## Arguments
+    ``config`` has either ``problem`` (CompressionProblem) and ``accuracy`` (AccuracySource), or
+    ``task`` and ``accelerator`` by name; and optionally ``targets``, (low, high) in points.
+
+    Raises:
+        InputError: a key of ``config`` or of ``options`` is unknown, missing or out of range.
+        RuntimeError: something failed inside the environment; the message says what.
+    """
+
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        with explained():
+            self.game, self.targets = read_game(config or {})
+        self.possible_agents = list(AGENTS)
+        self.agents = list(AGENTS)
+        box = gymnasium.spaces.Box(-1.0, 1.0, (OBSERVATION_SIZE,), np.float32)
+        self.observation_spaces = dict.fromkeys(AGENTS, box)
+        self.action_spaces = {
+            agent: gymnasium.spaces.MultiDiscrete(sizes)
+            for agent, sizes in self.game.action_sizes.items()
+        }
+        # RLlib seeds an environment once and then resets it without seed: the state lives here.
+        self._rng = np.random.default_rng()
+        self._episode: Episode | None = None
+
+    def use(self, accuracy: AccuracySource) -> None:
+        """Judge by ``accuracy`` from the next episode on."""
+        with explained():
+            self.game.use(accuracy)
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
+        """Start an episode; ``options`` may hold ``target``, in points."""
+        with explained():
+            if seed is not None:
+                self._rng = np.random.default_rng(seed)
+            target = choose_target(self._rng, self.targets, options)
+            episode = self._episode = Episode(self.game, np.array([target]))
+            return {episode.agent: episode.observe()[0]}, {}
+
+    def step(
+        self, action_dict: Mapping[str, NDArray[np.int64]]
+    ) -> tuple[
+        dict[str, NDArray[np.float32]],
+        dict[str, float],
+        dict[str, bool],
+        dict[str, bool],
+        dict[str, Any],
+    ]:
+        """Take the action of the agent whose turn it is."""
+        episode = self._episode
+        if episode is None or episode.is_done:
+            raise RuntimeError("call reset() before step()")
+        with explained():
+            agent = episode.agent
+            action = check_action(self.action_spaces[agent], action_dict.get(agent))
+            reward = float(episode.decide(action[None])[0])
+            over = episode.is_done
+            observations = {} if over else {episode.agent: episode.observe()[0]}
+            infos: dict[str, Any] = {"__common__": outcome(episode)} if over else {}
+        # The agent that waits is paid too: a team shares what its last action led to.
+        rewards = dict.fromkeys(AGENTS, reward)
+        return observations, rewards, {"__all__": over}, {"__all__": False}, infos

@@ -1,0 +1,218 @@
+"""The walk through the layers, many walks at a time: what is decided, seen and earned."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.accuracy import AccuracySource
+from envs.observation import Observer
+from envs.prices import LayerPrices
+from envs.problem import CompressionProblem
+from envs.space import ACTIVATION_BITS
+from envs.space import METHOD
+from envs.space import SPARSITY
+from envs.space import WEIGHT_BITS
+from envs.space import SearchSpace
+from hwmodel.errors import InputError
+
+AGENTS: Final = ("pruning", "precision")
+"""Who decides, in turn, about every layer."""
+TARGETS: Final = (0.2, 10.0)
+"""Range of accuracy-drop limits, in points, that episodes draw from (log-uniform)."""
+PENALTY: Final = 2.0
+"""Loss of score for every factor of e by which the drop exceeds its target."""
+LEAST_RATIO: Final = 1e-3
+"""Energy ratios below this count as this."""
+
+
+def score(
+    energy_ratio: NDArray[np.float64],
+    accuracy_drop: NDArray[np.float64],
+    target: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """What a configuration is worth: ``-ln(energy_ratio) - 2 * ln(max(1, drop / target))``.
+
+    Saving a tenth of the energy is worth the same everywhere, and so is exceeding the target by
+    a tenth. The penalty outweighs what such an excess can save. Bounded, since ratios are at
+    least 0.001 and drops at most 100 points.
+
+    Args:
+        energy_ratio: Energy over that of the start, (candidates,).
+        accuracy_drop: In points, (candidates,).
+        target: Accepted drop in points, > 0, (candidates,).
+    """
+    excess = np.clip(accuracy_drop, target, np.maximum(100.0, target)) / target
+    return -np.log(np.maximum(energy_ratio, LEAST_RATIO)) - PENALTY * np.log(excess)
+
+
+class Game:
+    """The rules of one problem: everything that stays the same from episode to episode.
+
+    Args:
+        problem: The network, the accelerator and the space.
+        accuracy: Judges configurations: after every decision where it is cheap, else at the end.
+
+    Raises:
+        InputError: every layer is pinned, so there is nothing to decide, or the hardware model's
+            level knows no energy.
+    """
+
+    def __init__(self, problem: CompressionProblem, accuracy: AccuracySource) -> None:
+        space = problem.space
+        self.problem = problem
+        self.layers = [i for i, name in enumerate(space.layers) if name not in space.pinned]
+        if not self.layers:
+            raise InputError("space.pinned", sorted(space.pinned), "leave a layer to decide about")
+        self.start_choice = start_choice(space)
+        self.start_energy = float(problem.cost(self.start_choice[None]).energy_pj[0])
+        if not self.start_energy > 0:  # True for NaN too
+            raise InputError("level", problem.level, "use a level that prices energy")
+        self.prices = LayerPrices(problem)
+        self.is_filter = np.array([method.granularity == "filter" for method in space.methods])
+        self.leaders = [space.leader(layer) for layer in range(len(space.layers))]
+        self.followers = {
+            leader: [
+                layer
+                for layer, name in enumerate(space.layers)
+                if self.leaders[layer] == leader != layer and name not in space.pinned
+            ]
+            for leader in set(self.leaders) - {-1}
+        }
+        self.use(accuracy)
+
+    def use(self, accuracy: AccuracySource) -> None:
+        """Judge by ``accuracy`` from the next episode on."""
+        self.accuracy = accuracy
+        self.observer = Observer(self.problem, accuracy, self.prices, self.start_choice)
+
+    @property
+    def action_sizes(self) -> dict[str, NDArray[np.int64]]:
+        """Number of values of both actions of every agent."""
+        sizes = self.problem.space.sizes
+        return {"pruning": sizes[:2], "precision": sizes[2:]}
+
+
+class Episode:
+    """Walks through the layers of one problem, side by side, each with its own target.
+
+    At every layer that is not pinned the ``pruning`` agent picks (method, sparsity) and then the
+    ``precision`` agent (weight width, activation width), as indices into the menus of the
+    space. Layers not decided yet stand at the start: dense, at 8 bits or at the widest width of
+    the menu. What a group's leader removes, its followers remove too, at once.
+
+    Args:
+        game: The rules.
+        targets: Accepted accuracy drop of every walk, in points, > 0, shape (candidates,).
+
+    Attributes:
+        choices: What stands so far, canonical, (candidates, layers, 4).
+        score: Of ``choices``, (candidates,); exact after the last decision.
+        energy_ratio: Energy over that of the start, (candidates,); exact after the last decision.
+        accuracy_drop: In points, (candidates,); 0 before the last decision where it is expensive.
+    """
+
+    def __init__(self, game: Game, targets: NDArray[np.float64]) -> None:
+        self.targets = np.asarray(targets, dtype=np.float64)
+        if self.targets.ndim != 1 or not np.all((self.targets > 0) & np.isfinite(self.targets)):
+            raise InputError("target", targets, "use accuracy drops above 0, in points")
+        self._game = game
+        self._turn = 0
+        self.choices = np.repeat(game.start_choice[None], len(self.targets), axis=0)
+        self._appraise()
+
+    @property
+    def agent(self) -> str:
+        """Whose turn it is; the last agent's after the end."""
+        return AGENTS[0 if self._turn % 2 == 0 and not self.is_done else 1]
+
+    @property
+    def layer(self) -> int:
+        """Layer to decide about; the last one after the end."""
+        layers = self._game.layers
+        return layers[min(self._turn // 2, len(layers) - 1)]
+
+    @property
+    def is_done(self) -> bool:
+        return self._turn == 2 * len(self._game.layers)
+
+    def observe(self) -> NDArray[np.float32]:
+        """What the agent whose turn it is sees, (candidates, OBSERVATION_SIZE) in [-1, 1]."""
+        position = min(self._turn // 2, len(self._game.layers) - 1)
+        return self._game.observer(
+            layer=self.layer,
+            previous=self._game.layers[position - 1] if position else -1,
+            choices=self.choices,
+            layer_energy=self._layer_energy,
+            undecided=self._game.layers[self._turn // 2 :],
+            start_energy=self._game.start_energy,
+            drop=self.accuracy_drop,
+            target=self.targets,
+        )
+
+    def decide(self, actions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Take one agent's actions, (candidates, 2), and pay the team, (candidates,).
+
+        Where accuracy is cheap, every decision earns the change of the score (potential-based
+        shaping, Ng et al., ICML 1999), else all is paid at the end. Either way an episode's
+        rewards add up to the final score minus that of the start.
+        """
+        if self.agent == "pruning":
+            self._prune(np.asarray(actions, dtype=np.int64))
+        else:
+            self.choices[:, self.layer, WEIGHT_BITS:] = actions
+        self._turn += 1
+        before = self.score
+        self._appraise()
+        return self.score - before
+
+    def _prune(self, actions: NDArray[np.int64]) -> None:
+        """Apply pruning actions the way ``SearchSpace.canonical`` would."""
+        game, layer = self._game, self.layer
+        leader = game.leaders[layer]
+        here = self.choices[:, layer, :WEIGHT_BITS]
+        method, sparsity = actions[:, 0].copy(), actions[:, 1]
+        if leader != layer:
+            method[game.is_filter[method]] = 0
+        wanted = np.stack([method, np.where(method == 0, 0, sparsity)], axis=1)
+        if leader not in (layer, -1):
+            follows = game.is_filter[here[:, METHOD]]
+            wanted = np.where(follows[:, None], here, wanted)
+        self.choices[:, layer, :WEIGHT_BITS] = wanted
+        if leader == layer:
+            removes = np.flatnonzero(game.is_filter[method])
+            for follower in game.followers[layer]:
+                self.choices[removes, follower, :WEIGHT_BITS] = wanted[removes]
+
+    def _appraise(self) -> None:
+        game, final = self._game, self.is_done
+        self._layer_energy = game.prices.layer_energy(self.choices)
+        if final:
+            energy = game.problem.cost(self.choices).energy_pj
+        else:
+            energy = self._layer_energy.sum(axis=1)
+        self.energy_ratio = energy / game.start_energy
+        if final or game.accuracy.is_cheap:
+            self.accuracy_drop = game.accuracy.accuracy_drop(self.choices)
+            self.score = score(self.energy_ratio, self.accuracy_drop, self.targets)
+        else:
+            self.accuracy_drop = np.zeros(len(self.choices))
+            self.score = np.zeros(len(self.choices))
+
+
+def start_choice(space: SearchSpace) -> NDArray[np.int64]:
+    """Nothing pruned, all widths at 8 bits (or the widest there is); shape (layers, 4)."""
+    start = np.zeros((len(space.layers), 4), dtype=np.int64)
+    columns = ((WEIGHT_BITS, space.weight_bits), (ACTIVATION_BITS, space.activation_bits))
+    for column, menu in columns:
+        start[:, column] = menu.index(8) if 8 in menu else len(menu) - 1
+    start[:, SPARSITY] = 0
+    return space.canonical(start)
+
+
+def draw_target(rng: np.random.Generator, targets: tuple[float, float] = TARGETS) -> float:
+    """A target between the two limits, in points, log-uniform."""
+    low, high = targets
+    return float(low * (high / low) ** rng.random())

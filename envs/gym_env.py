@@ -1,0 +1,116 @@
+"""The compression game for every other RL library: one agent, ``joulecut/Compression-v0``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.accuracy import AccuracySource
+from envs.env_arguments import check_action
+from envs.env_arguments import choose_target
+from envs.env_arguments import explained
+from envs.env_arguments import outcome
+from envs.env_arguments import read_game
+from envs.episode import TARGETS
+from envs.episode import Episode
+from envs.observation import OBSERVATION_SIZE
+from envs.problem import CompressionProblem
+
+ID = "joulecut/Compression-v0"
+
+
+class GymCompressionEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.int64]]):
+    """Find how to prune and quantize every layer of one network, one layer at each step.
+
+    ## Description
+    The game of ``CompressionEnv`` with one agent that takes the decisions of both: an episode
+    walks through the layers in execution order and decides all about one layer at each step.
+
+    ## Action Space
+    ``MultiDiscrete([methods, sparsities, weight widths, activation widths])``: the columns of a
+    choice, see ``SearchSpace``.
+
+    ## Observation Space
+    ``Box(-1, 1, (OBSERVATION_SIZE,), float32)``: what the ``pruning`` agent sees at the layer.
+
+    ## Rewards
+    The change of the score ``-ln(energy_ratio) - 2 ln(max(1, drop / target))`` with the layer's
+    decisions; where accuracy is expensive, 0 until the last layer pays it all.
+
+    ## Starting State
+    Nothing pruned, every width at 8 bits (or the widest there is). The target is drawn
+    log-uniformly, or given: ``reset(options={"target": points})``.
+
+    ## Episode End
+    Terminates after the last layer; never truncates. The last ``info`` holds ``choice``,
+    ``energy_ratio``, ``accuracy_drop``, ``target`` and ``score``.
+
+    ## Arguments
+    ``gymnasium.make(ID, task=..., accelerator=...)`` prepares a task by name;
+    ``gymnasium.make(ID, problem=..., accuracy=...)`` takes what is prepared; ``targets`` is the
+    range of targets, (low, high) in points.
+
+    ## Version History
+    * v0: first version.
+
+    Raises:
+        InputError: an argument, an option or an action is missing or out of range.
+        RuntimeError: something failed inside the environment; the message says what.
+    """
+
+    def __init__(
+        self,
+        task: str | None = None,
+        accelerator: str | None = None,
+        problem: CompressionProblem | None = None,
+        accuracy: AccuracySource | None = None,
+        targets: tuple[float, float] = TARGETS,
+    ) -> None:
+        arguments = {
+            "task": task,
+            "accelerator": accelerator,
+            "problem": problem,
+            "accuracy": accuracy,
+            "targets": targets,
+        }
+        with explained():
+            self.game, self.targets = read_game(arguments)
+        self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (OBSERVATION_SIZE,), np.float32)
+        self.action_space = gymnasium.spaces.MultiDiscrete(self.game.problem.space.sizes)
+        self._episode: Episode | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Start an episode; ``options`` may hold ``target``, in points."""
+        super().reset(seed=seed)
+        with explained():
+            target = choose_target(self.np_random, self.targets, options)
+            self._episode = Episode(self.game, np.array([target]))
+            return self._episode.observe()[0], {}
+
+    def step(
+        self, action: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """Take both agents' decisions about the layer."""
+        episode = self._episode
+        if episode is None or episode.is_done:
+            raise RuntimeError("call reset() before step()")
+        with explained():
+            row = check_action(self.action_space, action)[None]
+            reward = float(episode.decide(row[:, :2])[0] + episode.decide(row[:, 2:])[0])
+            info: dict[str, Any] = outcome(episode) if episode.is_done else {}
+            return episode.observe()[0], reward, episode.is_done, False, info
+
+
+def register() -> None:
+    """Make ``gymnasium.make`` know :data:`ID`; again does no harm."""
+    if ID not in gymnasium.registry:
+        gymnasium.register(id=ID, entry_point="envs.gym_env:GymCompressionEnv")
+
+
+register()

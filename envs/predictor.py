@@ -1,0 +1,175 @@
+"""Accuracy lost by any choice, predicted from single-layer errors and corrected by measurements."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from envs.options import OptionTable
+from envs.space import ACTIVATION_BITS
+from envs.space import METHOD
+from envs.space import SPARSITY
+from envs.space import WEIGHT_BITS
+
+PRIOR_SCALE = 0.5
+"""Exponent of accuracy lost per unit of KL divergence, before anything was measured."""
+PRIOR_DEVIATIONS = 1.0
+"""Prior standard deviation of a layer's scale, relative to the scale common to all."""
+LINKS = (0.6, 0.8, 1.0, 1.25)
+"""Exponents tried for the link from damage to lost accuracy."""
+NOISE_POINTS = 0.5
+"""Standard deviation of a measured accuracy, in points: a few thousand images."""
+MODEL_ERROR = 0.25
+"""Relative standard deviation of the damage around the additive model."""
+LEAST_EXPONENT, MOST_EXPONENT = 1e-4, 6.0
+"""Measured exponents are kept within these; beyond them accuracy is at its best or at chance."""
+
+
+class AccuracyPredictor:
+    """An additive damage model with a monotone link; an ``AccuracySource`` that is cheap.
+
+    Every layer contributes the damage of its weights and of its input,
+
+        damage = sum_l  scale[l, 0] * weight_error[l] * sensitivity[l, 0]
+                      + scale[l, 1] * activation_error[l] * sensitivity[l, 1],
+
+    with scales >= 0, and accuracy falls from the reference to chance,
+
+        accuracy = chance + (reference - chance) * exp(-damage ** link).
+
+    Scales are fitted by non-negative least squares, ridged toward one scale common to all; an
+    observation's weight is the inverse variance of its damage, so small losses are fitted
+    closely and chance level tells little. The same measurements give the same predictor.
+
+    Args:
+        table: Errors and sensitivities of every option.
+        reference: Accuracy of the uncompressed network, 0..1.
+        chance: Accuracy of guessing, 0..1 and below ``reference``.
+    """
+
+    is_cheap = True
+
+    def __init__(self, table: OptionTable, reference: float = 1.0, chance: float = 0.0) -> None:
+        self.reference = reference
+        self.chance = chance
+        self.link = 1.0
+        self._weight_kl = table.weight_error * table.sensitivity[:, 0, None, None, None]
+        self._activation_kl = table.activation_error * table.sensitivity[:, 1, None]
+        layers, methods, sparsities, widths = self._weight_kl.shape
+        self._sizes = sparsities * widths, widths
+        self._weight_offset = np.arange(layers) * methods * sparsities * widths
+        self._activation_offset = np.arange(layers) * self._activation_kl.shape[1]
+        prior = np.full(2 * layers, PRIOR_SCALE)
+        self._set_scales(prior, np.diag((PRIOR_DEVIATIONS * prior) ** 2))
+
+    def accuracy_drop(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Points lost by canonical choices (candidates, layers, 4), shape (candidates,)."""
+        return self._drop(self._damage(choices))
+
+    def optimistic_drop(
+        self, choices: NDArray[np.int64], deviations: float = 1.0
+    ) -> NDArray[np.float64]:
+        """As :meth:`accuracy_drop`, with the damage ``deviations`` standard deviations lower."""
+        damage = self._damage(choices)
+        return self._drop(damage * np.exp(-deviations * self.relative_std(choices)))
+
+    def relative_std(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Standard deviation of the logarithm of the damage, shape (candidates,)."""
+        features = self._features(choices)
+        variance = np.einsum("ij,jk,ik->i", features, self._covariance, features)
+        damage = np.maximum(features @ self.scales, 1e-12)
+        return np.sqrt(np.minimum(variance / damage**2, 4.0) + MODEL_ERROR**2)
+
+    def fit(self, choices: NDArray[np.int64], accuracy: NDArray[np.float64]) -> None:
+        """Replace what was learnt by what these measurements say.
+
+        Args:
+            choices: Canonical, (measurements, layers, 4).
+            accuracy: Measured, 0..1, (measurements,).
+        """
+        if len(choices) == 0:
+            return
+        features = self._features(choices)
+        room = self.reference - self.chance
+        kept = np.clip((accuracy - self.chance) / room, np.exp(-MOST_EXPONENT), None)
+        exponent = np.clip(-np.log(kept), LEAST_EXPONENT, MOST_EXPONENT)
+        # In points, what noise does to the exponent: d(exponent) = d(accuracy) / (room * kept).
+        exponent_std = NOISE_POINTS / (100.0 * room * np.minimum(kept, 1.0))
+        fits = [_fit(features, exponent, exponent_std, link) for link in LINKS]
+        best = int(np.argmin([error for error, _, _ in fits]))
+        self.link = LINKS[best]
+        self._set_scales(*fits[best][1:])
+
+    def _set_scales(self, scales: NDArray[np.float64], covariance: NDArray[np.float64]) -> None:
+        layers = len(self._weight_kl)
+        self.scales = scales
+        self._covariance = covariance
+        self._weight_damage = self._weight_kl.reshape(layers, -1) * scales[:layers, None]
+        self._activation_damage = self._activation_kl * scales[layers:, None]
+
+    def _index(self, choices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Flat indices of options in the weight and activation tables, (candidates, layers)."""
+        weight = choices[..., METHOD] * self._sizes[0] + choices[..., SPARSITY] * self._sizes[1]
+        weight += choices[..., WEIGHT_BITS]
+        weight += self._weight_offset
+        return weight, choices[..., ACTIVATION_BITS] + self._activation_offset
+
+    def _damage(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        weight, activation = self._index(choices)
+        damage = self._weight_damage.take(weight) + self._activation_damage.take(activation)
+        return damage.sum(axis=-1)
+
+    def _features(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """KL divergence of every layer's weights and input alone, (candidates, 2 * layers)."""
+        weight, activation = self._index(choices)
+        parts = self._weight_kl.take(weight), self._activation_kl.take(activation)
+        return np.concatenate(parts, axis=-1)
+
+    def _drop(self, damage: NDArray[np.float64]) -> NDArray[np.float64]:
+        room = 100.0 * (self.reference - self.chance)
+        return -room * np.expm1(-(np.maximum(damage, 0.0) ** self.link))
+
+
+def _fit(
+    features: NDArray[np.float64],
+    exponent: NDArray[np.float64],
+    exponent_std: NDArray[np.float64],
+    link: float,
+) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+    """Scales for one link.
+
+    Returns:
+        Mean squared error of the fit in units of the observations' deviations (plus the log
+        terms of their normalization), the scales, and the covariance of the scales.
+    """
+    damage = exponent ** (1.0 / link)
+    # Error propagation through exponent ** (1 / link); the floor keeps zero losses finite.
+    noise = exponent_std * np.maximum(exponent, exponent_std) ** (1.0 / link - 1.0) / link
+    common = _common_scale(features, damage, noise)
+    scales = np.full(features.shape[1], common)
+    for _ in range(3):
+        variance = noise**2 + (MODEL_ERROR * (features @ scales)) ** 2
+        weight = 1.0 / np.sqrt(variance)
+        ridge = np.eye(len(scales)) / (PRIOR_DEVIATIONS * common)
+        left = np.vstack([features * weight[:, None], ridge])
+        right = np.concatenate([damage * weight, ridge @ np.full(len(scales), common)])
+        scales, _ = nnls(left, right)
+        scales = np.maximum(scales, 1e-3 * common)
+    covariance = np.linalg.inv(left.T @ left)
+    predicted = (features @ scales) ** link
+    spread = np.sqrt(exponent_std**2 + (MODEL_ERROR * np.maximum(exponent, predicted)) ** 2)
+    error = np.mean(((predicted - exponent) / spread) ** 2)
+    return float(error), scales, covariance
+
+
+def _common_scale(
+    features: NDArray[np.float64], damage: NDArray[np.float64], noise: NDArray[np.float64]
+) -> float:
+    """One scale for all layers: a weighted geometric mean, with the prior as one observation."""
+    total = np.maximum(features.sum(axis=1), 1e-12)
+    ratio = np.log(np.maximum(damage, noise) / total)
+    weight = 1.0 / (noise**2 / np.maximum(damage, noise) ** 2 + MODEL_ERROR**2)
+    prior_weight = 1.0
+    mean = (weight @ ratio + prior_weight * np.log(PRIOR_SCALE)) / (weight.sum() + prior_weight)
+    return float(np.exp(mean))

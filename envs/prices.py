@@ -1,0 +1,64 @@
+"""Energy of unfinished configurations, looked up by layer instead of run through the model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.problem import CompressionProblem
+from hwmodel import LayerStates
+from hwmodel import cost
+
+LEAST_FRACTION = 0.01
+"""Of a layer's dense energy: the least that the interpolation over input channels may give."""
+
+
+class LayerPrices:
+    """Energy of every option of every layer, priced once.
+
+    A price depends on the layer's own option and, linearly between two priced points (all input
+    channels and half of them), on the input channels left. What it leaves out is the width at
+    which a layer's readers ask for its output; it is taken to be the layer's own. That is near
+    enough to guide a walk through the layers; whole configurations are priced by
+    ``CompressionProblem.cost``.
+
+    Args:
+        problem: What is priced.
+    """
+
+    def __init__(self, problem: CompressionProblem) -> None:
+        self._table = problem.table
+        sizes = problem.space.sizes
+        self._strides = np.append(np.cumprod(sizes[:0:-1])[::-1], 1)
+        options = np.stack(np.unravel_index(np.arange(sizes.prod()), tuple(sizes)), axis=-1)
+        layers = len(problem.workload)
+        self._row = np.arange(layers)
+        everywhere = np.broadcast_to(options[:, None, :], (len(options), layers, 4))
+        states = problem.states(everywhere)
+        full, half = (_price(problem, states, fraction) for fraction in (1.0, 0.5))
+        self._without_inputs = 2.0 * half - full
+        self._per_input_fraction = 2.0 * (full - half)
+        self._least = LEAST_FRACTION * full.max(axis=0)
+
+    def layer_energy(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Energy in pJ, (candidates, layers), of canonical choices (candidates, layers, 4)."""
+        option = choices @ self._strides
+        kept_in, _ = self._table.channels(choices)
+        energy = self._without_inputs[option, self._row]
+        energy += self._per_input_fraction[option, self._row] * (kept_in / self._table.dense_in)
+        return np.maximum(energy, self._least)
+
+
+def _price(
+    problem: CompressionProblem, states: LayerStates, fraction: float
+) -> NDArray[np.float64]:
+    """Energy (options, layers) with ``fraction`` of the dense input channels everywhere."""
+    in_channels = np.broadcast_to(problem.table.dense_in * fraction, states.in_channels.shape)
+    depthwise = np.array([layer.is_depthwise for layer in problem.workload.layers])
+    # A depthwise layer has as many inputs as outputs, so its price follows from its own option.
+    in_channels = np.where(depthwise, states.out_channels, in_channels)
+    states = replace(states, in_channels=in_channels)
+    report = cost(problem.workload, states, problem.accelerator, level=problem.level)
+    return report.layer_energy_pj

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from envs.episode import start_choice
+from envs.predictor import AccuracyPredictor
+from tests.envs.synthetic import SyntheticAccuracy
+from tests.envs.synthetic import synthetic_problem
+
+PROBLEM = synthetic_problem()
+SPACE = PROBLEM.space
+
+
+def truth() -> SyntheticAccuracy:
+    """What layers really lose differs from what their sensitivities say."""
+    rng = np.random.default_rng(7)
+    return SyntheticAccuracy(PROBLEM, scales=np.exp(rng.normal(0.5, 1.0, (len(SPACE.layers), 2))))
+
+
+def mild_choices(count: int, seed: int) -> np.ndarray:
+    """Choices around those that a search asks for: mostly wide, little pruned."""
+    rng = np.random.default_rng(seed)
+    shape = (count, len(SPACE.layers))
+    harshness = rng.uniform(0.2, 1.0, (count, 1))
+    width = [5 - rng.binomial(3, harshness, shape) for _ in range(2)]
+    method = rng.integers(0, 5, shape) * (rng.random(shape) < 0.5)
+    choices = np.stack([method, rng.binomial(5, harshness, shape), *width], axis=-1)
+    return SPACE.canonical(choices)
+
+
+def measured(count: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    choices = mild_choices(count, seed)
+    noise = np.random.default_rng(seed).normal(0, 0.002, count)
+    return choices, 0.9 - truth().accuracy_drop(choices) / 100 + noise
+
+
+def fitted(count: int) -> AccuracyPredictor:
+    predictor = AccuracyPredictor(PROBLEM.table, reference=0.9, chance=0.1)
+    predictor.fit(*measured(count))
+    return predictor
+
+
+def test_the_start_loses_next_to_nothing_before_any_measurement() -> None:
+    predictor = AccuracyPredictor(PROBLEM.table, reference=0.9, chance=0.1)
+    assert 0 <= predictor.accuracy_drop(start_choice(SPACE)[None])[0] < 0.5
+
+
+def test_measurements_improve_ranking_and_error() -> None:
+    choices = mild_choices(400, seed=2)
+    drop = truth().accuracy_drop(choices)
+    near = drop < 15
+    ranks, errors = [], []
+    for count in (0, 30, 300):
+        predicted = fitted(count).accuracy_drop(choices)
+        ranks.append(spearmanr(predicted[near], drop[near]).statistic)
+        errors.append(np.median(np.abs(np.log(predicted[near] / drop[near]))))
+    assert ranks[0] < ranks[1] < ranks[2]
+    assert ranks[2] > 0.95
+    assert errors[2] < 0.1 < errors[1] < errors[0]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 19), st.integers(2, 3), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_a_narrower_width_never_gains(layer: int, column: int, width: int, seed: int) -> None:
+    wide = SPACE.sample(np.random.default_rng(seed), 1)
+    wide[0, layer, column] = width
+    narrow = wide.copy()
+    narrow[0, layer, column] = width - 1
+    predictor = fitted(30)
+    assert predictor.accuracy_drop(narrow)[0] >= predictor.accuracy_drop(wide)[0] - 1e-9
+
+
+def test_drops_stay_between_nothing_and_chance() -> None:
+    drop = fitted(100).accuracy_drop(SPACE.sample(np.random.default_rng(0), 500))
+    assert np.all((drop >= 0) & (drop <= 80.0 + 1e-9))
+
+
+def test_what_was_measured_is_more_certain_than_what_was_not() -> None:
+    choices = mild_choices(50, seed=3)
+    certainty = [fitted(count).relative_std(choices).mean() for count in (0, 30, 300)]
+    assert certainty[0] > certainty[1] > certainty[2] > 0
+    predictor = fitted(30)
+    optimistic = predictor.optimistic_drop(choices)
+    assert np.all(optimistic < predictor.accuracy_drop(choices))
+
+
+def test_uncertainty_covers_the_truth() -> None:
+    choices = mild_choices(400, seed=4)
+    drop = truth().accuracy_drop(choices)
+    near = drop < 30
+    predictor = fitted(60)
+    low = predictor.optimistic_drop(choices, 2.0)
+    high = predictor.optimistic_drop(choices, -2.0)
+    assert np.mean((low <= drop) & (drop <= high), where=near) > 0.85
+
+
+def test_the_same_measurements_give_the_same_predictor() -> None:
+    choices = mild_choices(20, seed=5)
+    first, second = fitted(40), fitted(40)
+    assert np.array_equal(first.accuracy_drop(choices), second.accuracy_drop(choices))
+    copy = pickle.loads(pickle.dumps(first))
+    assert np.array_equal(first.accuracy_drop(choices), copy.accuracy_drop(choices))
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 0.1, 0.9, 1.0])
+def test_accuracies_at_the_edges_can_be_learnt_from(accuracy: float) -> None:
+    predictor = AccuracyPredictor(PROBLEM.table, reference=0.9, chance=0.1)
+    choices = mild_choices(5, seed=6)
+    predictor.fit(choices, np.full(5, accuracy))
+    assert np.all(np.isfinite(predictor.accuracy_drop(choices)))
