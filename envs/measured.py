@@ -1,4 +1,4 @@
-"""Accuracy as it is: every question runs the network."""
+"""Accuracy from the evaluator itself: dear, and true."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from envs.space import SearchSpace
 
 
 class MeasuredAccuracy:
-    """An ``AccuracySource`` that evaluates on the search split; a repeated choice costs nothing.
+    """An ``AccuracySource`` that runs the network on the search split, in this process.
 
     Args:
-        evaluator: Runs the network.
-        space: Gives choices their meaning.
+        evaluator: Runs it.
+        space: Says what choices mean.
     """
 
     is_cheap = False
@@ -23,13 +23,15 @@ class MeasuredAccuracy:
     def __init__(self, evaluator: Evaluator, space: SearchSpace) -> None:
         self._evaluator = evaluator
         self._space = space
-        dense = uniform(space.layers, bits=32)
-        self._reference = evaluator.evaluate(dense, "search").accuracy
         self._known: dict[str, float] = {}
+        self._reference: float | None = None
 
     def accuracy_drop(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Points lost against the uncompressed network, (candidates,)."""
-        return 100.0 * np.array([self._reference - self._accuracy(choice) for choice in choices])
+        """Points lost by choices (candidates, layers, 4), (candidates,)."""
+        if self._reference is None:
+            dense = uniform(self._space.layers, 32)
+            self._reference = self._evaluator.evaluate(dense, "search").accuracy
+        return np.array([100 * (self._reference - self._accuracy(choice)) for choice in choices])
 
     def _accuracy(self, choice: NDArray[np.int64]) -> float:
         config = self._space.config(choice)

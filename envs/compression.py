@@ -1,0 +1,344 @@
+"""From a configuration to the weights, biases and input grids of every layer."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.config import FLOAT_BITS
+from envs.config import CompressionConfig
+from envs.config import Criterion
+from envs.config import Granularity
+from envs.config import LayerDecision
+from envs.config import Repair
+from envs.problem import output_bits
+from envs.pruning import keep_elements
+from envs.pruning import keep_units
+from envs.pruning import l2_filter_scores
+from envs.pruning import magnitude_scores
+from envs.pruning import second_order_scores
+from envs.quantization import ActivationRange
+from envs.quantization import round_weights
+from envs.quantization import weight_scales
+from envs.reconstruction import bias_correction
+from envs.reconstruction import inverse_diagonal
+from envs.reconstruction import reconstruct_masked
+from envs.reconstruction import reconstruct_rounded
+from envs.reconstruction import reconstruct_sparse
+from envs.statistics import LayerStatistics
+from envs.trace import TracedLayer
+from envs.trace import TracedNetwork
+from hwmodel import InputError
+from hwmodel import LayerStates
+
+COMPRESSION_VERSION = "1"
+"""Changes whenever the same configuration would give other weights: part of every cache key."""
+
+_CACHED_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class CompressedLayer:
+    """One layer after compression, before anything is physically removed.
+
+    Attributes:
+        weight: Folded, on its grid, zeros where pruned, (out_channels, in_channels / groups, ...).
+        bias: (out_channels,).
+        scale: Step of the grid of every output channel, (out_channels,); None for floats.
+        input_range: Grid of the layer's input.
+        kept_in, kept_out: Channels that stay, bool, (in_channels,) and (out_channels,).
+        decision: What was asked for.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor | None
+    input_range: ActivationRange
+    kept_in: Tensor
+    kept_out: Tensor
+    decision: LayerDecision
+
+    @property
+    def density(self) -> float:
+        """Non-zero fraction of the weights of the channels that stay."""
+        groups = len(self.kept_in) // self.weight.shape[1]
+        kept_columns = self.kept_in.view(groups, -1).sum(dim=1)
+        kept_rows = self.kept_out.view(groups, -1).sum(dim=1)
+        left = int((kept_columns * kept_rows).sum()) * self.weight[0, 0].numel()
+        return float(self.weight.count_nonzero()) / left if left else 0.0
+
+
+@dataclass(frozen=True)
+class CompressedNetwork:
+    """Every layer after compression, and the units of channels that are gone, bool (units,)."""
+
+    layers: tuple[CompressedLayer, ...]
+    removed_units: Tensor
+
+
+class Compressor:
+    """Compresses one network; the same configuration always gives the same weights.
+
+    Args:
+        network: Traced network.
+        statistics: One entry for each of its layers.
+    """
+
+    def __init__(self, network: TracedNetwork, statistics: tuple[LayerStatistics, ...]) -> None:
+        self.network = network
+        self.statistics = statistics
+        self._cache: OrderedDict[tuple[object, ...], tuple[Tensor, Tensor, Tensor | None]]
+        self._cache = OrderedDict()
+        self._cached_bytes = 0
+
+    def compress(self, config: CompressionConfig) -> CompressedNetwork:
+        """Compress every layer.
+
+        Raises:
+            InputError: the configuration does not name the network's layers, or asks for a
+                removal of channels that their coupling forbids.
+        """
+        check_config(self.network, config)
+        removed = self.removed_units(config)
+        layers = []
+        for index, layer in enumerate(self.network.layers):
+            decision = config.layers[layer.name]
+            kept_in = ~_is_removed(self.network.units.in_units[index], removed)
+            kept_out = ~_is_removed(self.network.units.out_units[index], removed)
+            weight, bias, scale = self._weights(index, decision, kept_in, kept_out, config.repair)
+            input_range = self.statistics[index].inputs[decision.activation_bits].range
+            layers.append(
+                CompressedLayer(weight, bias, scale, input_range, kept_in, kept_out, decision)
+            )
+        return CompressedNetwork(tuple(layers), removed)
+
+    def states(self, compressed: CompressedNetwork) -> LayerStates:
+        """What the hardware sees of a compressed network: one candidate."""
+        layers = compressed.layers
+
+        def row(values: list[float]) -> np.ndarray:
+            return np.array([values], dtype=np.float64)
+
+        activation_bits = row([layer.decision.activation_bits for layer in layers])
+        densities = [
+            statistics.inputs[layer.decision.activation_bits].density
+            for statistics, layer in zip(self.statistics, layers, strict=True)
+        ]
+        return LayerStates(
+            in_channels=row([int(layer.kept_in.sum()) for layer in layers]),
+            out_channels=row([int(layer.kept_out.sum()) for layer in layers]),
+            weight_density=row([layer.density for layer in layers]),
+            activation_density=row(densities),
+            weight_bits=row([layer.decision.weight_bits for layer in layers]),
+            activation_bits=activation_bits,
+            output_bits=output_bits(self.network.workload, activation_bits),
+        )
+
+    def removed_units(self, config: CompressionConfig) -> Tensor:
+        """Units of channels that a configuration removes, bool, (units,)."""
+        units = self.network.units
+        removed = torch.zeros(len(units.unit_group), dtype=torch.bool)
+        for group in range(max(units.group, default=-1) + 1):
+            leader = self.network.layers[units.group.index(group)].name
+            decision = config.layers[leader]
+            if decision.granularity == "filter":
+                members, keep = self.kept_units(group, decision.criterion, decision.sparsity)
+                removed[members[~keep]] = True
+        return removed
+
+    def kept_units(
+        self, group: int, criterion: Criterion, sparsity: float
+    ) -> tuple[Tensor, Tensor]:
+        """Units of a group, and which of them stay: int64 and bool, both (units of the group,)."""
+        units = self.network.units
+        members = (units.unit_group == group).nonzero().flatten()
+        scores = torch.zeros(len(units.unit_group))
+        for index in units.layers_of(group):
+            layer = self.network.layers[index]
+            channel = (
+                l2_filter_scores(layer.rows) if criterion == "l2" else self.statistics[index].taylor
+            )
+            scores.index_add_(0, units.out_units[index], channel)
+        return members, keep_units(scores[members], units.signature[members], sparsity)
+
+    def _weights(
+        self,
+        index: int,
+        decision: LayerDecision,
+        kept_in: Tensor,
+        kept_out: Tensor,
+        repair: Repair,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Folded weight, bias and scale of one layer; answered from memory where possible."""
+        key = (
+            index,
+            decision.granularity,
+            decision.criterion,
+            decision.sparsity,
+            decision.weight_bits,
+            repair,
+            kept_in.numpy().tobytes(),
+            kept_out.numpy().tobytes(),
+        )
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        layer = self.network.layers[index]
+        statistics = self.statistics[index]
+        columns = removed_columns(layer, kept_in)
+        rows, scale = compressed_rows(layer, statistics, decision, columns, repair)
+        weight = rows.reshape(layer.weight.shape)
+        bias = layer.bias
+        if repair == "layerwise" and decision.weight_bits not in FLOAT_BITS:
+            shift = bias_correction(layer.rows, rows[None], statistics.mean)[0].flatten()
+            bias = bias + shift * layer.fold_scale
+        broadcast = [-1] + [1] * (weight.ndim - 1)
+        weight = weight * (layer.fold_scale * kept_out).view(broadcast)
+        folded_scale = None if scale is None else scale * layer.fold_scale.abs()
+        result = (weight, bias * kept_out, folded_scale)
+        self._remember(key, result)
+        return result
+
+    def _remember(
+        self, key: tuple[object, ...], result: tuple[Tensor, Tensor, Tensor | None]
+    ) -> None:
+        self._cache[key] = result
+        self._cached_bytes += result[0].nbytes
+        while self._cached_bytes > _CACHED_BYTES and len(self._cache) > 1:
+            _, (weight, _, _) = self._cache.popitem(last=False)
+            self._cached_bytes -= weight.nbytes
+
+
+def compressed_rows(
+    layer: TracedLayer,
+    statistics: LayerStatistics,
+    decision: LayerDecision,
+    removed: Tensor | None,
+    repair: Repair,
+) -> tuple[Tensor, Tensor | None]:
+    """Prune and round one layer's raw weights.
+
+    Args:
+        layer: The layer.
+        statistics: Its statistics.
+        decision: What to do. Filters are removed by the caller.
+        removed: Columns whose input channels are gone, bool, (groups, columns), or None.
+        repair: See ``CompressionConfig``.
+
+    Returns:
+        Weights (groups, rows, columns) and the scale of every output channel, None for floats.
+    """
+    pruned = pruned_rows(
+        layer, statistics, decision.granularity, decision.criterion, [decision.sparsity],
+        removed, repair,
+    )  # fmt: skip
+    rounded, scales = rounded_rows(statistics, pruned, [decision.weight_bits], repair)
+    is_float = decision.weight_bits in FLOAT_BITS
+    return rounded[0, 0], None if is_float else scales[0, 0].flatten()
+
+
+def pruned_rows(
+    layer: TracedLayer,
+    statistics: LayerStatistics,
+    granularity: Granularity,
+    criterion: Criterion,
+    sparsities: Sequence[float],
+    removed: Tensor | None,
+    repair: Repair,
+) -> Tensor:
+    """One layer pruned to several sparsities, (sparsities, groups, rows, columns)."""
+    rows, moment = layer.rows, statistics.second_moment
+    repairs = repair == "layerwise"
+    if granularity == "element" and criterion == "second_order" and repairs:
+        return reconstruct_sparse(rows, moment, sparsities, removed_columns=removed)
+    keep = torch.ones(len(sparsities), *rows.shape, dtype=torch.bool)
+    if granularity == "element":
+        keep &= element_masks(layer, statistics, criterion, sparsities)
+    if removed is not None:
+        keep &= ~removed[:, None, :]
+    if bool(keep.all()):
+        return rows.expand_as(keep)
+    return reconstruct_masked(rows, moment, keep) if repairs else rows * keep
+
+
+def rounded_rows(
+    statistics: LayerStatistics, pruned: Tensor, bits: Sequence[int], repair: Repair
+) -> tuple[Tensor, Tensor]:
+    """Pruned weights at several widths.
+
+    Args:
+        statistics: Of their layer.
+        pruned: Shape (options, groups, rows, columns).
+        bits: Widths.
+        repair: See ``CompressionConfig``.
+
+    Returns:
+        Weights (options, widths, groups, rows, columns) and scales (options, widths, groups, rows).
+    """
+    integers = [width for width in bits if width not in FLOAT_BITS]
+    if repair == "layerwise" and integers == list(bits):
+        return reconstruct_rounded(pruned, statistics.second_moment, bits)
+    scales = torch.stack([weight_scales(pruned, width) for width in bits], dim=1)
+    rounded = [round_weights(pruned, scales[:, i], width) for i, width in enumerate(bits)]
+    return torch.stack(rounded, dim=1), scales
+
+
+def element_masks(
+    layer: TracedLayer,
+    statistics: LayerStatistics,
+    criterion: Criterion,
+    sparsities: Sequence[float],
+) -> Tensor:
+    """Weights that stay at every sparsity, bool, (sparsities, groups, rows, columns)."""
+    if criterion == "second_order":
+        scores = second_order_scores(layer.rows, inverse_diagonal(statistics.second_moment))
+    else:
+        scores = magnitude_scores(layer.rows)
+    return torch.stack([keep_elements(scores, sparsity) for sparsity in sparsities])
+
+
+def removed_columns(layer: TracedLayer, kept_in: Tensor) -> Tensor | None:
+    """Columns of a layer's rows whose input channel is gone, (groups, columns); None if none."""
+    if bool(kept_in.all()):
+        return None
+    kernel = layer.rows.shape[-1] * layer.shape.groups // len(kept_in)
+    return ~kept_in.view(layer.shape.groups, -1).repeat_interleave(kernel, dim=1)
+
+
+def check_config(network: TracedNetwork, config: CompressionConfig) -> None:
+    """Raise InputError unless a configuration fits a network: its layers and their coupling."""
+    names = set(network.names)
+    for name in config.layers:
+        if name not in names:
+            raise InputError(f"layers.{name}", name, f"the network has {', '.join(network.names)}")
+    for name in network.names:
+        if name not in config.layers:
+            raise InputError(f"layers.{name}", None, "the network has this layer: decide on it")
+    group_numbers = network.units.group
+    for index, name in enumerate(network.names):
+        decision = config.layers[name]
+        group = group_numbers[index]
+        if group < 0 and decision.granularity == "filter":
+            allowed = "its output channels must stay: use 'none' or 'element'"
+            raise InputError(f"layers.{name}.granularity", "filter", allowed)
+        leader = network.names[group_numbers.index(group)]
+        if group >= 0 and _removal(decision) != _removal(config.layers[leader]):
+            allowed = f"its channels are removed together with those of {leader}: decide the same"
+            raise InputError(f"layers.{name}", _removal(decision), allowed)
+
+
+def _removal(decision: LayerDecision) -> tuple[str, float] | None:
+    """What of a decision all layers of a channel group must share."""
+    filters = decision.granularity == "filter"
+    return (decision.criterion, decision.sparsity) if filters else None
+
+
+def _is_removed(units: Tensor, removed: Tensor) -> Tensor:
+    if not len(removed):
+        return torch.zeros(len(units), dtype=torch.bool)
+    return (units >= 0) & removed[units.clamp_min(0)]

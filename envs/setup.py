@@ -1,0 +1,149 @@
+"""From a task and an accelerator to everything that a search needs, computed once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from envs.compression import Compressor
+from envs.config import LayerDecision
+from envs.config import Repair
+from envs.evaluator import Evaluator
+from envs.options import OptionTable
+from envs.problem import CompressionProblem
+from envs.space import NO_PRUNING
+from envs.space import Method
+from envs.space import SearchSpace
+from envs.statistics import collect_statistics
+from envs.statistics import load_statistics
+from envs.statistics import save_statistics
+from envs.tabulate import Progress
+from envs.tabulate import build_option_table
+from envs.tasks import Task
+from envs.trace import TracedNetwork
+from envs.trace import trace
+from hwmodel import Accelerator
+from hwmodel import InputError
+
+STATISTICS_FILE = "statistics.safetensors"
+TABLE_FILE = "options.npz"
+
+
+@dataclass(frozen=True)
+class Menu:
+    """What may be decided, before the network is known.
+
+    Attributes:
+        methods: Ways to prune; the first is ``NO_PRUNING``.
+        sparsities, weight_bits, activation_bits: Ascending.
+        pinned: Fixed decisions by layer name; ``first`` and ``last`` stand for those layers.
+        repair: See ``CompressionConfig``.
+    """
+
+    methods: tuple[Method, ...] = (
+        NO_PRUNING,
+        Method("element", "l1"),
+        Method("element", "second_order"),
+        Method("filter", "l2"),
+        Method("filter", "taylor"),
+    )
+    sparsities: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    weight_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    activation_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    pinned: Mapping[str, LayerDecision] | None = None
+    repair: Repair = "layerwise"
+
+    def space(self, network: TracedNetwork) -> SearchSpace:
+        """The search space of a network.
+
+        Raises:
+            InputError: a pinned layer does not exist, or would remove channels.
+        """
+        names = network.names
+        pinned = {}
+        for key, decision in (self.pinned or {}).items():
+            name = {"first": names[0], "last": names[-1]}.get(key, key)
+            if name not in names:
+                allowed = f"use first, last or one of {', '.join(names)}"
+                raise InputError(f"space.pinned.{key}", key, allowed)
+            if decision.granularity == "filter":
+                allowed = "a pinned layer keeps its channels: use 'none' or 'element'"
+                raise InputError(f"space.pinned.{key}.granularity", "filter", allowed)
+            pinned[name] = decision
+        groups = network.units.group
+        bound = {group for name, group in zip(names, groups, strict=True) if name in pinned}
+        return SearchSpace(
+            layers=names,
+            methods=self.methods,
+            sparsities=self.sparsities,
+            weight_bits=self.weight_bits,
+            activation_bits=self.activation_bits,
+            channel_group=tuple(-1 if group in bound else group for group in groups),
+            pinned=pinned,
+            repair=self.repair,
+        )
+
+
+def trace_task(task: Task) -> TracedNetwork:
+    """Trace a task's network on its own calibration inputs."""
+    inputs, _ = next(iter(task.calibration))
+    return trace(task.network, inputs, task.name)
+
+
+def prepare_evaluator(task: Task, directory: Path | None = None, device: str = "cpu") -> Evaluator:
+    """An evaluator with calibration statistics, read from ``directory`` or left there.
+
+    Args:
+        task: The task.
+        directory: Where the statistics are kept; not kept if None.
+        device: Where the network runs.
+    """
+    network = trace_task(task)
+    path = None if directory is None else directory / STATISTICS_FILE
+    if path is not None and path.exists():
+        statistics = load_statistics(path)
+    else:
+        statistics = collect_statistics(network, task.calibration)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}")
+            save_statistics(partial, statistics)
+            partial.replace(path)
+    return Evaluator(task, Compressor(network, statistics), device)
+
+
+def prepare_problem(
+    evaluator: Evaluator,
+    accelerator: Accelerator,
+    menu: Menu,
+    *,
+    level: str = "mid",
+    directory: Path | None = None,
+    progress: Progress | None = None,
+) -> CompressionProblem:
+    """The problem that learners see, with its option table read from ``directory`` or left there."""
+    network = evaluator.compressor.network
+    space = menu.space(network)
+    path = None if directory is None else directory / TABLE_FILE
+    if path is not None and path.exists():
+        table = _load_table(path)
+    else:
+        table = build_option_table(evaluator, space, progress)
+        if path is not None:
+            partial = path.with_name(f".{path.name}")
+            with partial.open("wb") as file:
+                np.savez(file, **asdict(table))
+            partial.replace(path)
+    return CompressionProblem(network.workload, accelerator, space, table, level)
+
+
+def _load_table(path: Path) -> OptionTable:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return OptionTable(**{name: arrays[name] for name in arrays.files})
+    except Exception as error:  # numpy and zipfile raise many kinds
+        raise InputError("options", str(path), f"use an undamaged file ({error})") from None

@@ -1,0 +1,272 @@
+"""What calibration images tell about every layer, gathered once for all configurations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from safetensors.torch import save_file
+from torch import Tensor
+from torch import nn
+
+from envs.config import FLOAT_BITS
+from envs.config import INTEGER_BITS
+from envs.pruning import taylor_filter_scores
+from envs.quantization import ActivationRange
+from envs.quantization import calibrate_activation
+from envs.quantization import quantize_activation
+from envs.trace import TracedLayer
+from envs.trace import TracedNetwork
+from hwmodel import InputError
+
+_SAMPLE_VALUES = 65_536
+"""Values of a layer's input that clipping is calibrated on."""
+
+
+@dataclass(frozen=True)
+class InputRange:
+    """How a layer's input is quantized at one width, and what that does to it.
+
+    Attributes:
+        range: Grid of values.
+        density: Fraction of values that are not zero after rounding.
+        error: Squared rounding error over squared size.
+    """
+
+    range: ActivationRange
+    density: float
+    error: float
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """Statistics of one layer.
+
+    Attributes:
+        second_moment: Mean of x x^T over the positions of the unfolded input,
+            (groups, columns, columns).
+        mean: Mean of x, (groups, columns).
+        taylor: First-order importance of every output channel, (out_channels,).
+        inputs: By width, 2..8, 16 and 32 bits.
+    """
+
+    second_moment: Tensor
+    mean: Tensor
+    taylor: Tensor
+    inputs: dict[int, InputRange]
+
+
+def collect_statistics(
+    network: TracedNetwork, batches: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[LayerStatistics, ...]:
+    """Run the dense network on calibration images and gather every layer's statistics.
+
+    Args:
+        network: Traced network.
+        batches: (inputs, targets); the targets are not looked at.
+    """
+    gatherers = [_Gatherer(layer) for layer in network.layers]
+    batches = list(batches)
+    with _observing(network, gatherers):
+        for inputs, _ in batches:
+            with torch.no_grad():
+                network.graph_module(inputs)
+    scores = _taylor_scores(network, batches)
+    return tuple(
+        gatherer.result(taylor) for gatherer, taylor in zip(gatherers, scores, strict=True)
+    )
+
+
+class _Gatherer(nn.Module):
+    """Sees the inputs of one layer go by."""
+
+    def __init__(self, layer: TracedLayer) -> None:
+        super().__init__()
+        self.layer = layer
+        self.generator = torch.Generator().manual_seed(0)
+        groups, _, columns = layer.rows.shape
+        self.moment = torch.zeros(groups, columns, columns, dtype=torch.float64)
+        self.sum = torch.zeros(groups, columns, dtype=torch.float64)
+        self.positions = 0
+        self.values: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = min(x.numel(), max(1024, _SAMPLE_VALUES // 16))
+        index = torch.randint(x.numel(), (count,), generator=self.generator)
+        self.values.append(x.flatten()[index].clone())
+        patches = sample_patches(self.layer, x, self.generator)
+        self.moment += torch.bmm(patches.transpose(1, 2), patches)
+        self.sum += patches.sum(dim=1)
+        self.positions += patches.shape[1]
+        return x
+
+    def result(self, taylor: Tensor) -> LayerStatistics:
+        values = torch.cat(self.values)
+        picked = torch.randperm(len(values), generator=self.generator)[:_SAMPLE_VALUES]
+        sample = values[picked]
+        return LayerStatistics(
+            second_moment=(self.moment / self.positions).float(),
+            mean=(self.sum / self.positions).float(),
+            taylor=taylor,
+            inputs={bits: _input_range(sample, bits) for bits in INTEGER_BITS + FLOAT_BITS},
+        )
+
+
+def sample_patches(layer: TracedLayer, x: Tensor, generator: torch.Generator) -> Tensor:
+    """Columns of the unfolded input at random output positions, the same for a batch's images.
+
+    Args:
+        layer: Convolution or linear layer.
+        x: Its input, (batch, channels, *spatial) or (batch, *tokens, features).
+        generator: Chooses the positions.
+
+    Returns:
+        Shape (groups, batch * positions, columns); about 32 positions for each column over a
+        calibration set of 1,000 images.
+    """
+    shape = layer.shape
+    groups, _, columns = layer.rows.shape
+    budget = max(16, columns // 16)
+    if layer.weight.ndim == 2:
+        tokens = x.reshape(x.shape[0], -1, x.shape[-1])
+        chosen = _positions(tokens.shape[1], budget, generator)
+        return tokens[:, chosen].reshape(1, -1, columns)
+    planar = x if x.ndim == 4 else x.unsqueeze(2)
+    vertical = _same_padding(layer, 0, planar.shape[2])
+    horizontal = _same_padding(layer, 1, planar.shape[3])
+    planar = F.pad(planar, (*horizontal, *vertical))
+    spans = [
+        dilation * (size - 1) + 1
+        for dilation, size in zip(
+            shape.dilation, (shape.kernel_height, shape.kernel_width), strict=True
+        )
+    ]
+    windows = planar.unfold(2, spans[0], shape.stride[0]).unfold(3, spans[1], shape.stride[1])
+    windows = windows[..., :: shape.dilation[0], :: shape.dilation[1]]
+    chosen = _positions(shape.out_height * shape.out_width, budget, generator)
+    patches = windows[:, :, chosen // shape.out_width, chosen % shape.out_width]
+    patches = patches.reshape(x.shape[0], groups, -1, *patches.shape[2:])
+    return patches.permute(1, 0, 3, 2, 4, 5).reshape(groups, -1, columns)
+
+
+def _same_padding(layer: TracedLayer, axis: int, size: int) -> tuple[int, int]:
+    """Zeros (before, after) one axis; uneven for ``padding="same"`` with an even kernel."""
+    shape = layer.shape
+    kernel = (shape.kernel_height, shape.kernel_width)[axis]
+    before = shape.padding[axis]
+    needed = (
+        ((shape.out_height, shape.out_width)[axis] - 1) * shape.stride[axis]
+        + shape.dilation[axis] * (kernel - 1)
+        + 1
+        - size
+    )
+    if 0 <= needed < 2 * before and needed == 2 * before - 1 and shape.stride[axis] == 1:
+        return before - 1, before
+    return before, before
+
+
+def _positions(count: int, budget: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(count, generator=generator)[:budget].sort().values
+
+
+def _input_range(sample: Tensor, bits: int) -> InputRange:
+    chosen = calibrate_activation(sample, bits)
+    rounded = quantize_activation(sample, chosen)
+    size = sample.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+    return InputRange(
+        range=chosen,
+        density=float((rounded != 0).float().mean()),
+        error=float((rounded - sample).square().sum() / size),
+    )
+
+
+@contextmanager
+def _observing(network: TracedNetwork, gatherers: list[_Gatherer]) -> Iterator[None]:
+    module = network.graph_module
+    before = [getattr(module, f"input_{index}") for index in range(len(gatherers))]
+    try:
+        for index, gatherer in enumerate(gatherers):
+            setattr(module, f"input_{index}", gatherer)
+        yield
+    finally:
+        for index, old in enumerate(before):
+            setattr(module, f"input_{index}", old)
+
+
+def _taylor_scores(network: TracedNetwork, batches: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """First-order scores of every layer's output channels, from the network's own predictions.
+
+    The loss is the cross-entropy against the class that the network itself predicts, so that no
+    labels are needed. w * dL/dw is the same before and after folding.
+    """
+    weights = [
+        network.graph_module.get_parameter(f"weight_{index}")
+        for index in range(len(network.layers))
+    ]
+    scores = [torch.zeros(len(weight)) for weight in weights]
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        for inputs, _ in batches:
+            outputs = network.graph_module(inputs)
+            loss = F.cross_entropy(outputs, outputs.detach().argmax(dim=1))
+            gradients = torch.autograd.grad(loss, weights)
+            for score, weight, gradient in zip(scores, weights, gradients, strict=True):
+                rows = weight.detach().flatten(1)[None]
+                score += taylor_filter_scores(rows, gradient.flatten(1)[None, None])
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False)
+    return [score / len(batches) for score in scores]
+
+
+def save_statistics(path: Path, statistics: tuple[LayerStatistics, ...]) -> None:
+    """Write statistics to a safetensors file; the ranges go into its metadata."""
+    tensors = {}
+    for index, layer in enumerate(statistics):
+        tensors[f"{index}.second_moment"] = layer.second_moment.contiguous()
+        tensors[f"{index}.mean"] = layer.mean.contiguous()
+        tensors[f"{index}.taylor"] = layer.taylor.contiguous()
+    ranges = [[asdict(entry) for entry in layer.inputs.values()] for layer in statistics]
+    save_file(tensors, path, metadata={"inputs": json.dumps(ranges)})
+
+
+def load_statistics(path: Path) -> tuple[LayerStatistics, ...]:
+    """Inverse of :func:`save_statistics`.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    from safetensors import safe_open
+
+    try:
+        tensors = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            ranges = json.loads(file.metadata()["inputs"])
+    except Exception as error:  # safetensors raises its own kinds
+        raise InputError("statistics", str(path), f"use an undamaged file ({error})") from None
+    layers = []
+    for index, entries in enumerate(ranges):
+        inputs = {
+            entry["range"]["bits"]: InputRange(
+                ActivationRange(**entry["range"]), entry["density"], entry["error"]
+            )
+            for entry in entries
+        }
+        layers.append(
+            LayerStatistics(
+                second_moment=tensors[f"{index}.second_moment"],
+                mean=tensors[f"{index}.mean"],
+                taylor=tensors[f"{index}.taylor"],
+                inputs=inputs,
+            )
+        )
+    return tuple(layers)

@@ -1,0 +1,219 @@
+"""Builds the option table: every option of every layer, tried alone on calibration statistics."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from envs.compression import CompressedNetwork
+from envs.compression import Compressor
+from envs.compression import pruned_rows
+from envs.compression import removed_columns
+from envs.compression import rounded_rows
+from envs.config import CompressionConfig
+from envs.config import LayerDecision
+from envs.config import uniform
+from envs.evaluator import Evaluator
+from envs.options import OptionTable
+from envs.reconstruction import output_error
+from envs.space import SearchSpace
+
+_PROBE_IMAGES = 256
+_PROBE_BITS = 3
+
+Progress = Callable[[str, int, int], None]
+"""Told (what is being done, steps done, steps in all)."""
+
+
+def build_option_table(
+    evaluator: Evaluator, space: SearchSpace, progress: Progress | None = None
+) -> OptionTable:
+    """Try every option of every layer alone.
+
+    Densities and errors come from weights and calibration statistics; sensitivities from running
+    the network on calibration images with one layer rounded.
+    """
+    compressor = evaluator.compressor
+    layers = len(space.layers)
+    shape = (layers, *space.sizes[:3])
+    density, error = np.zeros(shape), np.zeros(shape)
+    for index in range(layers):
+        density[index], error[index] = _layer_options(compressor, space, index)
+        if progress is not None:
+            progress("compressing layers", index + 1, layers)
+    kept_out, removed_in, filter_error = _filter_options(compressor, space)
+    units = compressor.network.units
+    leaders = np.array(
+        [units.group.index(group) for group in range(max(units.group, default=-1) + 1)],
+        dtype=np.int64,
+    )
+    for group, leader in enumerate(leaders):
+        error[leader] += filter_error[group][:, :, None]
+    return OptionTable(
+        weight_density=density,
+        activation_density=_menu(compressor, space, lambda entry: entry.density),
+        weight_error=error,
+        activation_error=_menu(compressor, space, lambda entry: entry.error),
+        sensitivity=_sensitivity(evaluator, progress),
+        kept_out=kept_out,
+        removed_in=removed_in,
+        dense_in=np.array(
+            [layer.shape.in_channels for layer in compressor.network.layers], dtype=np.float64
+        ),
+        leaders=leaders,
+    )
+
+
+def _layer_options(
+    compressor: Compressor, space: SearchSpace, index: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Density and relative output error of one layer's options, each (M, S, W)."""
+    layer, statistics = compressor.network.layers[index], compressor.statistics[index]
+    density = np.zeros(tuple(space.sizes[:3]))
+    error = np.zeros_like(density)
+    for method, (granularity, criterion) in enumerate(space.methods):
+        if granularity == "filter":  # what stays is rounded like an unpruned layer
+            density[method], error[method] = density[0], error[0]
+            continue
+        sparsities = space.sparsities if granularity == "element" else [0.0]
+        pruned = pruned_rows(
+            layer, statistics, granularity, criterion, sparsities, None, space.repair
+        )
+        rounded, _ = rounded_rows(statistics, pruned, space.weight_bits, space.repair)
+        density[method] = (rounded != 0).double().mean(dim=(2, 3, 4)).numpy()
+        lost = output_error(
+            rounded.flatten(0, 1) - layer.rows, statistics.second_moment, layer.rows
+        )
+        error[method] = lost.double().numpy().reshape(-1, len(space.weight_bits))
+    return density, error
+
+
+def _filter_options(
+    compressor: Compressor, space: SearchSpace
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """What removing channels leaves and loses.
+
+    Returns:
+        Output channels left (L, M, S), input channels that each group's removal takes
+        (L, G, M, S), and the error it adds to the outputs of the layers that read it (G, M, S).
+    """
+    network = compressor.network
+    units = network.units
+    groups = max(units.group, default=-1) + 1
+    shape = (len(space.methods), len(space.sparsities))
+    kept_out = np.zeros((len(network.layers), *shape))
+    for index, layer in enumerate(network.layers):
+        kept_out[index] = layer.shape.out_channels
+    removed_in = np.zeros((len(network.layers), groups, *shape))
+    lost = np.zeros((groups, *shape))
+    filters = [index for index in range(len(space.methods)) if space.is_filter(index)]
+    for group, method, step in itertools.product(range(groups), filters, range(shape[1])):
+        criterion = space.methods[method].criterion
+        members, keep = compressor.kept_units(group, criterion, space.sparsities[step])
+        gone = torch.zeros(len(units.unit_group), dtype=torch.bool)
+        gone[members[~keep]] = True
+        for index in range(len(network.layers)):
+            kept_out[index, method, step] -= int(_count(units.out_units[index], gone))
+            taken = int(_count(units.in_units[index], gone))
+            removed_in[index, group, method, step] = taken
+            if taken:
+                lost[group, method, step] += _reading_error(compressor, space, index, gone)
+    return kept_out, removed_in, lost
+
+
+def _count(unit: Tensor, gone: Tensor) -> Tensor:
+    return ((unit >= 0) & gone[unit.clamp_min(0)]).sum()
+
+
+def _reading_error(compressor: Compressor, space: SearchSpace, index: int, gone: Tensor) -> float:
+    """Relative output error of a layer that loses input channels, after least squares if any."""
+    layer = compressor.network.layers[index]
+    unit = compressor.network.units.in_units[index]
+    columns = removed_columns(layer, ~((unit >= 0) & gone[unit.clamp_min(0)]))
+    assert columns is not None
+    rows, moment = layer.rows.double(), compressor.statistics[index].second_moment.double()
+    total = torch.einsum("grc,gcd,grd->", rows, moment, rows)
+    lost = torch.zeros((), dtype=torch.float64)
+    ridge = 0.01 * moment.diagonal(dim1=1, dim2=2).mean()
+    for group, mask in enumerate(columns):
+        away, part = rows[group][:, mask], moment[group]
+        inner = part[mask][:, mask]
+        if space.repair == "layerwise" and not bool(mask.all()):
+            kept = part[~mask][:, ~mask]
+            kept = kept + (ridge + 1e-12) * torch.eye(len(kept), dtype=kept.dtype)
+            cross = part[~mask][:, mask]
+            inner = inner - cross.T @ torch.linalg.solve(kept, cross)
+        lost += torch.einsum("rc,cd,rd->", away, inner, away)
+    return float(lost.clamp_min(0) / total) if total > 0 else 0.0
+
+
+def _menu(
+    compressor: Compressor, space: SearchSpace, read: Callable[..., float]
+) -> NDArray[np.float64]:
+    """A fact about every layer's quantized input, (L, A); pinned layers have theirs everywhere."""
+    rows = []
+    for name, layer in zip(space.layers, compressor.statistics, strict=True):
+        pinned = space.pinned.get(name)
+        widths = (
+            [pinned.activation_bits] * len(space.activation_bits)
+            if pinned
+            else space.activation_bits
+        )
+        rows.append([read(layer.inputs[bits]) for bits in widths])
+    return np.array(rows, dtype=np.float64)
+
+
+def _sensitivity(evaluator: Evaluator, progress: Progress | None) -> NDArray[np.float64]:
+    """KL divergence of the network's output per unit of error in one layer, (L, 2)."""
+    compressor = evaluator.compressor
+    names = compressor.network.names
+    dense_config = uniform(names, 32)
+    dense = compressor.compress(dense_config)
+    reference = _probe(evaluator, dense)
+    result = np.zeros((len(names), 2))
+    for index, name in enumerate(names):
+        probes = (
+            LayerDecision(weight_bits=_PROBE_BITS, activation_bits=32),
+            LayerDecision(weight_bits=32, activation_bits=_PROBE_BITS),
+        )
+        for column, decision in enumerate(probes):
+            config = CompressionConfig({**dense_config.layers, name: decision})
+            compressed = compressor.compress(config)
+            divergence = F.kl_div(
+                _probe(evaluator, compressed), reference, log_target=True, reduction="none"
+            )
+            divergence_per_image = divergence.sum(dim=1).mean()
+            result[index, column] = float(divergence_per_image) / _probe_error(
+                compressor, compressed, index, column
+            )
+        if progress is not None:
+            progress("measuring sensitivities", index + 1, len(names))
+    return result
+
+
+def _probe(evaluator: Evaluator, compressed: CompressedNetwork) -> Tensor:
+    """Log-probabilities on the first calibration images, (images, classes, ...)."""
+    return evaluator.log_probabilities(compressed, _PROBE_IMAGES)
+
+
+def _probe_error(
+    compressor: Compressor, compressed: CompressedNetwork, index: int, column: int
+) -> float:
+    """Relative error that a probe makes in its layer."""
+    layer, statistics = compressor.network.layers[index], compressor.statistics[index]
+    if column == 1:
+        found = statistics.inputs[_PROBE_BITS].error
+    else:
+        scale = layer.fold_scale.view(-1, *[1] * (layer.weight.ndim - 1))
+        safe = torch.where(scale == 0, 1.0, scale)
+        raw = (compressed.layers[index].weight / safe).reshape(layer.rows.shape)
+        found = float(
+            output_error((raw - layer.rows)[None], statistics.second_moment, layer.rows)[0]
+        )
+    return max(found, 1e-9)

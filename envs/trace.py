@@ -1,0 +1,359 @@
+"""From any nn.Module to layers, a workload, and a graph whose weights can be swapped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import fx
+from torch import nn
+
+from envs.channels import LAYER_OPS
+from envs.channels import LabelInterpreter
+from envs.channels import group_count
+from envs.units import ChannelUnits
+from envs.units import channel_units
+from hwmodel import InputError
+from hwmodel import LayerShape
+from hwmodel import Workload
+
+aten = torch.ops.aten
+
+EXAMPLE_BATCH = 2
+"""Inputs in the example that shapes are recorded on; one would be taken for a constant."""
+
+_UNPRICED_OPS = {
+    "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "lstm", "gru",
+    "rnn_tanh", "rnn_relu", "embedding", "embedding_bag", "bilinear",
+}  # fmt: skip
+_PRODUCT_OPS = {"matmul", "mm", "bmm", "addmm", "baddbmm", "einsum"}
+
+
+@dataclass(frozen=True)
+class TracedLayer:
+    """A convolution or linear layer, with the batch norm behind it.
+
+    Attributes:
+        name: Path in the network.
+        shape: What the hardware sees.
+        node: Name of its node in the graph.
+        weight: As trained, before folding, (out_channels, in_channels / groups, *kernel).
+        fold_scale: What folding the batch norm multiplies each output channel by, (out_channels,).
+        bias: Bias after folding, (out_channels,).
+    """
+
+    name: str
+    shape: LayerShape
+    node: str
+    weight: Tensor
+    fold_scale: Tensor
+    bias: Tensor
+
+    @property
+    def folded_weight(self) -> Tensor:
+        return self.weight * self.fold_scale.view(-1, *[1] * (self.weight.ndim - 1))
+
+    @property
+    def rows(self) -> Tensor:
+        """Weights as (groups, out_channels / groups, in_channels / groups * kernel)."""
+        return self.weight.reshape(self.shape.groups, -1, self.weight[0].numel())
+
+
+@dataclass(frozen=True)
+class TracedNetwork:
+    """A network as a graph of known operations.
+
+    Attributes:
+        graph_module: Batch norms folded where possible; layer i reads ``weight_i`` and ``bias_i``
+            and its input passes through the submodule ``input_i``.
+        layers: In execution order.
+        workload: Their shapes, and which feeds which.
+        units: Which channels can be removed, and with which others.
+    """
+
+    graph_module: fx.GraphModule
+    layers: tuple[TracedLayer, ...]
+    workload: Workload
+    units: ChannelUnits
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(layer.name for layer in self.layers)
+
+
+def trace(network: nn.Module, example: Tensor, name: str) -> TracedNetwork:
+    """Trace a network with ``torch.export`` and find its layers and coupled channels.
+
+    Args:
+        network: In evaluation mode; takes one tensor, returns one tensor.
+        example: A batch of inputs, (batch >= 1, ...); only its shape and type matter.
+        name: Name of the workload.
+
+    Raises:
+        InputError: the network cannot be exported, contains an operation with weights that
+            cannot be priced, or uses the same weights twice.
+    """
+    inputs = example[:1].expand(EXAMPLE_BATCH, *example.shape[1:]).clone()
+    graph_module = _export(network, inputs, name)
+    _make_functional(graph_module)
+    _record_shapes(graph_module, inputs)
+    _refuse_unpriced(graph_module, name)
+    nodes = _layer_nodes(graph_module, name)
+    layers = tuple(_layer(graph_module, node) for node in nodes)
+    _fold_batch_norms(graph_module, nodes)
+    interpreter = LabelInterpreter(graph_module)
+    workload = Workload(name, tuple(layer.shape for layer in layers), _feeds(graph_module, nodes))
+    units = channel_units(interpreter, graph_module, [layer.node for layer in layers])
+    for index, (node, layer) in enumerate(zip(nodes, layers, strict=True)):
+        _attach_layer(graph_module, index, node, layer)
+    _drop_unused_parameters(graph_module)
+    graph_module.recompile()
+    return TracedNetwork(graph_module, layers, workload, units)
+
+
+def _export(network: nn.Module, example: Tensor, name: str) -> fx.GraphModule:
+    try:
+        program = torch.export.export(
+            network.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
+        )
+    except Exception as error:  # torch.export raises many kinds; the user needs the reason
+        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        raise InputError("network", name, f"torch.export cannot trace it: {reason}") from error
+    if len(program.graph_signature.user_outputs) != 1:
+        raise InputError("network", name, "its forward must return one tensor")
+    graph_module = program.module(check_guards=False)
+    assert isinstance(graph_module, fx.GraphModule)
+    return graph_module
+
+
+def _make_functional(graph_module: fx.GraphModule) -> None:
+    """Remove dropout, and replace in-place operations on tensors that are nobody's view."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        name = node.target.overloadpacket.__name__
+        source = node.args[0] if node.args else None
+        if name in ("dropout", "dropout_", "feature_dropout", "alpha_dropout"):
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+            continue
+        functional = getattr(aten, name.removesuffix("_"), None)
+        if not name.endswith("_") or name.endswith("__") or functional is None:
+            continue
+        overload = getattr(functional, node.target._overloadname, None)
+        if overload is None or _is_view(source):
+            continue
+        node.target = overload
+        later = [user for user in source.users if user is not node and node < user]
+        for user in later:
+            user.replace_input_with(source, node)
+    graph.lint()
+
+
+def _is_view(node: object) -> bool:
+    if not isinstance(node, fx.Node) or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    return any(item.alias_info is not None for item in node.target._schema.returns)
+
+
+class _ShapeRecorder(fx.Interpreter):
+    def run_node(self, node: fx.Node) -> Any:
+        value = super().run_node(node)
+        node.meta["shape"] = tuple(value.shape) if isinstance(value, Tensor) else None
+        if not isinstance(value, Tensor):
+            node.meta["value"] = value
+        return value
+
+
+def _record_shapes(graph_module: fx.GraphModule, example: Tensor) -> None:
+    with torch.no_grad():
+        output = _ShapeRecorder(graph_module).run(example)
+    if not isinstance(output, Tensor):
+        raise InputError("network", type(output).__name__, "its forward must return one tensor")
+
+
+def _refuse_unpriced(graph_module: fx.GraphModule, name: str) -> None:
+    for node in graph_module.graph.nodes:
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        operation = node.target.overloadpacket.__name__
+        has_weights = any(item.op == "get_attr" for item in node.all_input_nodes)
+        if operation in _UNPRICED_OPS or (operation in _PRODUCT_OPS and has_weights):
+            where = next(
+                (item.target for item in node.all_input_nodes if item.op == "get_attr"), node.name
+            )
+            allowed = "layers with weights must be Conv1d, Conv2d or Linear"
+            raise InputError(f"network {name}", f"{operation} ({where})", allowed)
+
+
+def _layer_nodes(graph_module: fx.GraphModule, name: str) -> list[fx.Node]:
+    nodes: list[fx.Node] = []
+    seen: set[str] = set()
+    for node in graph_module.graph.nodes:
+        if node.target not in LAYER_OPS:
+            continue
+        weight = node.args[1]
+        if weight.op != "get_attr":
+            raise InputError(f"network {name}", node.name, "its weights must be a parameter")
+        if weight.target in seen:
+            raise InputError(f"network {name}", weight.target, "a layer may be called only once")
+        seen.add(weight.target)
+        nodes.append(node)
+    if not nodes:
+        raise InputError("network", name, "it needs at least one Conv1d, Conv2d or Linear layer")
+    return nodes
+
+
+def _attribute(graph_module: fx.GraphModule, node: object) -> Tensor | None:
+    if not isinstance(node, fx.Node):
+        return None
+    value: Any = graph_module
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value.detach()
+
+
+def _layer(graph_module: fx.GraphModule, node: fx.Node) -> TracedLayer:
+    """The layer of one node, with the batch norm behind it folded into scale and bias."""
+    weight = _attribute(graph_module, node.args[1])
+    assert weight is not None
+    bias = _attribute(graph_module, node.args[2]) if len(node.args) > 2 else None
+    scale = torch.ones(weight.shape[0])
+    shift = torch.zeros(weight.shape[0]) if bias is None else bias.clone()
+    norm = _batch_norm_behind(node)
+    if norm is not None:
+        gamma, beta, mean, variance = (_attribute(graph_module, arg) for arg in norm.args[1:5])
+        assert mean is not None and variance is not None
+        scale = (variance + float(norm.args[7])).rsqrt()  # type: ignore[arg-type]
+        scale = scale if gamma is None else scale * gamma
+        shift = (shift - mean) * scale + (0 if beta is None else beta)
+    name = str(node.args[1].target).removesuffix(".weight")  # type: ignore[union-attr]
+    shape = _layer_shape(name, node)
+    return TracedLayer(name, shape, node.name, weight.clone(), scale, shift)
+
+
+def _batch_norm_behind(node: fx.Node) -> fx.Node | None:
+    users = list(node.users)
+    if len(users) != 1 or users[0].target is not aten.batch_norm.default:
+        return None
+    norm = users[0]
+    constants = [arg for arg in norm.args[1:5] if isinstance(arg, fx.Node)]
+    has_statistics = norm.args[3] is not None and norm.args[4] is not None
+    return norm if has_statistics and all(arg.op == "get_attr" for arg in constants) else None
+
+
+def _layer_shape(name: str, node: fx.Node) -> LayerShape:
+    source, weight = node.args[0], node.args[1]
+    read, kernel = source.meta["shape"], weight.meta["shape"]  # type: ignore[union-attr]
+    written = node.meta["shape"]
+    if node.target is aten.linear.default:
+        tokens = math.prod(written[:-1]) // EXAMPLE_BATCH  # the batch need not come first
+        return LayerShape(name, kernel[1], kernel[0], in_width=tokens, out_width=tokens)
+    planar = len(kernel) == 4
+    stride, padding, dilation = convolution_geometry(node)
+    groups = group_count(node)
+    return LayerShape(
+        name=name,
+        in_channels=kernel[1] * groups,
+        out_channels=kernel[0],
+        in_height=read[-2] if planar else 1,
+        in_width=read[-1],
+        out_height=written[-2] if planar else 1,
+        out_width=written[-1],
+        kernel_height=kernel[-2] if planar else 1,
+        kernel_width=kernel[-1],
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+    )
+
+
+def convolution_geometry(
+    node: fx.Node,
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """(stride, padding, dilation) of a convolution node, each (vertical, horizontal).
+
+    ``padding="same"`` pads unevenly when the kernel is even; the side with more is given.
+    """
+    kernel = node.args[1].meta["shape"][2:]  # type: ignore[union-attr]
+    neutral: list[Any] = [None, None, None, 1, 0, 1]
+    args = list(node.args[:6]) + neutral[len(node.args[:6]) :]
+    stride, padding, dilation = args[3], args[4], args[5]
+
+    def pair(value: Any, fill: int) -> tuple[int, int]:
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        values = values * len(kernel) if len(values) == 1 else values
+        return (fill, int(values[0])) if len(kernel) == 1 else (int(values[0]), int(values[1]))
+
+    if padding == "valid":
+        padding = 0
+    elif padding == "same":
+        steps = pair(dilation, 1)[-len(kernel) :]
+        padding = [math.ceil(d * (k - 1) / 2) for d, k in zip(steps, kernel, strict=True)]
+    return pair(stride, 1), pair(padding, 0), pair(dilation, 1)
+
+
+def _fold_batch_norms(graph_module: fx.GraphModule, nodes: list[fx.Node]) -> None:
+    for node in nodes:
+        norm = _batch_norm_behind(node)
+        if norm is not None:
+            norm.replace_all_uses_with(node)
+            graph_module.graph.erase_node(norm)
+
+
+def _feeds(graph_module: fx.GraphModule, nodes: list[fx.Node]) -> tuple[tuple[int, ...], ...]:
+    """For every layer, the layers whose outputs reach its input."""
+    index = {node: position for position, node in enumerate(nodes)}
+    reach: dict[fx.Node, set[int]] = {}
+    feeds: list[tuple[int, ...]] = []
+    for node in graph_module.graph.nodes:
+        sources = set().union(*(reach[item] for item in node.all_input_nodes))
+        if node in index:
+            feeds.append(tuple(sorted(sources)))
+            sources = {index[node]}
+        reach[node] = sources
+    return tuple(feeds)
+
+
+def _attach_layer(
+    graph_module: fx.GraphModule, index: int, node: fx.Node, layer: TracedLayer
+) -> None:
+    """Give a layer's node its own weight and bias, and a module that its input passes."""
+    graph = graph_module.graph
+    folded = layer.folded_weight
+    graph_module.register_parameter(f"weight_{index}", nn.Parameter(folded, requires_grad=False))
+    bias = nn.Parameter(layer.bias.clone(), requires_grad=False)
+    graph_module.register_parameter(f"bias_{index}", bias)
+    graph_module.add_submodule(f"input_{index}", nn.Identity())
+    source, old_weight = node.args[0], node.args[1]
+    with graph.inserting_before(node):
+        read = graph.call_module(f"input_{index}", (source,))
+        weight = graph.get_attr(f"weight_{index}")
+        offset = graph.get_attr(f"bias_{index}")
+    read.meta.update(source.meta)  # type: ignore[union-attr]
+    weight.meta.update(old_weight.meta)  # type: ignore[union-attr]
+    offset.meta["shape"] = tuple(layer.bias.shape)
+    node.args = (read, weight, offset, *node.args[3:])
+
+
+def _drop_unused_parameters(graph_module: fx.GraphModule) -> None:
+    """Forget the network's own copies of what is attached to its layers now."""
+    for node in list(graph_module.graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            graph_module.graph.erase_node(node)
+    graph_module.graph.lint()
+    graph_module.delete_all_unused_submodules()
+    used = {str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr"}
+    tensors: Mapping[str, Tensor] = {
+        **dict(graph_module.named_parameters()),
+        **dict(graph_module.named_buffers()),
+    }
+    for name in set(tensors) - used:
+        parent, _, leaf = name.rpartition(".")
+        delattr(graph_module.get_submodule(parent), leaf)

@@ -1,0 +1,73 @@
+"""One configuration of one network, without a run: its accuracy and its cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from envs.config import CompressionConfig
+from envs.config import uniform
+from envs.setup import prepare_evaluator
+from envs.setup import trace_task
+from envs.tasks import TaskSpec
+from hwmodel import Accelerator
+from hwmodel import CostReport
+from hwmodel import LayerStates
+from hwmodel import cost
+from search.evaluation import total_costs
+
+DENSE_BITS = 8
+"""Width at which a network without a configuration is priced."""
+
+
+def evaluate_config(
+    task_spec: TaskSpec,
+    config: CompressionConfig | None,
+    accelerator: Accelerator,
+    level: str,
+    split: str,
+) -> dict[str, Any]:
+    """Accuracy and cost of one configuration; of the network as trained if there is none.
+
+    Returns:
+        ``task``, ``split``, ``config_hash``, ``accuracy`` (0..1), ``images``, ``seconds`` and the
+        costs of one inference by the ledger's names.
+
+    Raises:
+        InputError: the configuration does not fit the network, or there is no such split.
+    """
+    task = task_spec.load()
+    task.split(split)
+    evaluator = prepare_evaluator(task)
+    compressor = evaluator.compressor
+    if config is None:
+        config = uniform(compressor.network.names, 32)
+    result = evaluator.evaluate(config, split)
+    states = compressor.states(compressor.compress(config))
+    report = cost(compressor.network.workload, states, accelerator, level=level)
+    return {
+        "task": task.name,
+        "accelerator": accelerator.name,
+        "split": split,
+        "config_hash": config.hash,
+        "accuracy": result.accuracy,
+        "images": result.images,
+        "seconds": result.seconds,
+        **total_costs(report),
+    }
+
+
+def network_cost(
+    task_spec: TaskSpec, accelerator: Accelerator, level: str, config: CompressionConfig | None
+) -> CostReport:
+    """Price a configuration; without one the dense network at ``DENSE_BITS``, no zeros assumed.
+
+    Raises:
+        InputError: the configuration does not fit the network.
+    """
+    task = task_spec.load()
+    if config is None:
+        workload = trace_task(task).workload
+        return cost(workload, LayerStates.dense(workload, DENSE_BITS), accelerator, level=level)
+    compressor = prepare_evaluator(task).compressor
+    states = compressor.states(compressor.compress(config))
+    return cost(compressor.network.workload, states, accelerator, level=level)

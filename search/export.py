@@ -1,0 +1,155 @@
+"""Writes a compressed network: configuration, weights on their grid, and the code to load it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch import fx
+
+from envs.compression import CompressedNetwork
+from envs.compression import Compressor
+from envs.config import CompressionConfig
+from envs.removal import remove_channels
+from hwmodel import InputError
+
+_TEMPLATE = '''"""A compressed network. Needs torch and safetensors, nothing else.
+
+    from network import load
+    network = load()            # an nn.Module in evaluation mode
+    outputs = network(inputs)   # inputs: float32, {shape}
+
+Weights are stored as integers and one scale per output channel; layers list: layers.json.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import device
+from torch import inf
+from torch import nan
+
+
+class CompressedNetwork(torch.nn.Module):
+    def __init__(self, tensors):
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+{forward}
+
+
+def load(directory=None):
+    """Read ``weights.safetensors`` from a directory, by default this file's own."""
+    directory = Path(__file__).parent if directory is None else Path(directory)
+    stored = load_file(directory / "weights.safetensors")
+    tensors = {{}}
+    for name, tensor in stored.items():
+        if name.endswith(".scale"):
+            continue
+        if name + ".scale" in stored:
+            scale = stored[name + ".scale"]
+            tensor = tensor.float() * scale.view(-1, *[1] * (tensor.ndim - 1))
+        tensors[name] = tensor.float() if tensor.dtype == torch.float16 else tensor
+    return CompressedNetwork(tensors).eval()
+'''
+
+
+def write_network(
+    compressor: Compressor, config: CompressionConfig, directory: Path
+) -> dict[str, Any]:
+    """Write ``config.json``, ``weights.safetensors``, ``network.py`` and ``layers.json``.
+
+    Args:
+        compressor: Compresses the network that the configuration belongs to.
+        config: The configuration.
+        directory: Made if it does not exist; must be empty.
+
+    Returns:
+        The files' paths, and the bytes of the weights file.
+
+    Raises:
+        InputError: the directory holds something, or cannot be written.
+    """
+    compressed = compressor.compress(config)
+    module = remove_channels(compressor.network, compressed)
+    forward = _flat_code(module)
+    tensors = _stored_tensors(module, compressed)
+    shape = compressor.network.graph_module.graph.find_nodes(op="placeholder")[0].meta["shape"]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise InputError("--output", str(directory), "use a new or an empty directory")
+        config.save(directory / "config.json")
+        save_file(tensors, directory / "weights.safetensors")
+        code = _TEMPLATE.format(forward=forward, shape=("batch", *shape[1:]))
+        (directory / "network.py").write_text(code)
+        layers = _layer_list(compressor, compressed)
+        (directory / "layers.json").write_text(json.dumps(layers, indent=2) + "\n")
+    except OSError as error:
+        raise InputError("--output", str(directory), f"use a writable place ({error})") from None
+    names = ("config.json", "weights.safetensors", "network.py", "layers.json")
+    return {
+        "files": [str(directory / name) for name in names],
+        "weights_bytes": (directory / "weights.safetensors").stat().st_size,
+    }
+
+
+def _flat_code(module: fx.GraphModule) -> str:
+    """Python source of ``forward``; constants get names without dots."""
+    for node in module.graph.find_nodes(op="get_attr"):
+        name = str(node.target)
+        if "." in name:
+            value: Any = module
+            for part in name.split("."):
+                value = getattr(value, part)
+            flat = name.replace(".", "_") + "_"
+            if not hasattr(module, flat):
+                module.register_buffer(flat, value.detach())
+            node.target = flat
+    module.graph.set_codegen(fx.graph.CodeGen())
+    module.recompile()
+    return "\n".join(f"    {line}" if line else "" for line in module.code.strip().splitlines())
+
+
+def _stored_tensors(module: fx.GraphModule, compressed: CompressedNetwork) -> dict[str, Tensor]:
+    """What the graph reads; weights of integer layers as int8 and scales."""
+    used = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
+    tensors = {name: getattr(module, name).detach().contiguous() for name in sorted(used)}
+    for index, layer in enumerate(compressed.layers):
+        name = f"weight_{index}"
+        if layer.scale is not None:
+            scale = layer.scale[layer.kept_out]
+            safe = torch.where(scale == 0, 1.0, scale)
+            weight = tensors[name]
+            integers = (weight / safe.view(-1, *[1] * (weight.ndim - 1))).round()
+            tensors[name] = integers.to(torch.int8)
+            tensors[f"{name}.scale"] = scale
+        elif layer.decision.weight_bits == 16:
+            tensors[name] = tensors[name].half()
+    return tensors
+
+
+def _layer_list(compressor: Compressor, compressed: CompressedNetwork) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": traced.name,
+            "weight": f"weight_{index}",
+            "weight_bits": layer.decision.weight_bits,
+            "activation_bits": layer.decision.activation_bits,
+            "activation_scale": layer.input_range.scale,
+            "activation_low": layer.input_range.low,
+            "activation_high": layer.input_range.high,
+            "in_channels": int(layer.kept_in.sum()),
+            "out_channels": int(layer.kept_out.sum()),
+            "weight_density": layer.density,
+        }
+        for index, (traced, layer) in enumerate(
+            zip(compressor.network.layers, compressed.layers, strict=True)
+        )
+    ]

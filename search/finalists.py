@@ -1,0 +1,85 @@
+"""Which configurations of a run are verified, and their per-layer tables."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pandas as pd
+
+from envs.config import CompressionConfig
+from hwmodel import CostReport
+from search.baselines import BASELINES
+from search.baselines import DENSE_FP32
+from search.evaluation import EvaluationWorker
+from search.front import accuracy_drop
+from search.front import baseline
+from search.front import distinct
+from search.front import pareto_front
+from search.front import pick
+from search.run_directory import RunDirectory
+from search.spec import Spec
+
+FRONT_POINTS = 8
+"""Points of the front that are verified next to the picks, spread over it."""
+_FRONT_LOSS = 10.0
+"""Points of accuracy lost up to which the front is of interest."""
+
+
+def picks(run: RunDirectory, spec: Spec) -> list[pd.Series]:
+    """The configuration taken at every target, by the search split alone, without repeats."""
+    rows = run.ledger.read()
+    reference = baseline(rows, DENSE_FP32, "search")
+    if reference is None:
+        return []
+    found = [pick(rows, reference, limit) for limit in spec.targets]
+    by_hash = {row["config_hash"]: row for row in found if row is not None}
+    return list(by_hash.values())
+
+
+def finalists(run: RunDirectory, spec: Spec) -> list[tuple[CompressionConfig, str]]:
+    """Baselines, picks and a spread of the front, with the names of the baselines."""
+    rows = run.ledger.read()
+    reference = baseline(rows, DENSE_FP32, "search")
+    assert reference is not None
+    chosen = {row["config_hash"]: (row["config"], "") for row in picks(run, spec)}
+    search = distinct(rows, "search")
+    drops = accuracy_drop(search, reference)
+    front = [int(i) for i in pareto_front(search["energy_pj"], drops) if drops[i] <= _FRONT_LOSS]
+    spread = np.linspace(0, len(front) - 1, min(FRONT_POINTS, len(front))).round().astype(int)
+    for index in spread:
+        row = search.iloc[front[index]]
+        chosen[row["config_hash"]] = (row["config"], "")
+    for name in BASELINES:
+        row = baseline(rows, name, "search")
+        if row is not None:
+            chosen[row["config_hash"]] = (row["config"], name)
+    return [
+        (CompressionConfig.from_json(json.loads(config)), name) for config, name in chosen.values()
+    ]
+
+
+def write_layer_tables(run: RunDirectory, spec: Spec, worker: EvaluationWorker) -> None:
+    """Write ``report/layers-<hash>.parquet`` for every pick: what it decides and costs."""
+    for row in picks(run, spec):
+        config = CompressionConfig.from_json(json.loads(row["config"]))
+        compressor = worker.evaluator.compressor
+        states = compressor.states(compressor.compress(config))
+        table = layer_table(config, worker.price(config))
+        table["weight_density"] = states.weight_density[0]
+        table["in_channels"] = states.in_channels[0].astype(int)
+        table["out_channels"] = states.out_channels[0].astype(int)
+        buffer = io.BytesIO()
+        table.to_parquet(buffer, index=False)
+        run.report.make()
+        run.report.write(f"layers-{config.hash}.parquet", buffer.getvalue())
+
+
+def layer_table(config: CompressionConfig, report: CostReport) -> pd.DataFrame:
+    """Decision and cost of every layer, one row each."""
+    costs = report.to_pandas()[["layer", "energy_pj", "latency_cycles", "macs"]]
+    decisions = pd.DataFrame(
+        [{"layer": name, **vars(decision)} for name, decision in config.layers.items()]
+    )
+    return decisions.merge(costs, on="layer")

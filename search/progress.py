@@ -1,0 +1,78 @@
+"""What a running search shows on the terminal (stderr)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn
+from rich.progress import MofNCompleteColumn
+from rich.progress import Progress as Bars
+from rich.progress import TaskID
+from rich.progress import TextColumn
+from rich.progress import TimeElapsedColumn
+from rich.progress import TimeRemainingColumn
+
+_POLL_SECONDS = 1.0
+
+
+class Progress:
+    """One line for every stage of a run; a context manager."""
+
+    def __init__(self) -> None:
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._current: TaskID | None = None
+
+    def __enter__(self) -> Progress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._finish()
+        self._bars.stop()
+
+    def stage(self, description: str) -> None:
+        """Begin a stage; the one before is done."""
+        self._finish()
+        self._current = self._bars.add_task(description, total=None)
+
+    def step(self, description: str, done: int, total: int) -> None:
+        """Say how far the current stage is."""
+        if self._current is None:
+            self.stage(description)
+        assert self._current is not None
+        self._bars.update(self._current, description=description, completed=done, total=total)
+
+    @contextmanager
+    def following(self, count: Callable[[], int], total: int) -> Iterator[None]:
+        """Ask for the number of steps done every second, while the block runs."""
+        stop = threading.Event()
+        task = self._current
+        assert task is not None
+
+        def poll() -> None:
+            while not stop.wait(_POLL_SECONDS):
+                self._bars.update(task, completed=count(), total=total)
+
+        thread = threading.Thread(target=poll, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _finish(self) -> None:
+        if self._current is not None:
+            total = self._bars.tasks[self._current].total
+            self._bars.update(self._current, total=total or 1, completed=total or 1)

@@ -1,0 +1,213 @@
+"""Runs a search: prepare, baselines, one Tune trial per seed, verification, report."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray import tune
+
+from envs.config import CompressionConfig
+from envs.config import uniform
+from envs.evaluator import Evaluator
+from envs.problem import CompressionProblem
+from envs.setup import Menu
+from envs.setup import prepare_evaluator
+from envs.setup import prepare_problem
+from hwmodel import load_accelerator
+from search.baselines import BASELINES
+from search.baselines import DENSE_FP32
+from search.baselines import DENSE_INT8
+from search.board import BoardActor
+from search.board import evaluations
+from search.evaluation import EvaluationWorker
+from search.evaluation import Request
+from search.evaluation import WorkerSpec
+from search.evaluation import evaluation_error
+from search.evaluation import local_copy
+from search.finalists import finalists
+from search.finalists import write_layer_tables
+from search.front import baseline
+from search.progress import Progress
+from search.report import build_report
+from search.report import write_report
+from search.run_directory import RunDirectory
+from search.spec import Spec
+from search.storage import Storage
+from search.trial import TrialSetup
+from search.trial import search_trial
+from search.trials import raise_errors
+from search.trials import run_config
+from search.verification import verify
+
+
+def run_search(run: RunDirectory, spec: Spec) -> None:
+    """Spend what is left of a run's budget, verify the best, and write the report.
+
+    Everything that was evaluated before, by this call or an earlier one, is read from the
+    ledger. Ends early when the time budget is spent; what was found until then is verified.
+
+    Raises:
+        InputError: the task, the accelerator or the space is not as it should be, another driver
+            works on the run, or something cannot be written.
+        KeyboardInterrupt: after the report of what was found so far has been written.
+    """
+    deadline = None if spec.time_budget_seconds is None else time.time() + spec.time_budget_seconds
+    with run.driving(), Progress() as progress:
+        accelerator = load_accelerator(spec.accelerator)
+        progress.stage("loading the task")
+        task_spec = spec.task_spec()
+        device = "cuda" if spec.resources.evaluator_gpus > 0 else "cpu"
+        prepared = run.storage.child("prepared")
+        with local_copy(prepared) as directory:
+            evaluator = prepare_evaluator(task_spec.load(), directory)
+            progress.stage("preparing the options of every layer")
+            problem = prepare_problem(
+                evaluator,
+                accelerator,
+                _menu(spec),
+                level=spec.level,
+                directory=directory,
+                progress=progress.step,
+            )
+            _upload(directory, prepared)
+        worker_spec = WorkerSpec(
+            task_spec, accelerator, spec.level, prepared, run.ledger.storage, device
+        )
+        worker = EvaluationWorker(worker_spec, evaluator)
+        progress.stage("measuring the baselines")
+        _measure_baselines(run, worker, spec)
+        try:
+            with _ray(spec):
+                _search(run, spec, worker_spec, problem, evaluator, deadline, progress)
+                progress.stage("verifying on the test split")
+                verify(run, spec, worker_spec, finalists(run, spec))
+        finally:
+            write_layer_tables(run, spec, worker)
+            write_report(run, build_report(run))
+
+
+def _menu(spec: Spec) -> Menu:
+    space = spec.space
+    return Menu(
+        methods=space.to_methods(),
+        sparsities=space.sparsities,
+        weight_bits=space.weight_bits,
+        activation_bits=space.activation_bits,
+        pinned=space.pinned,
+        repair=space.repair,
+    )
+
+
+def _upload(directory: Any, storage: Storage) -> None:
+    """Copy prepared files to a remote run directory."""
+    if storage.local is None:
+        storage.make()
+        for path in directory.iterdir():
+            storage.write(path.name, path.read_bytes())
+
+
+def baseline_config(worker: EvaluationWorker, spec: Spec, bits: int) -> CompressionConfig:
+    """The unpruned network with all widths at ``bits``, repaired as the search repairs."""
+    layers = uniform(worker.evaluator.compressor.network.names, bits).layers
+    return CompressionConfig(layers, spec.space.repair)
+
+
+def _measure_baselines(run: RunDirectory, worker: EvaluationWorker, spec: Spec) -> None:
+    """Evaluate on the search split the baselines that the ledger lacks."""
+    rows = run.ledger.read()
+    known = set(rows[(rows["split"] == "search") & rows["accuracy"].notna()]["config_hash"])
+    for name, bits in BASELINES.items():
+        config = baseline_config(worker, spec, bits)
+        if config.hash not in known:
+            row = worker.evaluate(Request(config, "search", "baseline", name))
+            error = evaluation_error(row)
+            if error is not None:
+                raise error
+
+
+def _search(
+    run: RunDirectory,
+    spec: Spec,
+    worker: WorkerSpec,
+    problem: CompressionProblem,
+    evaluator: Evaluator,
+    deadline: float | None,
+    progress: Progress,
+) -> None:
+    """Run the seeds that have budget left as Tune trials."""
+    rows = run.ledger.read()
+    known = [row for row in evaluations(rows) if row.split == "search"]
+    dense, int8 = (baseline(rows, name, "search") for name in (DENSE_FP32, DENSE_INT8))
+    assert dense is not None and int8 is not None
+    shares = _shares(spec)
+    spent = {seed: sum(row.seed == seed for row in known) for seed in spec.seeds}
+    seeds = [seed for seed in spec.seeds if spent[seed] < shares[seed]]
+    late = deadline is not None and time.time() >= deadline
+    if not seeds or late:
+        return
+    board = BoardActor.remote(known)
+    resources = spec.resources
+    setup = TrialSetup(
+        problem=problem,
+        worker=worker,
+        algorithm=spec.algorithm,
+        shares=shares,
+        reference=float(dense["accuracy"]),
+        chance=evaluator.task.chance,
+        baseline_energy_pj=float(int8["energy_pj"]),
+        evaluators=resources.evaluators,
+        evaluator_cpus=resources.evaluator_cpus,
+        evaluator_gpus=resources.evaluator_gpus,
+        policies=run.storage.child("policies"),
+        deadline=deadline,
+    )
+    evaluator_bundle = {"CPU": resources.evaluator_cpus, "GPU": resources.evaluator_gpus}
+    bundles = [{"CPU": resources.trainer_cpus}] + [evaluator_bundle] * resources.evaluators
+    trainable = tune.with_resources(
+        tune.with_parameters(search_trial, setup=setup, board=board),
+        tune.PlacementGroupFactory(
+            [{key: value for key, value in bundle.items() if value} for bundle in bundles]
+        ),
+    )
+    progress.stage(f"searching with {len(seeds)} of {len(spec.seeds)} seeds")
+    with progress.following(lambda: ray.get(board.count.remote()), spec.budget):
+        results = tune.Tuner(
+            trainable,
+            param_space={"seed": tune.grid_search(seeds)},
+            run_config=run_config(run, "search"),
+        ).fit()
+    raise_errors(results)
+
+
+def _shares(spec: Spec) -> dict[int, int]:
+    """Evaluations of every seed: equal parts of what the baselines leave of the budget."""
+    part, rest = divmod(spec.budget - len(BASELINES), len(spec.seeds))
+    return {seed: part + (index < rest) for index, seed in enumerate(spec.seeds)}
+
+
+@contextmanager
+def _ray(spec: Spec) -> Iterator[None]:
+    """A Ray cluster: the one at ``address``, or a local one that ends with the run."""
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must reach this process
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    resources = spec.resources
+    if resources.address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # it listens on localhost alone
+        ray.init(
+            num_cpus=resources.num_cpus or os.cpu_count(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    else:
+        ray.init(address=resources.address, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield
+    finally:
+        ray.shutdown()

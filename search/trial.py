@@ -1,0 +1,156 @@
+"""One seed of a search: propose, evaluate, learn, until its share of the budget is spent."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray import tune
+
+from envs.config import CompressionConfig
+from envs.problem import CompressionProblem
+from search.evaluation import Request
+from search.evaluation import WorkerSpec
+from search.ledger import Evaluation
+from search.pool import EvaluatorPool
+from search.proposers import PolicyProposer
+from search.proposers import Proposer
+from search.proposers import RandomProposer
+from search.storage import Storage
+
+ROUNDS = 12
+"""Times that a trial learns from its evaluations: a batch is this share of its budget."""
+_FRUITLESS_ROUNDS = 50
+"""Rounds without anything new after which a space counts as exhausted."""
+
+
+@dataclass(frozen=True)
+class TrialSetup:
+    """What all trials of a run share; small and picklable.
+
+    Attributes:
+        problem: What may be decided and how it is priced.
+        worker: What evaluators evaluate.
+        algorithm: ``ppo`` or ``random``.
+        shares: Evaluations of every seed.
+        reference: Accuracy of the uncompressed network on the search split.
+        chance: Accuracy of guessing.
+        baseline_energy_pj: Energy of dense INT8, which ratios are relative to.
+        evaluators: Number of evaluator actors of a trial.
+        evaluator_cpus, evaluator_gpus: What each reserves.
+        policies: Folder for the learners' checkpoints.
+        deadline: Unix time at which trials stop; None for no limit.
+    """
+
+    problem: CompressionProblem
+    worker: WorkerSpec
+    algorithm: str
+    shares: dict[int, int]
+    reference: float
+    chance: float
+    baseline_energy_pj: float
+    evaluators: int
+    evaluator_cpus: float
+    evaluator_gpus: float
+    policies: Storage
+    deadline: float | None
+
+
+def search_trial(config: dict[str, Any], *, setup: TrialSetup, board: Any) -> None:
+    """Tune trainable: runs one seed, ``config["seed"]``, on from where the ledger stands.
+
+    Args:
+        config: The trial's parameters.
+        setup: What it shares with the others.
+        board: Handle of the run's ``BoardActor``.
+    """
+    seed = config["seed"]
+    ray.get(board.release.remote(seed))
+    known = ray.get(board.rows.remote())
+    pool = EvaluatorPool(setup.worker, setup.evaluators, setup.evaluator_cpus, setup.evaluator_gpus)
+    try:
+        run_seed(seed, setup, board, pool, known, tune.report)
+    finally:
+        pool.close()
+
+
+def run_seed(
+    seed: int,
+    setup: TrialSetup,
+    board: Any,
+    pool: EvaluatorPool,
+    known: list[Evaluation],
+    report: Callable[[dict[str, Any]], None],
+) -> None:
+    """Spend the rest of a seed's share of the budget."""
+    space = setup.problem.space
+    proposer = _proposer(setup, seed)
+    own = [row for row in known if row.seed in (-1, seed)]
+    _learn(proposer, setup, own)
+    spent = sum(row.seed == seed for row in known)
+    share = setup.shares[seed]
+    batch = max(setup.evaluators, -(-share // ROUNDS))
+    fruitless = 0
+    while spent < share and fruitless < _FRUITLESS_ROUNDS and not _is_late(setup):
+        choices = proposer.propose(min(batch, share - spent))
+        configs = [space.config(choice) for choice in choices]
+        answers = ray.get(board.claim.remote([config.hash for config in configs], seed))
+        rows = [row for row in answers if isinstance(row, Evaluation)]
+        granted = [
+            config for config, answer in zip(configs, answers, strict=True) if answer == "granted"
+        ]
+        for row in pool.evaluate(_requests(granted, seed, setup)):
+            ray.get(board.record.remote(row))
+            rows.append(row)
+            spent += 1
+            report({"seed": seed, "evaluations": spent})
+            if _is_late(setup):
+                break
+        fruitless = 0 if granted else fruitless + 1
+        _learn(proposer, setup, rows)
+        proposer.save()
+    report({"seed": seed, "evaluations": spent})
+
+
+def _proposer(setup: TrialSetup, seed: int) -> Proposer:
+    if setup.algorithm == "random":
+        return RandomProposer(setup.problem, seed)
+    return PolicyProposer(
+        setup.problem,
+        setup.reference,
+        setup.chance,
+        setup.baseline_energy_pj,
+        seed,
+        setup.policies.child(f"seed-{seed}"),
+    )
+
+
+def _requests(configs: list[CompressionConfig], seed: int, setup: TrialSetup) -> list[Request]:
+    return [
+        Request(config, "search", "search", seed=seed, algorithm=setup.algorithm)
+        for config in configs
+    ]
+
+
+def _learn(proposer: Proposer, setup: TrialSetup, rows: list[Evaluation]) -> None:
+    """Tell the proposer what was measured; failed evaluations count as guessing."""
+    space = setup.problem.space
+    choices: list[NDArray[np.int64]] = []
+    accuracies: list[float] = []
+    for row in rows:
+        choice = space.choice(CompressionConfig.from_json(json.loads(row.config)))
+        if choice is not None:
+            choices.append(choice)
+            accuracies.append(setup.chance if row.accuracy is None else row.accuracy)
+    if choices:
+        proposer.learn(np.stack(choices), np.array(accuracies))
+
+
+def _is_late(setup: TrialSetup) -> bool:
+    return setup.deadline is not None and time.time() >= setup.deadline

@@ -1,0 +1,92 @@
+"""Finalists and baselines on the test split, as Tune trials that share their actors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import tune
+
+from envs.config import CompressionConfig
+from hwmodel import InputError
+from search.evaluation import EvaluationWorker
+from search.evaluation import Request
+from search.evaluation import WorkerSpec
+from search.run_directory import RunDirectory
+from search.spec import Spec
+from search.trials import raise_errors
+from search.trials import run_config
+
+
+class Verification(tune.Trainable):
+    """One evaluation on the test split; the worker is kept for the next one."""
+
+    def setup(self, config: dict[str, Any], *, worker: WorkerSpec) -> None:
+        self._worker = EvaluationWorker(worker)
+        self._request: Request = config["request"]
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._request = new_config["request"]
+        return True
+
+    def step(self) -> dict[str, Any]:
+        row = self._worker.evaluate(self._request)
+        return {"done": True, "accuracy": row.accuracy}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing to keep: the result is in the ledger."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing was kept."""
+
+
+def verify(
+    run: RunDirectory,
+    spec: Spec,
+    worker: WorkerSpec,
+    finalists: list[tuple[CompressionConfig, str]],
+) -> None:
+    """Evaluate on the test split what the ledger does not have there yet.
+
+    Args:
+        run: The run.
+        spec: Its specification.
+        worker: What evaluates.
+        finalists: Configurations, and the name of those that are baselines (else empty).
+
+    Raises:
+        InputError: the ledger cannot be written.
+    """
+    rows = run.ledger.read()
+    known = set(rows[(rows["split"] == "test") & rows["accuracy"].notna()]["config_hash"])
+    requests = [
+        Request(config, "test", "baseline" if name else "finalist", name)
+        for config, name in finalists
+        if config.hash not in known
+    ]
+    if not requests:
+        return
+    resources = spec.resources
+    bundle = {"cpu": max(resources.evaluator_cpus, 0.1), "gpu": resources.evaluator_gpus}
+    trainable = tune.with_resources(
+        tune.with_parameters(Verification, worker=worker), {k: v for k, v in bundle.items() if v}
+    )
+    results = tune.Tuner(
+        trainable,
+        param_space={"request": tune.grid_search(requests)},
+        tune_config=tune.TuneConfig(
+            reuse_actors=True,
+            max_concurrent_trials=resources.evaluators * len(spec.seeds),
+        ),
+        run_config=run_config(run, "verification"),
+    ).fit()
+    raise_errors(results)
+    _require_verified(run, requests)
+
+
+def _require_verified(run: RunDirectory, requests: list[Request]) -> None:
+    rows = run.ledger.read()
+    failed = rows[(rows["split"] == "test") & rows["accuracy"].isna()]
+    wanted = {request.config.hash for request in requests}
+    for _, row in failed[failed["config_hash"].isin(wanted)].iterrows():
+        field = f"evaluation of {row['config_hash']} on the test split"
+        raise InputError(field, row["error"], "it must succeed")

@@ -1,0 +1,141 @@
+"""Small networks that between them hold every structure that a trace must follow."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch import nn
+
+
+def randomize(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Batch norms as after training, so that folding them wrongly shows."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(0, 0.3, generator=generator)
+    return network.eval()
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, **kwargs: int) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False, **kwargs)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+class PaddedResidual(nn.Module):
+    """A shortcut without weights: every second pixel, channels padded with zeros on both sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down, self.last = conv(3, 8), conv(8, 16, stride=2), conv(16, 16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.down(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+        return self.head(F.adaptive_avg_pool2d(F.relu(self.last(x) + x), 1).flatten(1))
+
+
+class Dense(nn.Module):
+    """DenseNet-like: concatenations, and batch norms in front of their convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm1, self.conv1 = nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3, padding=1)
+        self.norm2, self.conv2 = nn.BatchNorm2d(10), nn.Conv2d(10, 4, 3, padding=1)
+        self.head = nn.Linear(14, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.cat([x, self.conv1(F.relu(self.norm1(x)))], dim=1)
+        x = torch.cat([x, self.conv2(F.relu(self.norm2(x)))], dim=1)
+        return self.head(x.mean([2, 3]))
+
+
+class Inverted(nn.Module):
+    """MobileNet-like: an inverted residual with a depthwise convolution and a squeeze gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.expand, self.depthwise = conv(3, 6), conv(6, 12, 1), conv(12, 12, groups=12)
+        self.squeeze, self.excite = nn.Conv2d(12, 3, 1), nn.Conv2d(3, 12, 1)
+        self.project, self.head = nn.Conv2d(12, 6, 1), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.depthwise(self.expand(x))
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(y, 1)))))
+        x = x + self.project(y * gate)
+        return self.head(F.max_pool2d(x, x.shape[-1]).view(x.shape[0], -1))
+
+
+class Split(nn.Module):
+    """Channel split, one branch convolved, then concatenated and shifted by a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch = conv(3, 8), conv(4, 6)
+        self.shift = nn.Parameter(torch.linspace(-1, 1, 10).view(10, 1, 1))
+        self.last, self.head = conv(10, 4), nn.Linear(4 * 16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.stem(x).chunk(2, dim=1)
+        x = torch.cat([left, self.branch(right)], dim=1) + self.shift
+        x = F.avg_pool2d(self.last(x), x.shape[-1] // 4)
+        return self.head(x.reshape(x.shape[0], -1))
+
+
+class Shuffle(nn.Module):
+    """Grouped convolutions with a channel shuffle: channels that cannot be removed freely."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.grouped, self.last = conv(3, 8), conv(8, 8, groups=2), conv(8, 8, groups=2)
+        self.free, self.head = conv(8, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.grouped(self.stem(x))
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.head(self.free(self.last(x)).mean((2, 3)))
+
+
+class Attention(nn.Module):
+    """A transformer block on image patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, stride=4)
+        self.norm, self.attention = nn.LayerNorm(16), nn.MultiheadAttention(16, 2, batch_first=True)
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        y = self.norm(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        x = x + self.down(F.gelu(self.up(x)))
+        return self.head(x.mean(dim=1))
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * 16 * 16, 20), nn.ReLU(), nn.Linear(20, 12), nn.Tanh(),
+        nn.Linear(12, 5),
+    )  # fmt: skip
+
+
+NETWORKS = {
+    "padded_residual": PaddedResidual,
+    "dense": Dense,
+    "inverted": Inverted,
+    "split": Split,
+    "shuffle": Shuffle,
+    "attention": Attention,
+    "mlp": mlp,
+}
+"""Constructors by name; all take (batch, 3, 16, 16) and return (batch, 5)."""

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+from torch import nn
+
+from envs.trace import TracedNetwork
+from envs.trace import trace
+from hwmodel import InputError
+from tests.envs.networks import NETWORKS
+from tests.envs.networks import randomize
+
+
+def traced(name: str) -> tuple[nn.Module, TracedNetwork]:
+    torch.manual_seed(0)
+    network = randomize(NETWORKS[name]())
+    return network, trace(network, torch.randn(1, 3, 16, 16), name)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_folded_graph_computes_what_the_network_computes(name: str) -> None:
+    network, result = traced(name)
+    x = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(result.graph_module(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_shapes_macs_and_feeds_of_a_residual_network() -> None:
+    _, result = traced("padded_residual")
+    assert result.names == ("stem.0", "down.0", "last.0", "head")
+    stem, down, last, head = result.workload.layers
+    assert (stem.in_channels, stem.out_channels, stem.out_height) == (3, 8, 16)
+    assert (down.stride, down.padding, down.out_width) == ((2, 2), (1, 1), 8)
+    assert last.macs == 16 * 16 * 9 * 8 * 8
+    assert (head.macs, head.weights) == (80, 80)
+    assert result.workload.feeds == ((), (0,), (0, 1), (0, 1, 2))
+
+
+def test_channels_of_a_padded_shortcut_are_coupled_where_they_meet() -> None:
+    _, result = traced("padded_residual")
+    units = result.units
+    assert units.group == (0, 0, 0, -1)
+    stem, down, last, _ = (set(unit.tolist()) for unit in units.out_units)
+    assert down == last and stem < down
+    assert torch.equal(units.out_units[0], units.out_units[1][4:12])
+    assert len(units.signature.unique()) == 2
+
+
+def test_concatenated_layers_are_not_coupled() -> None:
+    _, result = traced("dense")
+    assert result.units.group == (0, 1, 2, -1)
+    assert [len(unit) for unit in result.units.in_units] == [3, 6, 10, 14]
+
+
+def test_a_depthwise_layer_is_removed_with_what_feeds_it_and_with_its_gate() -> None:
+    _, result = traced("inverted")
+    groups = dict(zip(result.names, result.units.group, strict=True))
+    coupled = {groups[name] for name in ("expand.0", "depthwise.0", "excite")}
+    assert len(coupled) == 1
+    assert groups["stem.0"] == groups["project"] != groups["expand.0"]
+    assert groups["squeeze"] not in (-1, groups["expand.0"], groups["stem.0"])
+
+
+def test_grouped_and_shuffled_channels_stay() -> None:
+    _, result = traced("shuffle")
+    assert result.units.group == (-1, -1, -1, 0, -1)
+
+
+def test_attention_projections_are_layers_and_keep_their_channels() -> None:
+    _, result = traced("attention")
+    groups = dict(zip(result.names, result.units.group, strict=True))
+    assert groups["attention.in_proj_weight"] == -1
+    assert groups["up"] >= 0
+    assert result.workload.layers[1].out_width == 16  # tokens
+
+
+def test_torchvision_networks_are_traced() -> None:
+    for name, layers in (("resnet18", 21), ("mobilenet_v2", 53)):
+        network = randomize(torchvision.models.get_model(name, weights=None))
+        result = trace(network, torch.randn(1, 3, 64, 64), name)
+        assert len(result.layers) == layers
+        x = torch.randn(2, 3, 64, 64)
+        with torch.no_grad():
+            torch.testing.assert_close(result.graph_module(x), network(x), rtol=1e-3, atol=1e-4)
+
+
+class _Transposed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(3, 4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(x).mean((2, 3))
+
+
+class _DataDependent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) if x.sum() > 0 else x[:, :2]
+
+
+class _Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.layer(x))
+
+
+class _Product(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.factor = nn.Linear(4, 4), nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) @ self.factor
+
+
+class _TwoOutputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer(x), x
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "named"),
+    [
+        (_Transposed(), (1, 3, 8, 8), "conv_transpose2d (up.weight)"),
+        (_DataDependent(), (1, 4), "torch.export cannot trace it"),
+        (_Shared(), (1, 4), "layer.weight"),
+        (_Product(), (1, 4), "matmul (factor)"),
+        (_TwoOutputs(), (1, 4), "one tensor"),
+        (nn.Flatten(), (1, 4), "at least one"),
+    ],
+)
+def test_what_cannot_be_traced_is_named(
+    network: nn.Module, shape: tuple[int, ...], named: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        trace(network, torch.randn(shape), "net")
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
