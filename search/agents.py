@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def build_ppo(
             lr=3e-3,
             gamma=1.0,
             lambda_=0.6,
-            entropy_coeff=0.01,
+            entropy_coeff=0.005,
             use_kl_loss=False,
             clip_param=0.3,
             vf_clip_param=100.0,
@@ -110,7 +111,10 @@ def build_ppo(
         )
         .debugging(seed=seed, log_level="ERROR")
     )
-    return config.build_algo()
+    algorithm = config.build_algo()
+    with suppress(OSError):  # an empty folder of results in the user's home, which nobody fills
+        Path(algorithm.logdir).rmdir()
+    return algorithm
 
 
 def use_accuracy(algorithm: PPO, accuracy: AccuracySource) -> None:
