@@ -29,7 +29,7 @@ from search.walks import walk
 HIDDEN = (64, 64)
 CAUTION = 1.0
 """Log-odds by which a new policy prefers a milder value of an action to the next harsher one."""
-EPISODES_PER_ROUND = 16
+EPISODES_PER_ROUND = 32
 """Episodes between two updates of the policies."""
 CHECKPOINT = "agents.pt"
 
@@ -98,12 +98,12 @@ def build_ppo(
         .rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=modules))
         .training(
             train_batch_size_per_learner=batch,
-            minibatch_size=160,
-            num_epochs=8,
-            lr=3e-3,
+            minibatch_size=320,
+            num_epochs=10,
+            lr=2e-3,
             gamma=1.0,
-            lambda_=0.6,
-            entropy_coeff=0.005,
+            lambda_=0.7,
+            entropy_coeff=0.01,
             use_kl_loss=False,
             clip_param=0.3,
             vf_clip_param=100.0,
