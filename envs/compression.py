@@ -237,7 +237,7 @@ def compressed_rows(
         layer, statistics, decision.granularity, decision.criterion, [decision.sparsity],
         removed, repair,
     )  # fmt: skip
-    rounded, scales = rounded_rows(statistics, pruned, [decision.weight_bits], repair)
+    rounded, scales = rounded_rows(statistics, pruned, [decision.weight_bits], removed, repair)
     is_float = decision.weight_bits in FLOAT_BITS
     return rounded[0, 0], None if is_float else scales[0, 0].flatten()
 
@@ -263,11 +263,17 @@ def pruned_rows(
         keep &= ~removed[:, None, :]
     if bool(keep.all()):
         return rows.expand_as(keep)
-    return reconstruct_masked(rows, moment, keep) if repairs else rows * keep
+    if not repairs:
+        return rows * keep
+    return reconstruct_masked(rows, moment, keep, removed_columns=removed)
 
 
 def rounded_rows(
-    statistics: LayerStatistics, pruned: Tensor, bits: Sequence[int], repair: Repair
+    statistics: LayerStatistics,
+    pruned: Tensor,
+    bits: Sequence[int],
+    removed: Tensor | None,
+    repair: Repair,
 ) -> tuple[Tensor, Tensor]:
     """Pruned weights at several widths.
 
@@ -275,6 +281,7 @@ def rounded_rows(
         statistics: Of their layer.
         pruned: Shape (options, groups, rows, columns).
         bits: Widths.
+        removed: Columns that are gone, (groups, columns), or None.
         repair: See ``CompressionConfig``.
 
     Returns:
@@ -282,7 +289,7 @@ def rounded_rows(
     """
     integers = [width for width in bits if width not in FLOAT_BITS]
     if repair == "layerwise" and integers == list(bits):
-        return reconstruct_rounded(pruned, statistics.second_moment, bits)
+        return reconstruct_rounded(pruned, statistics.second_moment, bits, removed_columns=removed)
     scales = torch.stack([weight_scales(pruned, width) for width in bits], dim=1)
     rounded = [round_weights(pruned, scales[:, i], width) for i, width in enumerate(bits)]
     return torch.stack(rounded, dim=1), scales

@@ -19,11 +19,16 @@ from envs.quantization import ActivationRange
 from envs.quantization import quantize_activation
 from envs.tasks import Task
 from hwmodel import InputError
+from hwmodel import Workload
 
 BLOCKS = 10
 """Consecutive parts of a split whose accuracies are recorded apart, to tell chance from loss."""
 
 _RESIDENT_BYTES = 4 << 30
+
+_CACHED_BYTES = 8 << 20
+"""Feature maps of this size stay in a core's cache from one operation to the next."""
+_FEWEST_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Evaluator:
             setattr(self._module, f"input_{index}", quantizer)
             self._inputs.append(quantizer)
         self._resident: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._images_at_once = _images_at_once(compressor.network.workload)
 
     def evaluate(self, config: CompressionConfig, split: str) -> EvaluationResult:
         """Accuracy of one configuration on one split of the task.
@@ -132,16 +138,35 @@ class Evaluator:
             if inputs.ndim == 4:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             size += inputs.nbytes
-            kept = None if kept is None or size > _RESIDENT_BYTES else [*kept, (inputs, targets)]
-            yield inputs, targets
+            parts = self._parts(inputs, targets)
+            kept = None if kept is None or size > _RESIDENT_BYTES else [*kept, *parts]
+            yield from parts
         if kept is not None:
             self._resident[split] = kept
+
+    def _parts(self, inputs: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+        if self.device.type != "cpu":
+            return [(inputs, targets)]
+        sizes = self._images_at_once
+        return list(zip(inputs.split(sizes), targets.split(sizes), strict=True))
 
     def _metric(self, outputs: Tensor, targets: Tensor) -> float:
         value = float(self.task.metric(outputs, targets))
         if not math.isfinite(value):
             raise InputError(f"metric of {self.task.name}", value, "it must be a finite number")
         return value
+
+
+def _images_at_once(workload: Workload) -> int:
+    """Images whose largest feature map fits a core's cache."""
+    largest = max(
+        max(
+            layer.in_channels * layer.in_height * layer.in_width,
+            layer.out_channels * layer.out_height * layer.out_width,
+        )
+        for layer in workload.layers
+    )
+    return max(_FEWEST_IMAGES, _CACHED_BYTES // (4 * largest))
 
 
 def weights_hash(network: nn.Module) -> str:

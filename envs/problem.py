@@ -19,6 +19,7 @@ from hwmodel import CostReport
 from hwmodel import LayerStates
 from hwmodel import Workload
 from hwmodel import cost
+from hwmodel.pricing import Level
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class CompressionProblem:
     accelerator: Accelerator
     space: SearchSpace
     table: OptionTable
-    level: str = "mid"
+    level: Level = "mid"
 
     def cost(self, choices: NDArray[np.int64]) -> CostReport:
         """Price choices of shape (candidates, layers, 4), which must be canonical."""

@@ -125,7 +125,7 @@ def prepare_problem(
     directory: Path | None = None,
     progress: Progress | None = None,
 ) -> CompressionProblem:
-    """The problem that learners see, with its option table read from ``directory`` or left there."""
+    """The problem that learners see; its option table is read from ``directory`` or left there."""
     network = evaluator.compressor.network
     space = menu.space(network)
     path = None if directory is None else directory / TABLE_FILE

@@ -85,7 +85,7 @@ def _layer_options(
         pruned = pruned_rows(
             layer, statistics, granularity, criterion, sparsities, None, space.repair
         )
-        rounded, _ = rounded_rows(statistics, pruned, space.weight_bits, space.repair)
+        rounded, _ = rounded_rows(statistics, pruned, space.weight_bits, None, space.repair)
         density[method] = (rounded != 0).double().mean(dim=(2, 3, 4)).numpy()
         lost = output_error(
             rounded.flatten(0, 1) - layer.rows, statistics.second_moment, layer.rows
