@@ -9,6 +9,7 @@ those that reach it. What is left is one *unit* for every set of channels that c
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from dataclasses import field
 from typing import Any
@@ -19,8 +20,13 @@ from torch import fx
 
 aten = torch.ops.aten
 
-LAYER_OPS = (aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, aten.conv2d.padding)
-LAYER_OPS += (aten.linear.default,)
+LAYER_OPS = (
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv1d.padding,
+    aten.conv2d.padding,
+    aten.linear.default,
+)
 
 _PER_CHANNEL_OPS = (
     aten.max_pool1d.default,
@@ -156,21 +162,23 @@ class LabelInterpreter:
             return self._pad(node)
         if target in _MOVING_OPS:
             return self._move(node)
-        if getattr(target, "__name__", "") == "getitem" and node.args[0].name in self._parts:  # type: ignore[union-attr]
-            return self._parts[node.args[0].name][int(node.args[1])]  # type: ignore[union-attr, arg-type]
+        if target is operator.getitem:
+            index: Any = node.args[1]
+            parts = self._parts.get(input_node(node).name)
+            return parts[index] if parts is not None else None
         is_pointwise = torch.Tag.pointwise in getattr(target, "tags", ())
         if is_pointwise or target in _UNTAGGED_POINTWISE_OPS:
             return self._pointwise(node)
         return None
 
     def _layer(self, node: fx.Node) -> Labels:
-        source, weight = node.args[0], node.args[1]
-        out_channels, in_per_group = weight.meta["shape"][:2]  # type: ignore[union-attr]
+        source, weight = input_node(node), input_node(node, 1)
+        out_channels, in_per_group = weight.meta["shape"][:2]
         is_linear = node.target is aten.linear.default
         axis = len(node.meta["shape"]) - 1 if is_linear else 1
         groups = 1 if is_linear else group_count(node)
         in_channels = in_per_group * groups
-        known = self.labels.get(source.name)  # type: ignore[union-attr]
+        known = self.labels.get(source.name)
         if known is not None and known.axis == axis:
             ids = known.ids
         else:
@@ -187,23 +195,24 @@ class LabelInterpreter:
         return Labels(axis, outputs)
 
     def _same_channels(self, node: fx.Node) -> Labels | None:
-        labels = self.labels.get(node.args[0].name)  # type: ignore[union-attr]
+        labels = self.labels.get(input_node(node).name)
         return labels if labels is not None and labels.axis == 1 else None
 
     def _mean(self, node: fx.Node) -> Labels | None:
-        source = node.args[0]
-        labels = self.labels.get(source.name)  # type: ignore[union-attr]
+        source = input_node(node)
+        labels = self.labels.get(source.name)
         if labels is None:
             return None
-        rank = len(source.meta["shape"])  # type: ignore[union-attr]
-        dims = sorted(dim % rank for dim in node.args[1])  # type: ignore[union-attr]
+        rank = len(source.meta["shape"])
+        reduced: Any = node.args[1]
+        dims = sorted(dim % rank for dim in reduced)
         keep = bool(node.args[2]) if len(node.args) > 2 else False
         if labels.axis in dims:
             return None
         return Labels(labels.axis - (0 if keep else sum(d < labels.axis for d in dims)), labels.ids)
 
     def _pad(self, node: fx.Node) -> Labels | None:
-        labels = self.labels.get(node.args[0].name)  # type: ignore[union-attr]
+        labels = self.labels.get(input_node(node).name)
         mode = node.args[2] if len(node.args) > 2 else "constant"
         if labels is None or (isinstance(mode, str) and mode != "constant"):
             return None
@@ -216,8 +225,9 @@ class LabelInterpreter:
     def _move(self, node: fx.Node) -> Labels | None:
         """Run a data movement on the labels themselves."""
         if node.target is aten.slice.Tensor and len(node.args) > 4 and node.args[4] != 1:
-            source = self.labels.get(node.args[0].name)  # type: ignore[union-attr]
-            if source is None or source.axis == node.args[1]:
+            source = self.labels.get(input_node(node).name)
+            dim: Any = node.args[1]
+            if source is None or source.axis == dim % len(input_node(node).meta["shape"]):
                 return None  # every n-th channel: what is left would not be a slice
         if any(item.name not in self.labels for item in node.all_input_nodes if _is_tensor(item)):
             return None
@@ -229,7 +239,8 @@ class LabelInterpreter:
 
         args = fx.node.map_arg(node.args, value)
         kwargs = fx.node.map_arg(node.kwargs, value)
-        moved = node.target(*args, **kwargs)  # type: ignore[operator]
+        operation: Any = node.target
+        moved = operation(*args, **kwargs)
         if isinstance(moved, Tensor):
             return _compress(moved)
         parts = [_compress(part) for part in moved]
@@ -274,15 +285,22 @@ class LabelInterpreter:
         return labels.ids.view(view).expand(shape)
 
 
+def input_node(node: fx.Node, position: int = 0) -> fx.Node:
+    """The node that is a node's argument at ``position``."""
+    value: Any = node.args[position]
+    return value
+
+
 def group_count(node: fx.Node) -> int:
     """Groups of a convolution node."""
-    return int(node.args[6]) if len(node.args) > 6 else int(node.kwargs.get("groups", 1))  # type: ignore[arg-type]
+    groups: Any = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
+    return int(groups)
 
 
 def axis_padding(node: fx.Node, axis: int) -> tuple[int, int]:
     """What a padding node adds (before, after) along one axis."""
     pads: Any = node.args[1]
-    position = 2 * (len(node.args[0].meta["shape"]) - 1 - axis)  # type: ignore[union-attr]
+    position = 2 * (len(input_node(node).meta["shape"]) - 1 - axis)
     return (pads[position], pads[position + 1]) if position < len(pads) else (0, 0)
 
 

@@ -132,7 +132,7 @@ class _Remover:
         labels = self._labels(source)
         rest: list[Any] = list(node.args[1:])
         axis, start, end, *_ = rest + [0, None, None][len(rest) :]
-        if labels is None or axis != labels.axis:
+        if labels is None or axis % len(source.meta["shape"]) != labels.axis:
             return
         first, last, _ = slice(start, end).indices(len(kept))
         bounds = int(kept[:first].sum()), int(kept[:last].sum())

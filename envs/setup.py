@@ -28,6 +28,7 @@ from envs.trace import TracedNetwork
 from envs.trace import trace
 from hwmodel import Accelerator
 from hwmodel import InputError
+from hwmodel.pricing import Level
 
 STATISTICS_FILE = "statistics.safetensors"
 TABLE_FILE = "options.npz"
@@ -121,7 +122,7 @@ def prepare_problem(
     accelerator: Accelerator,
     menu: Menu,
     *,
-    level: str = "mid",
+    level: Level = "mid",
     directory: Path | None = None,
     progress: Progress | None = None,
 ) -> CompressionProblem:

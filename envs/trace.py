@@ -137,7 +137,7 @@ def _make_functional(graph_module: fx.GraphModule) -> None:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
         name = node.target.overloadpacket.__name__
-        source = node.args[0] if node.args else None
+        source: Any = node.args[0] if node.args else None
         if name in ("dropout", "dropout_", "feature_dropout", "alpha_dropout"):
             node.replace_all_uses_with(source)
             graph.erase_node(node)

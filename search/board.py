@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 from typing import Literal
 
 import pandas as pd
@@ -67,13 +68,10 @@ BoardActor = ray.remote(num_cpus=0)(Board)
 
 def evaluations(rows: pd.DataFrame) -> list[Evaluation]:
     """The rows of ``Ledger.read()`` as objects."""
-    return [
-        Evaluation(
-            **{
-                **row,
-                "accuracy": None if pd.isna(row["accuracy"]) else row["accuracy"],
-                "block_accuracies": tuple(row["block_accuracies"]),
-            }
-        )
-        for row in rows.to_dict("records")
-    ]
+    return [_evaluation(dict(zip(rows.columns, row, strict=True))) for row in rows.to_numpy()]
+
+
+def _evaluation(row: dict[str, Any]) -> Evaluation:
+    accuracy = None if pd.isna(row["accuracy"]) else row["accuracy"]
+    blocks = tuple(row["block_accuracies"])
+    return Evaluation(**{**row, "accuracy": accuracy, "block_accuracies": blocks})

@@ -13,6 +13,7 @@ from hwmodel import Accelerator
 from hwmodel import CostReport
 from hwmodel import LayerStates
 from hwmodel import cost
+from hwmodel.pricing import Level
 from search.evaluation import total_costs
 
 DENSE_BITS = 8
@@ -23,7 +24,7 @@ def evaluate_config(
     task_spec: TaskSpec,
     config: CompressionConfig | None,
     accelerator: Accelerator,
-    level: str,
+    level: Level,
     split: str,
 ) -> dict[str, Any]:
     """Accuracy and cost of one configuration; of the network as trained if there is none.
@@ -57,7 +58,7 @@ def evaluate_config(
 
 
 def network_cost(
-    task_spec: TaskSpec, accelerator: Accelerator, level: str, config: CompressionConfig | None
+    task_spec: TaskSpec, accelerator: Accelerator, level: Level, config: CompressionConfig | None
 ) -> CostReport:
     """Price a configuration; without one the dense network at ``DENSE_BITS``, no zeros assumed.
 

@@ -23,6 +23,7 @@ from hwmodel import Accelerator
 from hwmodel import CostReport
 from hwmodel import InputError
 from hwmodel import cost
+from hwmodel.pricing import Level
 from search.ledger import Evaluation
 from search.ledger import Ledger
 from search.storage import Storage
@@ -55,7 +56,7 @@ class WorkerSpec:
 
     task: TaskSpec
     accelerator: Accelerator
-    level: str
+    level: Level
     prepared: Storage
     ledger: Storage
     device: str = "cpu"
@@ -95,7 +96,8 @@ class EvaluationWorker:
     def _measure(self, request: Request) -> Evaluation:
         start = datetime.now(timezone.utc)
         config = request.config
-        accuracy, blocks, images, error = None, (), 0, None
+        accuracy, images, error = None, 0, None
+        blocks: tuple[float, ...] = ()
         costs = dict.fromkeys(
             ("energy_pj", "latency_cycles", "bops", "model_bytes", "dram_bytes"), float("nan")
         )

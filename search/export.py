@@ -15,7 +15,13 @@ from envs.compression import CompressedNetwork
 from envs.compression import Compressor
 from envs.config import CompressionConfig
 from envs.removal import remove_channels
+from envs.setup import prepare_evaluator
 from hwmodel import InputError
+from search.baselines import DENSE_FP32
+from search.evaluation import local_copy
+from search.front import baseline
+from search.front import pick
+from search.run_directory import RunDirectory
 
 _TEMPLATE = '''"""A compressed network. Needs torch and safetensors, nothing else.
 
@@ -58,6 +64,38 @@ def load(directory=None):
         tensors[name] = tensor.float() if tensor.dtype == torch.float16 else tensor
     return CompressedNetwork(tensors).eval()
 '''
+
+
+def export(run: RunDirectory, max_accuracy_drop: float, directory: str | Path) -> dict[str, Any]:
+    """Write the network of the configuration that a run picks at an accuracy limit.
+
+    Args:
+        run: A run with evaluations.
+        max_accuracy_drop: Points of accuracy that may be lost, judged on the search split with
+            its confidence bound; see ``search.front.pick``.
+        directory: New or empty.
+
+    Returns:
+        The pick's hash and costs, and what :func:`write_network` returns.
+
+    Raises:
+        InputError: nothing holds the limit, or the directory cannot be used.
+    """
+    spec, rows = run.spec(), run.ledger.read()
+    reference = baseline(rows, DENSE_FP32, "search")
+    picked = None if reference is None else pick(rows, reference, max_accuracy_drop)
+    if reference is None or picked is None:
+        allowed = "no configuration of the run holds it; allow more"
+        raise InputError("--max-accuracy-drop", max_accuracy_drop, allowed)
+    config = CompressionConfig.from_json(json.loads(picked["config"]))
+    with local_copy(run.storage.child("prepared")) as prepared:
+        evaluator = prepare_evaluator(spec.task_spec().load(), prepared)
+    return {
+        "config_hash": config.hash,
+        "search_accuracy_drop": float(100 * (reference["accuracy"] - picked["accuracy"])),
+        "energy_pj": float(picked["energy_pj"]),
+        **write_network(evaluator.compressor, config, Path(directory)),
+    }
 
 
 def write_network(

@@ -15,8 +15,7 @@ from search.evaluation import WorkerSpec
 from search.ledger import Evaluation
 
 
-@ray.remote
-class _WorkerActor:
+class _Worker:
     def __init__(self, spec: WorkerSpec, threads: int) -> None:
         import torch
 
@@ -25,6 +24,9 @@ class _WorkerActor:
 
     def evaluate(self, request: Request) -> Evaluation:
         return self._worker.evaluate(request)
+
+
+_WorkerActor: Any = ray.remote(_Worker)
 
 
 class EvaluatorPool:

@@ -114,7 +114,8 @@ class PolicyProposer:
         self._episodes = ROUND_EPISODES
         # Seeded by what is known, so that a resumed search does not repeat its draws.
         rng = np.random.default_rng([self._seed, len(self._accuracy)])
-        targets = np.exp(rng.uniform(*np.log(TARGET_POINTS), size=CANDIDATES))
+        low, high = np.log(TARGET_POINTS)
+        targets = np.exp(rng.uniform(low, high, size=CANDIDATES))
         candidates = np.concatenate(
             [
                 self._agents.propose(self._algorithm, targets, rng),
