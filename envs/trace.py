@@ -127,7 +127,17 @@ def _export(network: nn.Module, example: Tensor, name: str) -> fx.GraphModule:
         raise InputError("network", name, "its forward must return one tensor")
     graph_module = program.module(check_guards=False)
     assert isinstance(graph_module, fx.GraphModule)
+    _flatten_signature(graph_module)
     return graph_module
+
+
+def _flatten_signature(graph_module: fx.GraphModule) -> None:
+    """One tensor in, one tensor out, instead of the trees that torch.export packs them in."""
+    graph_module.graph.set_codegen(fx.graph.CodeGen())
+    (output,) = graph_module.graph.find_nodes(op="output")
+    value: Any = output.args[0]
+    output.args = (value[0],) if isinstance(value, tuple | list) else (value,)
+    graph_module.recompile()
 
 
 def _make_functional(graph_module: fx.GraphModule) -> None:

@@ -150,7 +150,6 @@ def _flat_code(module: fx.GraphModule) -> str:
             if not hasattr(module, flat):
                 module.register_buffer(flat, value.detach())
             node.target = flat
-    module.graph.set_codegen(fx.graph.CodeGen())
     module.recompile()
     return "\n".join(f"    {line}" if line else "" for line in module.code.strip().splitlines())
 
