@@ -50,13 +50,11 @@ class Board:
         self._claimed.pop(row.config_hash, None)
         self._known[row.config_hash] = row
 
-    def release(self, seed: int) -> None:
-        """Forget the claims of a trial that starts (again)."""
+    def restart(self, seed: int, rows: Sequence[Evaluation]) -> None:
+        """A trial starts, maybe again: its claims are void; ``rows`` is what the ledger has."""
         self._claimed = {key: owner for key, owner in self._claimed.items() if owner != seed}
-
-    def rows(self) -> list[Evaluation]:
-        """Everything known, in the order in which it became so."""
-        return list(self._known.values())
+        for row in rows:
+            self.record(row)
 
     def count(self) -> int:
         """Number of configurations known."""

@@ -72,7 +72,7 @@ class EvaluationWorker:
         self.spec = spec
         self.evaluator = evaluator
         self._ledger = Ledger(spec.ledger)
-        self._weights_hash = weights_hash(evaluator.task.network)
+        self.weights_hash = weights_hash(evaluator.task.network)
 
     def price(self, config: CompressionConfig) -> CostReport:
         """Cost of a configuration with the weights that it really leaves."""
@@ -112,7 +112,7 @@ class EvaluationWorker:
             config_hash=config.hash,
             config=json.dumps(config.to_json()),
             task=self.evaluator.task.name,
-            weights_hash=self._weights_hash,
+            weights_hash=self.weights_hash,
             split=request.split,
             role=request.role,
             name=request.name,

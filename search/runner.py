@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from envs.compression import COMPRESSION_VERSION
 from envs.config import CompressionConfig
 from envs.config import uniform
 from envs.evaluator import Evaluator
@@ -18,6 +19,7 @@ from envs.problem import CompressionProblem
 from envs.setup import Menu
 from envs.setup import prepare_evaluator
 from envs.setup import prepare_problem
+from hwmodel import InputError
 from hwmodel import load_accelerator
 from search.baselines import BASELINES
 from search.baselines import DENSE_FP32
@@ -79,6 +81,7 @@ def run_search(run: RunDirectory, spec: Spec) -> None:
             task_spec, accelerator, spec.level, prepared, run.ledger.storage, device
         )
         worker = EvaluationWorker(worker_spec, evaluator)
+        _require_same_network(run, worker)
         progress.stage("measuring the baselines")
         _measure_baselines(run, worker, spec)
         try:
@@ -89,6 +92,18 @@ def run_search(run: RunDirectory, spec: Spec) -> None:
         finally:
             write_layer_tables(run, spec, worker)
             write_report(run, build_report(run))
+
+
+def _require_same_network(run: RunDirectory, worker: EvaluationWorker) -> None:
+    """Refuse to add to a ledger what other weights or other code would have measured otherwise."""
+    rows = run.ledger.read()
+    for column, now in (
+        ("weights_hash", worker.weights_hash),
+        ("code_version", COMPRESSION_VERSION),
+    ):
+        for value in set(rows[column]) - {now}:
+            allowed = f"the run was started with {value}; use another --output"
+            raise InputError(column, now, allowed)
 
 
 def _menu(spec: Spec) -> Menu:

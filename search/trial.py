@@ -15,9 +15,11 @@ from ray import tune
 
 from envs.config import CompressionConfig
 from envs.problem import CompressionProblem
+from search.board import evaluations
 from search.evaluation import Request
 from search.evaluation import WorkerSpec
 from search.ledger import Evaluation
+from search.ledger import Ledger
 from search.pool import EvaluatorPool
 from search.proposers import PolicyProposer
 from search.proposers import Proposer
@@ -71,8 +73,10 @@ def search_trial(config: dict[str, Any], *, setup: TrialSetup, board: Any) -> No
         board: Handle of the run's ``BoardActor``.
     """
     seed = config["seed"]
-    ray.get(board.release.remote(seed))
-    known = ray.get(board.rows.remote())
+    # The ledger, not the board: a trial that died may have left a row that nobody announced.
+    rows = Ledger(setup.worker.ledger).read()
+    known = evaluations(rows[rows["split"] == "search"])
+    ray.get(board.restart.remote(seed, known))
     pool = EvaluatorPool(setup.worker, setup.evaluators, setup.evaluator_cpus, setup.evaluator_gpus)
     try:
         run_seed(seed, setup, board, pool, known, tune.report)

@@ -1,0 +1,189 @@
+"""Whole searches through the command line, on real digits."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+BASELINES = 6
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "search.cli", *map(str, arguments)]
+
+
+def joulecut(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, check=False
+    )
+
+
+def read_json(*arguments: str | Path) -> dict[str, Any]:
+    result = joulecut(*arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    document: dict[str, Any] = json.loads(result.stdout)
+    return document
+
+
+def write_spec(folder: Path, **changes: Any) -> Path:
+    spec = {
+        "task": "digits",
+        "accelerator": "eyeriss-like",
+        "output": str(folder / "run"),
+        "seeds": [0, 1],
+        "budget": 26,
+        "resources": {"num_cpus": 2},
+        **changes,
+    }
+    path = folder / "spec.yaml"
+    path.write_text(json.dumps(spec))  # YAML holds all of JSON
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("search")
+    result = joulecut("search", write_spec(folder))
+    assert result.returncode == 0, result.stderr
+    assert "dense INT8" in result.stdout and "best at 1" in result.stdout
+    return folder / "run"
+
+
+def test_a_search_spends_its_budget_on_distinct_configurations(run: Path) -> None:
+    rows = pd.read_parquet(run / "ledger")
+    searched = rows[rows["split"] == "search"]
+    assert len(searched) == searched["config_hash"].nunique() == 26
+    assert (searched["role"] == "baseline").sum() == BASELINES
+    assert searched[searched["role"] == "search"]["seed"].value_counts().to_dict() == {0: 10, 1: 10}
+    assert set(rows["split"]) == {"search", "test"}
+    assert not rows.duplicated(["config_hash", "split"]).any()
+    status = read_json("status", run)
+    assert (status["state"], status["evaluations"], status["budget"]) == ("completed", 26, 26)
+
+
+def test_the_report_has_baselines_and_verified_picks(run: Path) -> None:
+    report = read_json("report", run)
+    int8 = next(entry for entry in report["baselines"] if entry["name"] == "dense INT8")
+    assert int8["energy_ratio_int8"] == 1.0
+    assert report["evaluations"] == 26
+    for entry in report["best"]:
+        assert entry["verified"]
+        assert entry["energy_pj"] <= int8["energy_pj"]
+        assert entry["search_accuracy_drop"] <= entry["max_accuracy_drop"]
+    assert (run / "report" / "report.html").stat().st_size > 10_000
+
+
+def test_resuming_a_finished_run_evaluates_nothing(run: Path) -> None:
+    before = pd.read_parquet(run / "ledger")
+    assert joulecut("resume", run).returncode == 0
+    assert len(pd.read_parquet(run / "ledger")) == len(before)
+
+
+def test_export_and_evaluate_agree_with_the_ledger(run: Path, tmp_path: Path) -> None:
+    result = joulecut("export", run, "--max-accuracy-drop", "2", "--output", tmp_path / "net")
+    assert result.returncode == 0, result.stderr
+    config = tmp_path / "net" / "config.json"
+    measured = read_json("evaluate", "--task", "digits", "--config", config, "--split", "test")
+    rows = pd.read_parquet(run / "ledger")
+    row = rows[(rows["config_hash"] == measured["config_hash"]) & (rows["split"] == "test")]
+    assert measured["accuracy"] == pytest.approx(row["accuracy"].item())
+    assert measured["energy_pj"] == pytest.approx(row["energy_pj"].item())
+
+
+def test_the_same_seeds_of_random_search_give_the_same_ledger(tmp_path: Path) -> None:
+    found = []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        folder.mkdir()
+        spec = write_spec(folder, algorithm="random", seeds=[3], budget=18)
+        assert joulecut("search", spec).returncode == 0
+        rows = pd.read_parquet(folder / "run" / "ledger")
+        columns = ["config_hash", "split", "accuracy", "energy_pj", "seed"]
+        found.append(rows[columns].sort_values(columns[:2]).reset_index(drop=True))
+    pd.testing.assert_frame_equal(*found)
+
+
+def evaluations(run: Path) -> int:
+    """Rows of the ledger on the search split so far."""
+    parts = list((run / "ledger").glob("part-*.parquet"))
+    return sum((pd.read_parquet(part)["split"] == "search").sum() for part in parts)
+
+
+def start_and_stop(folder: Path, stop: signal.Signals, after: int) -> Path:
+    """Start a search and stop it with a signal once the ledger has ``after`` rows."""
+    driver = subprocess.Popen(
+        command("search", write_spec(folder)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+        cwd=ROOT,
+    )
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and driver.poll() is None:
+        if evaluations(folder / "run") >= after:
+            break
+        time.sleep(0.2)
+    driver.send_signal(stop)
+    driver.communicate(timeout=120)
+    assert driver.returncode != 0
+    return folder / "run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_search_is_resumed_without_repeating_anything(
+    stop: signal.Signals, tmp_path: Path
+) -> None:
+    run = start_and_stop(tmp_path, stop, after=14)
+    before = pd.read_parquet(run / "ledger")
+    assert read_json("status", run)["state"] == "interrupted"
+    assert BASELINES < evaluations(run) < 26
+    assert joulecut("report", run).returncode == 0
+    result = joulecut("resume", run)
+    assert result.returncode == 0, result.stderr
+    rows = pd.read_parquet(run / "ledger")
+    assert not rows.duplicated(["config_hash", "split"]).any()
+    assert (rows["split"] == "search").sum() == 26
+    assert set(before["config_hash"]) <= set(rows["config_hash"])
+    assert read_json("status", run)["state"] == "completed"
+
+
+@pytest.mark.slow
+def test_a_spent_time_budget_leaves_a_whole_run_that_can_go_on(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, time_budget="25s", budget=5000)
+    result = joulecut("search", spec)
+    assert result.returncode == 0, result.stderr
+    status = read_json("status", tmp_path / "run")
+    assert BASELINES <= status["evaluations"] < 5000
+    assert all(entry["verified"] for entry in read_json("report", tmp_path / "run")["best"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_search_of_the_readme_runs_and_keeps_its_promise(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    block = re.search(r"<!-- search -->\n+```bash\n(.*?)```", readme, re.DOTALL)
+    assert block is not None
+    (line,) = [line for line in block[1].splitlines() if line.startswith("joulecut ")]
+    arguments = shlex.split(line)[1:]
+    result = subprocess.run(
+        command(*arguments), cwd=tmp_path, env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)}, check=False
+    )
+    assert result.returncode == 0
+    report = read_json("report", tmp_path / arguments[arguments.index("--output") + 1])
+    best = next(entry for entry in report["best"] if entry["max_accuracy_drop"] == 1.0)
+    assert best["verified"]
+    assert best["energy_ratio_int8"] <= 0.60
