@@ -2,4 +2,6 @@
 
 import gymnasium
 
-gymnasium.register("joulecut/Compression-v0", entry_point="envs.gym_env:GymCompressionEnv")
+ENVIRONMENT_ID = "joulecut/Compression-v0"
+
+gymnasium.register(ENVIRONMENT_ID, entry_point="envs.gym_env:GymCompressionEnv")

@@ -20,8 +20,6 @@ from envs.episode import Episode
 from envs.observation import OBSERVATION_SIZE
 from envs.problem import CompressionProblem
 
-ID = "joulecut/Compression-v0"
-
 
 class GymCompressionEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.int64]]):
     """Find how to prune and quantize every layer of one network, one layer at each step.
@@ -50,9 +48,9 @@ class GymCompressionEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.int64]]):
     ``energy_ratio``, ``accuracy_drop``, ``target`` and ``score``.
 
     ## Arguments
-    ``gymnasium.make(ID, task=..., accelerator=...)`` prepares a task by name;
-    ``gymnasium.make(ID, problem=..., accuracy=...)`` takes what is prepared; ``targets`` is the
-    range of targets, (low, high) in points.
+    With ``gymnasium.make("joulecut/Compression-v0", ...)``: ``task`` and ``accelerator`` prepare a
+    task by name, or ``problem`` and ``accuracy`` are what is prepared; ``targets`` is the range of
+    targets, (low, high) in points.
 
     ## Version History
     * v0: first version.
@@ -105,12 +103,3 @@ class GymCompressionEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.int64]]):
             reward = float(episode.decide(row[:, :2])[0] + episode.decide(row[:, 2:])[0])
             info: dict[str, Any] = outcome(episode) if episode.is_done else {}
             return episode.observe()[0], reward, episode.is_done, False, info
-
-
-def register() -> None:
-    """Make ``gymnasium.make`` know :data:`ID`; again does no harm."""
-    if ID not in gymnasium.registry:
-        gymnasium.register(id=ID, entry_point="envs.gym_env:GymCompressionEnv")
-
-
-register()

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from envs import ENVIRONMENT_ID
 from envs.compression_env import CompressionEnv
-from envs.gym_env import ID
 from hwmodel import InputError
 from tests.envs.synthetic import SyntheticAccuracy
 from tests.envs.synthetic import synthetic_problem
@@ -16,7 +16,7 @@ ACCURACY = SyntheticAccuracy(PROBLEM)
 
 
 def make() -> gymnasium.Env:
-    return gymnasium.make(ID, problem=PROBLEM, accuracy=ACCURACY)
+    return gymnasium.make(ENVIRONMENT_ID, problem=PROBLEM, accuracy=ACCURACY)
 
 
 @pytest.mark.filterwarnings("error:.*WARN.*")
@@ -63,4 +63,4 @@ def test_stepping_after_the_end_is_refused() -> None:
 
 def test_half_given_arguments_are_named() -> None:
     with pytest.raises(InputError, match="task and accelerator"):
-        gymnasium.make(ID, task="digits")
+        gymnasium.make(ENVIRONMENT_ID, task="digits")
