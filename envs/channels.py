@@ -62,6 +62,10 @@ _MOVING_OPS = (
 """Operations that only move data and whose arguments :mod:`envs.removal` can rewrite."""
 
 
+_SPATIAL_RANK = {"1d": 3, "2d": 4}
+"""Rank of a batch that pooling takes, by the end of the operation's name."""
+
+
 @dataclass(frozen=True)
 class Labels:
     """Labels of a tensor whose channels lie along one axis.
@@ -195,8 +199,12 @@ class LabelInterpreter:
         return Labels(axis, outputs)
 
     def _same_channels(self, node: fx.Node) -> Labels | None:
-        labels = self.labels.get(input_node(node).name)
-        return labels if labels is not None and labels.axis == 1 else None
+        source = input_node(node)
+        labels = self.labels.get(source.name)
+        rank = _SPATIAL_RANK.get(node.target.overloadpacket.__name__[-2:])  # type: ignore[union-attr]
+        if labels is None or rank not in (None, len(source.meta["shape"])):
+            return None
+        return labels if labels.axis == 1 else None
 
     def _mean(self, node: fx.Node) -> Labels | None:
         source = input_node(node)
@@ -242,7 +250,8 @@ class LabelInterpreter:
         operation: Any = node.target
         moved = operation(*args, **kwargs)
         if isinstance(moved, Tensor):
-            return _compress(moved)
+            labels = _compress(moved)
+            return labels if labels is not None and labels.axis > 0 else None
         parts = [_compress(part) for part in moved]
         known = [part for part in parts if part is not None]
         if len(known) == len(parts):

@@ -199,6 +199,8 @@ class Compressor:
             bias = bias + shift * layer.fold_scale
         broadcast = [-1] + [1] * (weight.ndim - 1)
         weight = weight * (layer.fold_scale * kept_out).view(broadcast)
+        if decision.weight_bits == 16:
+            weight = weight.half().float()  # what is stored is the folded weight
         folded_scale = None if scale is None else scale * layer.fold_scale.abs()
         result = (weight, bias * kept_out, folded_scale)
         self._remember(key, result)

@@ -163,7 +163,7 @@ def check_choice(field: str, value: object, allowed: tuple[object, ...]) -> None
 
 def check_bits(field: str, value: object) -> None:
     """Raise InputError unless ``value`` is a supported width."""
-    if isinstance(value, bool) or value not in INTEGER_BITS + FLOAT_BITS:
+    if type(value) is not int or value not in INTEGER_BITS + FLOAT_BITS:
         raise InputError(field, value, "use 2 to 8 (integer) or 16 or 32 (floating point)")
 
 

@@ -37,7 +37,8 @@ class EvaluationResult:
 
     Attributes:
         accuracy: The task's metric, 0..1.
-        block_accuracies: The metric on ``BLOCKS`` consecutive parts of the split.
+        block_accuracies: The metric on ``BLOCKS`` consecutive parts of the split; NaN where it
+            is not defined on one.
         images: Images looked at.
         seconds: Wall time, compression included.
     """
@@ -92,7 +93,8 @@ class Evaluator:
         outputs, targets = self.outputs(self.compressor.compress(config), split)
         accuracy = self._metric(outputs, targets)
         parts = zip(outputs.chunk(BLOCKS), targets.chunk(BLOCKS), strict=True)
-        blocks = tuple(self._metric(*part) for part in parts)
+        # A metric may not be defined on a part of a split: that block is NaN.
+        blocks = tuple(float(self.task.metric(*part)) for part in parts)
         return EvaluationResult(accuracy, blocks, len(outputs), time.perf_counter() - start)
 
     def outputs(self, compressed: CompressedNetwork, split: str) -> tuple[Tensor, Tensor]:
@@ -147,8 +149,9 @@ class Evaluator:
     def _parts(self, inputs: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
         if self.device.type != "cpu":
             return [(inputs, targets)]
-        sizes = self._images_at_once
-        return list(zip(inputs.split(sizes), targets.split(sizes), strict=True))
+        # Parts of equal size: a network may treat a batch of one differently.
+        count = -(-len(inputs) // self._images_at_once)
+        return list(zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True))
 
     def _metric(self, outputs: Tensor, targets: Tensor) -> float:
         value = float(self.task.metric(outputs, targets))

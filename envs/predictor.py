@@ -22,6 +22,8 @@ NOISE_POINTS = 0.5
 """Standard deviation of a measured accuracy, in points: a few thousand images."""
 MODEL_ERROR = 0.25
 """Relative standard deviation of the damage around the additive model."""
+LEAST_ROOM = 0.01
+"""Accuracy above chance that a network is taken to have at least."""
 LEAST_EXPONENT, MOST_EXPONENT = 1e-4, 6.0
 """Measured exponents are kept within these; beyond them accuracy is at its best or at chance."""
 
@@ -54,6 +56,8 @@ class AccuracyPredictor:
         self.reference = reference
         self.chance = chance
         self.link = 1.0
+        # A network no better than guessing has nothing to lose, yet can be searched.
+        self._room = max(reference - chance, LEAST_ROOM)
         self._weight_kl = table.weight_error * table.sensitivity[:, 0, None, None, None]
         self._activation_kl = table.activation_error * table.sensitivity[:, 1, None]
         layers, methods, sparsities, widths = self._weight_kl.shape
@@ -91,7 +95,7 @@ class AccuracyPredictor:
         if len(choices) == 0:
             return
         features = self._features(choices)
-        room = self.reference - self.chance
+        room = self._room
         kept = np.clip((accuracy - self.chance) / room, np.exp(-MOST_EXPONENT), None)
         exponent = np.clip(-np.log(kept), LEAST_EXPONENT, MOST_EXPONENT)
         # In points, what noise does to the exponent: d(exponent) = d(accuracy) / (room * kept).
@@ -127,8 +131,7 @@ class AccuracyPredictor:
         return np.concatenate(parts, axis=-1)
 
     def _drop(self, damage: NDArray[np.float64]) -> NDArray[np.float64]:
-        room = 100.0 * (self.reference - self.chance)
-        return -room * np.expm1(-(np.maximum(damage, 0.0) ** self.link))
+        return -100.0 * self._room * np.expm1(-(np.maximum(damage, 0.0) ** self.link))
 
 
 def _fit(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import asdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 
 from envs.compression import Compressor
 from envs.config import LayerDecision
@@ -110,10 +112,7 @@ def prepare_evaluator(task: Task, directory: Path | None = None, device: str = "
     else:
         statistics = collect_statistics(network, task.calibration)
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}")
-            save_statistics(partial, statistics)
-            partial.replace(path)
+            _write(path, lambda partial: save_statistics(partial, statistics))
     return Evaluator(task, Compressor(network, statistics), device)
 
 
@@ -135,11 +134,30 @@ def prepare_problem(
     else:
         table = build_option_table(evaluator, space, progress)
         if path is not None:
-            partial = path.with_name(f".{path.name}")
-            with partial.open("wb") as file:
-                np.savez(file, **asdict(table))
-            partial.replace(path)
+            _write(path, lambda partial: _save_table(partial, table))
     return CompressionProblem(network.workload, accelerator, space, table, level)
+
+
+def _write(path: Path, save: Callable[[Path], None]) -> None:
+    """Have ``save`` write a file, all of it or nothing.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(partial)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        allowed = f"it cannot be written ({error}); use a place with space and permission"
+        raise InputError(path.stem, str(path), allowed) from None
+
+
+def _save_table(path: Path, table: OptionTable) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **asdict(table))
 
 
 def _load_table(path: Path) -> OptionTable:

@@ -218,8 +218,12 @@ def _taylor_scores(network: TracedNetwork, batches: list[tuple[Tensor, Tensor]])
         for inputs, _ in batches:
             outputs = network.graph_module(inputs)
             loss = F.cross_entropy(outputs, outputs.detach().argmax(dim=1))
-            gradients = torch.autograd.grad(loss, weights)
+            if not loss.requires_grad:
+                continue
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
             for score, weight, gradient in zip(scores, weights, gradients, strict=True):
+                if gradient is None:  # the outputs do not depend on this layer
+                    continue
                 rows = weight.detach().flatten(1)[None]
                 score += taylor_filter_scores(rows, gradient.flatten(1)[None, None])
     finally:

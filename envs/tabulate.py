@@ -13,6 +13,7 @@ from torch import Tensor
 
 from envs.compression import CompressedNetwork
 from envs.compression import Compressor
+from envs.compression import compressed_rows
 from envs.compression import pruned_rows
 from envs.compression import removed_columns
 from envs.compression import rounded_rows
@@ -77,6 +78,13 @@ def _layer_options(
     layer, statistics = compressor.network.layers[index], compressor.statistics[index]
     density = np.zeros(tuple(space.sizes[:3]))
     error = np.zeros_like(density)
+    pinned = space.pinned.get(space.layers[index])
+    if pinned is not None:  # whatever index learners see, it is this decision
+        rows, _ = compressed_rows(layer, statistics, pinned, None, space.repair)
+        density[:] = float((rows != 0).double().mean())
+        lost = output_error((rows - layer.rows)[None], statistics.second_moment, layer.rows)
+        error[:] = float(lost[0])
+        return density, error
     for method, (granularity, criterion) in enumerate(space.methods):
         if granularity == "filter":  # what stays is rounded like an unpruned layer
             density[method], error[method] = density[0], error[0]

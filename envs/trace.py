@@ -97,9 +97,13 @@ def trace(network: nn.Module, example: Tensor, name: str) -> TracedNetwork:
         InputError: the network cannot be exported, contains an operation with weights that
             cannot be priced, or uses the same weights twice.
     """
-    inputs = example[:1].expand(EXAMPLE_BATCH, *example.shape[1:]).clone()
+    inputs = torch.randn(EXAMPLE_BATCH, *example.shape[1:])
+    with torch.no_grad():
+        expected = network.eval()(inputs)
     graph_module = _export(network, inputs, name)
     _make_functional(graph_module)
+    graph_module.graph.eliminate_dead_code()  # a layer that nothing depends on costs nothing
+    _fold_constants(graph_module)
     _record_shapes(graph_module, inputs)
     _refuse_unpriced(graph_module, name)
     nodes = _layer_nodes(graph_module, name)
@@ -112,16 +116,20 @@ def trace(network: nn.Module, example: Tensor, name: str) -> TracedNetwork:
         _attach_layer(graph_module, index, node, layer)
     _drop_unused_parameters(graph_module)
     graph_module.recompile()
+    _require_same_outputs(graph_module, inputs, expected, name)
     return TracedNetwork(graph_module, layers, workload, units)
 
 
 def _export(network: nn.Module, example: Tensor, name: str) -> fx.GraphModule:
     try:
-        program = torch.export.export(
-            network.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
-        )
+        with torch.no_grad():  # or the network's own no_grad becomes a part of the graph
+            program = torch.export.export(
+                network.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
+            )
     except Exception as error:  # torch.export raises many kinds; the user needs the reason
         reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        if "batch" in reason:
+            reason += " (its forward must take any batch size: x.shape[0], not len(x))"
         raise InputError("network", name, f"torch.export cannot trace it: {reason}") from error
     if len(program.graph_signature.user_outputs) != 1:
         raise InputError("network", name, "its forward must return one tensor")
@@ -141,7 +149,10 @@ def _flatten_signature(graph_module: fx.GraphModule) -> None:
 
 
 def _make_functional(graph_module: fx.GraphModule) -> None:
-    """Remove dropout, and replace in-place operations on tensors that are nobody's view."""
+    """Remove dropout; replace in-place operations on tensors that have no views; free views.
+
+    A view of a channels-last tensor may be impossible where a reshape is not.
+    """
     graph = graph_module.graph
     for node in list(graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
@@ -152,11 +163,14 @@ def _make_functional(graph_module: fx.GraphModule) -> None:
             node.replace_all_uses_with(source)
             graph.erase_node(node)
             continue
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
+            continue
         functional = getattr(aten, name.removesuffix("_"), None)
         if not name.endswith("_") or name.endswith("__") or functional is None:
             continue
         overload = getattr(functional, node.target._overloadname, None)
-        if overload is None or _is_view(source):
+        if overload is None or _is_view(source) or any(map(_is_view, source.users)):
             continue
         node.target = overload
         later = [user for user in source.users if user is not node and node < user]
@@ -169,6 +183,39 @@ def _is_view(node: object) -> bool:
     if not isinstance(node, fx.Node) or not isinstance(node.target, torch._ops.OpOverload):
         return False
     return any(item.alias_info is not None for item in node.target._schema.returns)
+
+
+def _fold_constants(graph_module: fx.GraphModule) -> None:
+    """Compute once what depends on parameters alone."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        inputs = node.all_input_nodes
+        is_pure = isinstance(node.target, torch._ops.OpOverload) and not (
+            node.target._schema.is_mutable
+        )
+        if not (inputs and is_pure and all(item.op == "get_attr" for item in inputs)):
+            continue
+        args, kwargs = fx.node.map_arg(
+            (node.args, node.kwargs), lambda item: _attribute(graph_module, item)
+        )
+        value = node.target(*args, **kwargs)
+        if isinstance(value, Tensor):
+            graph_module.register_buffer(f"constant_{node.name}", value.detach().clone())
+            with graph.inserting_before(node):
+                constant = graph.get_attr(f"constant_{node.name}")
+            node.replace_all_uses_with(constant)
+            graph.erase_node(node)
+
+
+def _require_same_outputs(
+    graph_module: fx.GraphModule, inputs: Tensor, expected: Tensor, name: str
+) -> None:
+    """Refuse a network that the graph does not reproduce, whatever the reason."""
+    with torch.no_grad():
+        difference = (graph_module(inputs) - expected).abs().max()
+    if not difference <= 1e-3 * expected.abs().max() + 1e-5:
+        allowed = "an operation changes a tensor in place behind its views, or is random"
+        raise InputError("network", name, f"its trace computes something else; {allowed}")
 
 
 class _ShapeRecorder(fx.Interpreter):
@@ -210,6 +257,9 @@ def _layer_nodes(graph_module: fx.GraphModule, name: str) -> list[fx.Node]:
         weight = node.args[1]
         if weight.op != "get_attr":
             raise InputError(f"network {name}", node.name, "its weights must be a parameter")
+        bias = node.args[2] if len(node.args) > 2 else None
+        if isinstance(bias, fx.Node) and bias.op != "get_attr":
+            raise InputError(f"network {name}", node.name, "its bias must be a parameter")
         if weight.target in seen:
             raise InputError(f"network {name}", weight.target, "a layer may be called only once")
         seen.add(weight.target)
@@ -252,6 +302,8 @@ def _batch_norm_behind(node: fx.Node) -> fx.Node | None:
     if len(users) != 1 or users[0].target is not aten.batch_norm.default:
         return None
     norm = users[0]
+    if node.target is aten.linear.default and len(node.meta["shape"]) != 2:
+        return None  # it normalizes the tokens' axis, not the features
     constants = [arg for arg in norm.args[1:5] if isinstance(arg, fx.Node)]
     has_statistics = norm.args[3] is not None and norm.args[4] is not None
     return norm if has_statistics and all(arg.op == "get_attr" for arg in constants) else None

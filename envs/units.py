@@ -25,7 +25,7 @@ class ChannelUnits:
         out_units: For every layer the unit of each output channel, -1 where it must stay.
         in_units: For every layer the unit of each input channel, -1 where it must stay.
         unit_group: Group of every unit, (units,).
-        signature: Units with the same number are written and read by the same layers, (units,).
+        signature: Units with the same number are on the same way through the graph, (units,).
         node_units: Axis and unit (-1: stays) of every index along it, by node of the graph.
     """
 
@@ -70,10 +70,12 @@ def channel_units(
     for layer, node in enumerate(nodes):
         for root in set(channels.roots(interpreter.layer_inputs[node])) & set(members):
             readers[root].add(layer)
-    places = {
-        root: (tuple(sorted(layers)), tuple(sorted(readers[root])))
-        for root, layers in members.items()
-    }
+    passes: dict[int, set[str]] = {root: set() for root in members}
+    for name, labels in interpreter.labels.items():
+        for root in set(channels.roots(labels.ids)) & set(members):
+            passes[root].add(name)
+    # Units that take different ways are thinned alike, so that no part of a split gets empty.
+    places = {root: (tuple(sorted(readers[root])), tuple(sorted(passes[root]))) for root in members}
     signatures = sorted(set(places.values()))
     groups = [group_of_layer[min(layers)] for layers in members.values()]
     signature = [signatures.index(place) for place in places.values()]

@@ -83,12 +83,19 @@ def _exists(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    # A process that was killed and that nobody has waited for yet still has its number.
+    return (_stat(pid) or [""])[0] not in ("Z", "X")
 
 
 def _start_time(pid: int) -> int | None:
+    fields = _stat(pid)
+    return None if fields is None else int(fields[19])  # field 22 of proc(5)
+
+
+def _stat(pid: int) -> list[str] | None:
+    """What Linux tells of a process, from its state on; None on other systems."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    return int(stat.rpartition(")")[2].split()[19])  # field 22 of proc(5)
+    return stat.rpartition(")")[2].split()

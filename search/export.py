@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch import fx
@@ -129,7 +130,7 @@ def write_network(
         (directory / "network.py").write_text(code)
         layers = _layer_list(compressor, compressed)
         (directory / "layers.json").write_text(json.dumps(layers, indent=2) + "\n")
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise InputError("--output", str(directory), f"use a writable place ({error})") from None
     names = ("config.json", "weights.safetensors", "network.py", "layers.json")
     return {

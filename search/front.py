@@ -141,4 +141,7 @@ def _paired_error(blocks: Any, reference: pd.Series) -> float:
     if blocks is None or dense is None or len(blocks) != len(dense) or len(dense) < 2:
         return 0.0
     differences = np.asarray(dense, dtype=float) - np.asarray(blocks, dtype=float)
+    differences = differences[np.isfinite(differences)]
+    if len(differences) < 2:
+        return 0.0
     return float(np.std(differences, ddof=1) / np.sqrt(len(differences)))

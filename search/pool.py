@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+import torch
 
 from hwmodel import InputError
 from search.evaluation import EvaluationWorker
@@ -17,12 +18,15 @@ from search.ledger import Evaluation
 
 class _Worker:
     def __init__(self, spec: WorkerSpec, threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
-        self._worker = EvaluationWorker(spec)
+        self._spec = spec
+        self._threads = threads
+        self._worker: EvaluationWorker | None = None
 
     def evaluate(self, request: Request) -> Evaluation:
+        # Made here and not in the constructor, whose errors reach the caller as text alone.
+        if self._worker is None:
+            torch.set_num_threads(self._threads)
+            self._worker = EvaluationWorker(self._spec)
         return self._worker.evaluate(request)
 
 

@@ -62,7 +62,10 @@ class Progress:
 
         def poll() -> None:
             while not stop.wait(_POLL_SECONDS):
-                self._bars.update(task, completed=count(), total=total)
+                try:
+                    self._bars.update(task, completed=count(), total=total)
+                except Exception:  # what broke the search will be reported where it broke
+                    return
 
         thread = threading.Thread(target=poll, name="progress", daemon=True)
         thread.start()

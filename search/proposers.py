@@ -15,6 +15,7 @@ from search.evaluation import local_copy
 from search.proposals import propose_random
 from search.proposals import select
 from search.storage import Storage
+from search.storage import write_error
 
 FIRST_EPISODES = 1024
 """Episodes against the predictor before anything but the baselines was measured."""
@@ -143,6 +144,9 @@ class PolicyProposer:
     def save(self) -> None:
         with tempfile.TemporaryDirectory() as temporary:
             self._agents.save(self._algorithm, Path(temporary))
-            self._policies.make()
             name = self._agents.CHECKPOINT
-            self._policies.write(name, (Path(temporary) / name).read_bytes())
+            try:
+                self._policies.make()
+                self._policies.write(name, (Path(temporary) / name).read_bytes())
+            except OSError as error:
+                raise write_error("policies", self._policies.location, error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -160,7 +161,9 @@ def _search(
     dense, int8 = (baseline(rows, name, "search") for name in (DENSE_FP32, DENSE_INT8))
     assert dense is not None and int8 is not None
     shares = _shares(spec)
-    spent = {seed: sum(row.seed == seed for row in known) for seed in spec.seeds}
+    spent = {
+        seed: len({row.config_hash for row in known if row.seed == seed}) for seed in spec.seeds
+    }
     seeds = [seed for seed in spec.seeds if spent[seed] < shares[seed]]
     late = deadline is not None and time.time() >= deadline
     if not seeds or late:
@@ -222,7 +225,26 @@ def _ray(spec: Spec) -> Iterator[None]:
         )
     else:
         ray.init(address=resources.address, log_to_driver=False, logging_level="ERROR")
+    for name in ("ray.tune", "ray.train", "ray.rllib"):
+        # What fails is raised here, as one line; their tracebacks would bury it.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
+        _require_resources(spec)
         yield
     finally:
         ray.shutdown()
+
+
+def _require_resources(spec: Spec) -> None:
+    """Refuse what the cluster can never give one trial, instead of waiting for it forever."""
+    resources, cluster = spec.resources, ray.cluster_resources()
+    cpus = resources.trainer_cpus + resources.evaluators * resources.evaluator_cpus
+    gpus = resources.evaluators * resources.evaluator_gpus
+    # A cluster that scales may get what it does not have yet.
+    if resources.address is not None:
+        return
+    for field, needed, kind in (("evaluator_cpus", cpus, "CPU"), ("evaluator_gpus", gpus, "GPU")):
+        available = cluster.get(kind, 0.0)
+        if needed > available + 1e-6:
+            allowed = f"a trial would need {needed:g} {kind}s, and there are {available:g}"
+            raise InputError(f"resources.{field}", getattr(resources, field), allowed)

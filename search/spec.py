@@ -168,8 +168,8 @@ class ResourceSection(_Section):
     """
 
     evaluators: Annotated[int, Field(ge=1, strict=True)] = 2
-    trainer_cpus: Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)] = 0.2
-    evaluator_cpus: Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)] = 0.4
+    trainer_cpus: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] = 0.2
+    evaluator_cpus: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] = 0.4
     evaluator_gpus: Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)] = 0.0
     num_cpus: Annotated[int, Field(ge=1, strict=True)] | None = None
     address: _Text | None = None

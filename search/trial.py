@@ -25,6 +25,7 @@ from search.proposers import PolicyProposer
 from search.proposers import Proposer
 from search.proposers import RandomProposer
 from search.storage import Storage
+from search.trials import reported_errors
 
 ROUNDS = 12
 """Times that a trial learns from its evaluations: a batch is this share of its budget."""
@@ -77,6 +78,13 @@ def search_trial(config: dict[str, Any], *, setup: TrialSetup, board: Any) -> No
     rows = Ledger(setup.worker.ledger).read()
     known = evaluations(rows[rows["split"] == "search"])
     ray.get(board.restart.remote(seed, known))
+    with reported_errors() as report:
+        _run_trial(seed, setup, board, known)
+    if report:
+        tune.report(report)
+
+
+def _run_trial(seed: int, setup: TrialSetup, board: Any, known: list[Evaluation]) -> None:
     pool = EvaluatorPool(setup.worker, setup.evaluators, setup.evaluator_cpus, setup.evaluator_gpus)
     try:
         run_seed(seed, setup, board, pool, known, tune.report)
@@ -97,7 +105,7 @@ def run_seed(
     proposer = _proposer(setup, seed)
     own = [row for row in known if row.seed in (-1, seed)]
     _learn(proposer, setup, own)
-    spent = sum(row.seed == seed for row in known)
+    spent = len({row.config_hash for row in known if row.seed == seed})
     share = setup.shares[seed]
     batch = max(setup.evaluators, -(-share // ROUNDS))
     fruitless = 0

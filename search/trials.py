@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray import tune
 
+from hwmodel import InputError
 from search.pool import input_error
 from search.run_directory import RunDirectory
 
 _RETRIES = 2
+BAD_INPUT = "bad_input"
+"""Metric in which a trial reports bad input."""
 
 
 def run_config(run: RunDirectory, name: str) -> tune.RunConfig:
@@ -28,8 +33,21 @@ def run_config(run: RunDirectory, name: str) -> tune.RunConfig:
     )
 
 
+@contextmanager
+def reported_errors() -> Iterator[dict[str, Any]]:
+    """Put bad input into the yielded metrics: a trial that raises is retried, and noisily."""
+    metrics: dict[str, Any] = {}
+    try:
+        yield metrics
+    except InputError as error:
+        metrics[BAD_INPUT] = (error.field, str(error.value), error.allowed)
+
+
 def raise_errors(results: tune.ResultGrid) -> None:
     """Raise the first error of an experiment, as bad input where it is that."""
+    for result in results:
+        if (result.metrics or {}).get(BAD_INPUT) is not None:
+            raise InputError(*result.metrics[BAD_INPUT])
     for error in results.errors:
         found = input_error(error)
         if found is not None:

@@ -11,9 +11,11 @@ from hwmodel import InputError
 from search.evaluation import EvaluationWorker
 from search.evaluation import Request
 from search.evaluation import WorkerSpec
+from search.front import distinct
 from search.run_directory import RunDirectory
 from search.spec import Spec
 from search.trials import raise_errors
+from search.trials import reported_errors
 from search.trials import run_config
 
 
@@ -21,7 +23,8 @@ class Verification(tune.Trainable):
     """One evaluation on the test split; the worker is kept for the next one."""
 
     def setup(self, config: dict[str, Any], *, worker: WorkerSpec) -> None:
-        self._worker = EvaluationWorker(worker)
+        self._spec = worker
+        self._worker: EvaluationWorker | None = None
         self._request: Request = config["request"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -29,8 +32,12 @@ class Verification(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        row = self._worker.evaluate(self._request)
-        return {"done": True, "accuracy": row.accuracy}
+        with reported_errors() as report:
+            # Made here and not in setup, whose errors reach the driver as text alone.
+            if self._worker is None:
+                self._worker = EvaluationWorker(self._spec)
+            self._worker.evaluate(self._request)
+        return {**report, "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing to keep: the result is in the ledger."""
@@ -85,7 +92,8 @@ def verify(
 
 def _require_verified(run: RunDirectory, requests: list[Request]) -> None:
     rows = run.ledger.read()
-    failed = rows[(rows["split"] == "test") & rows["accuracy"].isna()]
+    failed = distinct(rows, "test")
+    failed = failed[failed["accuracy"].isna()]
     wanted = {request.config.hash for request in requests}
     for _, row in failed[failed["config_hash"].isin(wanted)].iterrows():
         field = f"evaluation of {row['config_hash']} on the test split"

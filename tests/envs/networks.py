@@ -122,6 +122,79 @@ class Attention(nn.Module):
         return self.head(x.mean(dim=1))
 
 
+class Flat(nn.Module):
+    """LeNet-like: a view straight after a convolution, and a layer that nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 6, 3, stride=4), nn.Linear(6 * 16, 10)
+        self.unread, self.head = nn.Linear(10, 3), nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        x = F.relu(self.fc(x.view(x.shape[0], -1)))
+        self.unread(x)
+        return self.head(x)
+
+
+class Tokens(nn.Module):
+    """Linear layers on tokens, with a batch norm that normalizes the tokens' axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(48, 12), nn.BatchNorm1d(16)
+        self.mix, self.head = nn.Linear(12, 12), nn.Linear(12, 5)
+        self.norm.running_mean.uniform_(-1, 1)
+        self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.reshape(x.shape[0], 16, 48)
+        with torch.no_grad():
+            x = F.gelu(self.norm(self.embed(x)))
+        return self.head(self.mix(x).amax(dim=1))
+
+
+class Parts(nn.Module):
+    """Two halves of a convolution's channels that are pooled differently, then joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.stem(x).split([4, 4], dim=1)
+        x = torch.cat([F.max_pool2d(left, 2), F.avg_pool2d(right, 2)], dim=-3)
+        return self.head(self.last(x).mean((2, 3)))
+
+
+class Sequence(nn.Module):
+    """One-dimensional convolutions: an even kernel with padding "same", a stride, a dilation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(3, 8, 4, padding="same")
+        self.second = nn.Conv1d(8, 8, 3, stride=2, dilation=2)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.second(F.silu(self.first(x.flatten(2)))))
+        return self.head(F.adaptive_avg_pool1d(x, 1).squeeze(-1))
+
+
+class InPlace(nn.Module):
+    """An in-place operation behind a view that is read afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 6, 3, stride=2), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        view = x.flatten(2)
+        F.relu_(x)
+        return self.head(view.mean(2))
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(
         nn.Flatten(), nn.Linear(3 * 16 * 16, 20), nn.ReLU(), nn.Linear(20, 12), nn.Tanh(),
@@ -136,6 +209,11 @@ NETWORKS = {
     "split": Split,
     "shuffle": Shuffle,
     "attention": Attention,
+    "flat": Flat,
+    "tokens": Tokens,
+    "parts": Parts,
+    "sequence": Sequence,
+    "in_place": InPlace,
     "mlp": mlp,
 }
 """Constructors by name; all take (batch, 3, 16, 16) and return (batch, 5)."""
