@@ -98,7 +98,7 @@ def build_ppo(
         .rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=modules))
         .training(
             train_batch_size_per_learner=batch,
-            minibatch_size=320,
+            minibatch_size=min(320, batch),
             num_epochs=10,
             lr=2e-3,
             gamma=1.0,

@@ -82,7 +82,8 @@ def drop_upper_bound(rows: pd.DataFrame, reference: pd.Series) -> NDArray[np.flo
     ``drop + 1.64 * standard_error``. Both networks saw the same images, so the standard error is
     that of paired differences: with B blocks of equal size, ``std(differences, ddof=1) / sqrt(B)``.
     A few blocks can agree by chance, so it is floored by the binomial error of the share p of the
-    n images that were lost, ``sqrt(max(p, 1/n) / n)``.
+    n images that were lost, ``sqrt(max(p, 1/n) / n)``. The uncompressed network itself loses
+    nothing for sure.
 
     Args:
         rows: Ledger rows of one split.
@@ -92,7 +93,9 @@ def drop_upper_bound(rows: pd.DataFrame, reference: pd.Series) -> NDArray[np.flo
     images = rows["images"].to_numpy(dtype=float)
     floor = np.sqrt(np.maximum(drops / 100, 1 / images) / images)
     blocks = [_paired_error(blocks, reference) for blocks in rows["block_accuracies"]]
-    return drops + ONE_SIDED_95 * 100 * np.maximum(floor, np.array(blocks, dtype=float))
+    error = 100 * np.maximum(floor, np.array(blocks, dtype=float))
+    is_reference = (rows["config_hash"] == reference["config_hash"]).to_numpy()
+    return np.where(is_reference, 0.0, drops + ONE_SIDED_95 * error)
 
 
 def pick(rows: pd.DataFrame, reference: pd.Series, limit: float) -> pd.Series | None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -172,3 +173,12 @@ def test_a_looser_limit_never_costs_more_energy(accuracies, limits) -> None:
     if tight is not None:
         assert loose is not None
         assert loose["energy_pj"] <= tight["energy_pj"]
+
+
+def test_the_uncompressed_network_holds_every_limit_however_small_the_split() -> None:
+    rows = frame([replace(row, images=8) for row in baselines()])
+    reference = baseline(rows, DENSE_FP32, "search")
+    assert reference is not None
+    picked = pick(rows, reference, 0.01)
+    assert picked is not None
+    assert picked["config_hash"] == reference["config_hash"]
