@@ -107,7 +107,7 @@ def test_a_repeated_configuration_counts_once_and_success_comes_first() -> None:
     assert distinct(rows, "search")["accuracy"].tolist() == [0.8]
 
 
-REFERENCE = frame([evaluation(accuracy=0.9, images=1000)]).iloc[0]
+REFERENCE = frame([evaluation(999, accuracy=0.9, images=1000)]).iloc[0]
 
 
 def bound(row: Evaluation) -> float:
