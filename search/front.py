@@ -18,8 +18,8 @@ from search.baselines import DENSE_FP32
 from search.baselines import DENSE_INT8
 
 ONE_SIDED_99 = 2.33
-"""Standard errors between an estimate and its one-sided 99 % confidence bound. So strict because the
-cheapest of hundreds of candidates near a limit is among the luckiest of them."""
+"""Standard errors between an estimate and its one-sided 99 % confidence bound. So strict because
+the cheapest of hundreds of candidates near a limit is among the luckiest of them."""
 
 
 def pareto_front(energy: ArrayLike, loss: ArrayLike) -> NDArray[np.int64]:

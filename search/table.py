@@ -43,7 +43,9 @@ def cells(entry: Entry) -> list[str]:
 def terminal_table(report: Report) -> Table:
     """Baselines, then what was found; accuracies on the test split."""
     title = f"{report.task} on {report.accelerator}, {report.evaluations} evaluations, test split"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE, show_edge=False, padding=(0, 1, 0, 0)
+    )
     for header in HEADERS:
         justify: Literal["left", "right"] = "left" if header == HEADERS[0] else "right"
         table.add_column(header, justify=justify, no_wrap=True)
