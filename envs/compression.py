@@ -199,9 +199,13 @@ class Compressor:
             bias = bias + shift * layer.fold_scale
         broadcast = [-1] + [1] * (weight.ndim - 1)
         weight = weight * (layer.fold_scale * kept_out).view(broadcast)
-        if decision.weight_bits == 16:
-            weight = weight.half().float()  # what is stored is the folded weight
         folded_scale = None if scale is None else scale * layer.fold_scale.abs()
+        # From here on, to the last bit, what an export stores and its reader computes.
+        if folded_scale is not None:
+            step = folded_scale.view(broadcast)
+            weight = integer_weights(weight, folded_scale).float() * step
+        elif decision.weight_bits == 16:
+            weight = weight.half().float()
         result = (weight, bias * kept_out, folded_scale)
         self._remember(key, result)
         return result
@@ -295,6 +299,12 @@ def rounded_rows(
     scales = torch.stack([weight_scales(pruned, width) for width in bits], dim=1)
     rounded = [round_weights(pruned, scales[:, i], width) for i, width in enumerate(bits)]
     return torch.stack(rounded, dim=1), scales
+
+
+def integer_weights(weight: Tensor, scale: Tensor) -> Tensor:
+    """Integers of weights that lie on a grid, int8; ``scale`` is that of every output channel."""
+    step = torch.where(scale == 0, 1.0, scale).view(-1, *[1] * (weight.ndim - 1))
+    return (weight / step).round().to(torch.int8)
 
 
 def element_masks(

@@ -17,6 +17,7 @@ from envs.compression import Compressor
 from envs.config import CompressionConfig
 from envs.quantization import ActivationRange
 from envs.quantization import quantize_activation
+from envs.removal import remove_channels
 from envs.tasks import Task
 from hwmodel import InputError
 from hwmodel import Workload
@@ -99,27 +100,30 @@ class Evaluator:
 
     def outputs(self, compressed: CompressedNetwork, split: str) -> tuple[Tensor, Tensor]:
         """Outputs of a compressed network on a split, (images, ...), and the targets."""
-        self._load(compressed)
+        module = self._load(compressed)
         outputs, targets = [], []
         with torch.inference_mode():
             for inputs, labels in self._batches(split):
-                outputs.append(self._module(inputs).float().cpu())
+                outputs.append(module(inputs).float().cpu())
                 targets.append(labels)
         return torch.cat(outputs), torch.cat(targets)
 
     def log_probabilities(self, compressed: CompressedNetwork, images: int) -> Tensor:
         """Log-softmax of the outputs for the first calibration images, (images, classes, ...)."""
-        self._load(compressed)
+        module = self._load(compressed)
         outputs: list[Tensor] = []
         with torch.inference_mode():
             for inputs, _ in self._batches("calibration"):
-                outputs.append(self._module(inputs[:images]).float().cpu())
+                outputs.append(module(inputs[:images]).float().cpu())
                 images -= len(outputs[-1])
                 if images <= 0:
                     break
         return torch.cat(outputs).log_softmax(dim=1)
 
-    def _load(self, compressed: CompressedNetwork) -> None:
+    def _load(self, compressed: CompressedNetwork) -> nn.Module:
+        """A module with the compressed weights: the skeleton, or a smaller one."""
+        if bool(compressed.removed_units.any()):
+            return self._smaller(compressed)
         for index, layer in enumerate(compressed.layers):
             weight = self._module.get_parameter(f"weight_{index}")
             if weight.ndim == 4 and not weight.is_contiguous(memory_format=torch.channels_last):
@@ -127,6 +131,15 @@ class Evaluator:
             weight.data.copy_(layer.weight)
             self._module.get_parameter(f"bias_{index}").data.copy_(layer.bias)
             self._inputs[index].range = layer.input_range
+        return self._module
+
+    def _smaller(self, compressed: CompressedNetwork) -> nn.Module:
+        """The network without its removed channels: what an export runs, and faster."""
+        module = remove_channels(self.compressor.network, compressed).to(self.device)
+        for buffer in module.buffers():
+            if buffer.ndim == 4:
+                buffer.data = buffer.data.contiguous(memory_format=torch.channels_last)
+        return module
 
     def _batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """The split's batches on the device, kept there if all of them fit."""

@@ -38,7 +38,7 @@ def remove_channels(network: TracedNetwork, compressed: CompressedNetwork) -> fx
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
-    return module
+    return module.eval()
 
 
 class _Remover:
@@ -207,6 +207,9 @@ def _round(graph: fx.Graph, source: fx.Node, grid: ActivationRange) -> fx.Node:
     if grid.bits == 16:
         half = call(aten.to.dtype, (source, torch.float16))
         return call(aten.to.dtype, (half, torch.float32))
+    # The product is nobody else's, so the rest may happen in place.
     scaled = call(aten.mul.Tensor, (source, 1 / grid.scale))
-    integers = call(aten.clamp.default, (call(aten.round.default, (scaled,)), grid.low, grid.high))
-    return call(aten.mul.Tensor, (integers, grid.scale))
+    integers = call(
+        aten.clamp_.default, (call(aten.round_.default, (scaled,)), grid.low, grid.high)
+    )
+    return call(aten.mul_.Tensor, (integers, grid.scale))

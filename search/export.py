@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import fx
 
 from envs.compression import CompressedNetwork
 from envs.compression import Compressor
+from envs.compression import integer_weights
 from envs.config import CompressionConfig
 from envs.removal import remove_channels
 from envs.setup import prepare_evaluator
@@ -62,7 +62,10 @@ def load(directory=None):
         if name + ".scale" in stored:
             scale = stored[name + ".scale"]
             tensor = tensor.float() * scale.view(-1, *[1] * (tensor.ndim - 1))
-        tensors[name] = tensor.float() if tensor.dtype == torch.float16 else tensor
+        tensor = tensor.float() if tensor.dtype == torch.float16 else tensor
+        if tensor.ndim == 4:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        tensors[name] = tensor
     return CompressedNetwork(tensors).eval()
 '''
 
@@ -163,10 +166,7 @@ def _stored_tensors(module: fx.GraphModule, compressed: CompressedNetwork) -> di
         name = f"weight_{index}"
         if layer.scale is not None:
             scale = layer.scale[layer.kept_out]
-            safe = torch.where(scale == 0, 1.0, scale)
-            weight = tensors[name]
-            integers = (weight / safe.view(-1, *[1] * (weight.ndim - 1))).round()
-            tensors[name] = integers.to(torch.int8)
+            tensors[name] = integer_weights(tensors[name], scale)
             tensors[f"{name}.scale"] = scale
         elif layer.decision.weight_bits == 16:
             tensors[name] = tensors[name].half()
