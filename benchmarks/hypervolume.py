@@ -30,9 +30,8 @@ def seed_rows(path: str, evaluations: int | None) -> list[dict[str, object]]:
     assert dense is not None and int8 is not None
     found = []
     for seed in run.spec().seeds:
-        own = pd.concat(
-            [search[search["seed"] == -1], search[search["seed"] == seed][:evaluations]]
-        )
+        proposed = search[search["seed"] == seed][:evaluations]
+        own = pd.concat([search[search["seed"] == -1], proposed])
         drops = accuracy_drop(own, dense)
         ratios = own["energy_pj"] / int8["energy_pj"]
         found.append(
