@@ -33,6 +33,7 @@ from envs.reconstruction import reconstruct_sparse
 from envs.statistics import LayerStatistics
 from envs.trace import TracedLayer
 from envs.trace import TracedNetwork
+from envs.units import is_removed
 from hwmodel import InputError
 from hwmodel import LayerStates
 
@@ -108,8 +109,8 @@ class Compressor:
         layers = []
         for index, layer in enumerate(self.network.layers):
             decision = config.layers[layer.name]
-            kept_in = ~_is_removed(self.network.units.in_units[index], removed)
-            kept_out = ~_is_removed(self.network.units.out_units[index], removed)
+            kept_in = ~is_removed(self.network.units.in_units[index], removed)
+            kept_out = ~is_removed(self.network.units.out_units[index], removed)
             weight, bias, scale = self._weights(index, decision, kept_in, kept_out, config.repair)
             input_range = self.statistics[index].inputs[decision.activation_bits].range
             layers.append(
@@ -355,9 +356,3 @@ def _removal(decision: LayerDecision) -> tuple[str, float] | None:
     """What of a decision all layers of a channel group must share."""
     filters = decision.granularity == "filter"
     return (decision.criterion, decision.sparsity) if filters else None
-
-
-def _is_removed(units: Tensor, removed: Tensor) -> Tensor:
-    if not len(removed):
-        return torch.zeros(len(units), dtype=torch.bool)
-    return (units >= 0) & removed[units.clamp_min(0)]

@@ -17,6 +17,7 @@ from envs.channels import group_count
 from envs.compression import CompressedNetwork
 from envs.quantization import ActivationRange
 from envs.trace import TracedNetwork
+from envs.units import is_removed
 
 aten = torch.ops.aten
 
@@ -78,9 +79,9 @@ class _Remover:
     def kept(self, node: fx.Node) -> Tensor | None:
         """Which indices of a node's channel axis stay, bool; None if all do."""
         labels = self._labels(node)
-        if labels is None or not len(self.compressed.removed_units):
+        if labels is None:
             return None
-        gone = (labels.ids >= 0) & self.compressed.removed_units[labels.ids.clamp_min(0)]
+        gone = is_removed(labels.ids, self.compressed.removed_units)
         return ~gone if bool(gone.any()) else None
 
     def _labels(self, node: fx.Node) -> Labels | None:

@@ -24,6 +24,7 @@ from envs.evaluator import Evaluator
 from envs.options import OptionTable
 from envs.reconstruction import output_error
 from envs.space import SearchSpace
+from envs.units import is_removed
 
 _PROBE_IMAGES = 256
 _PROBE_BITS = 3
@@ -127,23 +128,19 @@ def _filter_options(
         gone = torch.zeros(len(units.unit_group), dtype=torch.bool)
         gone[members[~keep]] = True
         for index in range(len(network.layers)):
-            kept_out[index, method, step] -= int(_count(units.out_units[index], gone))
-            taken = int(_count(units.in_units[index], gone))
+            kept_out[index, method, step] -= int(is_removed(units.out_units[index], gone).sum())
+            taken = int(is_removed(units.in_units[index], gone).sum())
             removed_in[index, group, method, step] = taken
             if taken:
                 lost[group, method, step] += _reading_error(compressor, space, index, gone)
     return kept_out, removed_in, lost
 
 
-def _count(unit: Tensor, gone: Tensor) -> Tensor:
-    return ((unit >= 0) & gone[unit.clamp_min(0)]).sum()
-
-
 def _reading_error(compressor: Compressor, space: SearchSpace, index: int, gone: Tensor) -> float:
     """Relative output error of a layer that loses input channels, after least squares if any."""
     layer = compressor.network.layers[index]
     unit = compressor.network.units.in_units[index]
-    columns = removed_columns(layer, ~((unit >= 0) & gone[unit.clamp_min(0)]))
+    columns = removed_columns(layer, ~is_removed(unit, gone))
     assert columns is not None
     rows, moment = layer.rows.double(), compressor.statistics[index].second_moment.double()
     total = torch.einsum("grc,gcd,grd->", rows, moment, rows)

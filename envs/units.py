@@ -40,6 +40,13 @@ class ChannelUnits:
         return [layer for layer, number in enumerate(self.group) if number == group]
 
 
+def is_removed(units: Tensor, removed: Tensor) -> Tensor:
+    """Which channels go: those of ``units`` (-1: stays) whose unit is in ``removed``, bool."""
+    if not len(removed):
+        return torch.zeros(len(units), dtype=torch.bool)
+    return (units >= 0) & removed[units.clamp_min(0)]
+
+
 def channel_units(
     interpreter: LabelInterpreter, graph_module: fx.GraphModule, nodes: list[str]
 ) -> ChannelUnits:
