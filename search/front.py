@@ -99,11 +99,18 @@ def drop_upper_bound(rows: pd.DataFrame, reference: pd.Series) -> NDArray[np.flo
     return np.where(is_reference, 0.0, drops + ONE_SIDED_99 * error)
 
 
+def smallest_provable_drop(images: int) -> float:
+    """The bound of a configuration that loses no image of a split of this size, in points."""
+    return 100 * ONE_SIDED_99 / images
+
+
 def pick(rows: pd.DataFrame, reference: pd.Series, limit: float) -> pd.Series | None:
     """The configuration of lowest energy that holds an accuracy limit on the search split.
 
     It holds the limit if :func:`drop_upper_bound` does. The cheapest of many candidates that
     just hold a limit is more often lucky than good, hence the bound instead of the estimate.
+    A limit below :func:`smallest_provable_drop` is taken as that: on so few images nothing could
+    hold it, not even a configuration that loses none of them.
 
     Args:
         rows: Ledger rows of any split and role; only the search split is looked at.
@@ -114,7 +121,8 @@ def pick(rows: pd.DataFrame, reference: pd.Series, limit: float) -> pd.Series | 
         The row, or None where no configuration holds the limit.
     """
     candidates = distinct(rows, "search")
-    holds = drop_upper_bound(candidates, reference) <= limit  # False for NaN
+    provable = max(limit, smallest_provable_drop(int(reference["images"])))
+    holds = drop_upper_bound(candidates, reference) <= provable  # False for NaN
     candidates = candidates[holds & candidates["energy_pj"].notna()]
     return None if candidates.empty else candidates.iloc[int(candidates["energy_pj"].argmin())]
 

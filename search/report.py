@@ -1,8 +1,7 @@
-"""What a run found: tables, pictures and one HTML page, from its ledger alone."""
+"""What a run found, from its ledger alone."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,7 +25,6 @@ from search.front import hypervolume
 from search.front import pareto_front
 from search.front import pick
 from search.run_directory import RunDirectory
-from search.storage import write_error
 
 
 @dataclass(frozen=True)
@@ -77,6 +75,7 @@ class Report:
 
     Attributes:
         evaluations: Distinct configurations evaluated on the search split.
+        search_images: Images of the search split; None before anything was evaluated.
         hypervolume: Of the search split, see ``search.front.hypervolume``; None without baselines.
         baselines: In the order of ``BASELINES``; those evaluated so far.
         best: For every target that a configuration holds.
@@ -93,6 +92,7 @@ class Report:
     seeds: tuple[int, ...]
     budget: int
     evaluations: int
+    search_images: int | None
     hypervolume: float | None
     baselines: list[Entry]
     best: list[Pick]
@@ -128,6 +128,7 @@ def build_report(run: RunDirectory) -> Report:
         seeds=spec.seeds,
         budget=spec.budget,
         evaluations=len(search),
+        search_images=measure.search_images,
         hypervolume=hypervolume(ratios, drops) if measure.is_complete else None,
         baselines=measure.baselines(),
         best=picks,
@@ -154,6 +155,10 @@ class _Measure:
     @property
     def is_complete(self) -> bool:
         return self.search_reference is not None and self.int8_pj is not None
+
+    @property
+    def search_images(self) -> int | None:
+        return None if self.search_reference is None else int(self.search_reference["images"])
 
     def drops(self, rows: pd.DataFrame) -> pd.Series:
         """Points lost on the search split; NaN where unknown."""
@@ -195,49 +200,6 @@ class _Measure:
             "bops": float(row["bops"]),
             "model_bytes": float(row["model_bytes"]),
         }
-
-
-def write_report(run: RunDirectory, report: Report) -> list[str]:
-    """Write tables (CSV and Parquet), front.png and report.html into RUN/report.
-
-    Returns:
-        Where the files are.
-
-    Raises:
-        InputError: they cannot be written.
-    """
-    from search import figures  # matplotlib takes a second that --json need not pay
-    from search import html
-
-    files = {
-        **_table_files("table", [*report.baselines, *report.best]),
-        **_table_files("front", report.front),
-        "front.png": figures.png(figures.front(report)),
-        "report.html": html.page(report).encode(),
-    }
-    try:
-        run.report.make()
-        for name, content in files.items():
-            run.report.write(name, content)
-    except OSError as error:
-        raise write_error("report", run.report.location, error) from error
-    return [f"{run.report.location}/{name}" for name in files]
-
-
-def to_frame(entries: Sequence[Entry]) -> pd.DataFrame:
-    """One row per entry; the columns of ``Pick`` are empty for others."""
-    columns = list(Pick.__dataclass_fields__)
-    return pd.DataFrame([asdict(entry) for entry in entries], columns=columns)
-
-
-def _table_files(name: str, entries: Sequence[Entry]) -> dict[str, bytes]:
-    frame = to_frame(entries)
-    parquet = io.BytesIO()
-    frame.to_parquet(parquet, index=False)
-    return {
-        f"{name}.csv": frame.to_csv(index=False).encode(),
-        f"{name}.parquet": parquet.getvalue(),
-    }
 
 
 def _read_layers(run: RunDirectory, hashes: Sequence[str]) -> dict[str, pd.DataFrame]:

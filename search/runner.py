@@ -37,7 +37,7 @@ from search.finalists import write_layer_tables
 from search.front import baseline
 from search.progress import Progress
 from search.report import build_report
-from search.report import write_report
+from search.report_files import write_report
 from search.run_directory import RunDirectory
 from search.spec import Spec
 from search.storage import Storage

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from rich import box
 from rich.table import Table
 
+from search.front import smallest_provable_drop
 from search.report import Entry
 from search.report import Report
 
@@ -65,6 +67,13 @@ def notes(report: Report) -> list[str]:
     unverified = [item.name for item in report.best if not item.verified]
     if unverified:
         lines.append(f"Not yet evaluated on the test split: {', '.join(unverified)}.")
+    tightest = min((item.max_accuracy_drop for item in report.best), default=math.inf)
+    if report.search_images and tightest < smallest_provable_drop(report.search_images):
+        lines.append(
+            f"The search split's {report.search_images} images cannot show that less than "
+            f"{smallest_provable_drop(report.search_images):.2g} points are lost: a pick at a "
+            "lower limit loses no image there, which proves little."
+        )
     missed = [
         item.name
         for item in report.best

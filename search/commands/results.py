@@ -66,7 +66,7 @@ def _status(args: argparse.Namespace) -> None:
 
 def _report(args: argparse.Namespace) -> None:
     from search.report import build_report
-    from search.report import write_report
+    from search.report_files import write_report
     from search.run_directory import RunDirectory
 
     run = RunDirectory.open(args.run)

@@ -145,7 +145,7 @@ def rows_for_pick() -> pd.DataFrame:
 
 @pytest.mark.parametrize(
     ("limit", "number"),
-    [(0.2, 1000), (0.25, 1002), (0.5, 1), (1.0, 1), (1.4, 2), (5.0, 2), (6.7, 3)],
+    [(0.2, 1002), (0.25, 1002), (0.5, 1), (1.0, 1), (1.4, 2), (5.0, 2), (6.7, 3)],
 )
 def test_pick_is_the_cheapest_whose_bound_holds(limit: float, number: int) -> None:
     rows = rows_for_pick()
@@ -176,8 +176,22 @@ def test_a_looser_limit_never_costs_more_energy(accuracies, limits) -> None:
         assert loose["energy_pj"] <= tight["energy_pj"]
 
 
+def test_on_a_small_split_a_configuration_without_loss_holds_a_limit_that_nothing_could_prove() -> (
+    None
+):
+    lossless, lossy = evaluation(1, energy_pj=5e6), evaluation(2, accuracy=0.87, energy_pj=1e6)
+    rows = frame([replace(row, images=32) for row in (*baselines(), lossless, lossy)])
+    reference = baseline(rows, DENSE_FP32, "search")
+    assert reference is not None
+    picked = pick(rows, reference, 1.0)
+    assert picked is not None
+    assert picked["config_hash"] == lossless.config_hash
+
+
 def test_the_uncompressed_network_holds_every_limit_however_small_the_split() -> None:
-    rows = frame([replace(row, images=8) for row in baselines()])
+    dense = replace(baselines()[0], images=8)
+    one_lost = evaluation(1, images=8, accuracy=dense.accuracy - 1 / 8, energy_pj=1e6)
+    rows = frame([dense, one_lost])
     reference = baseline(rows, DENSE_FP32, "search")
     assert reference is not None
     picked = pick(rows, reference, 0.01)

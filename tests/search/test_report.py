@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,7 +17,7 @@ from test_spec import spec
 from hwmodel.errors import InputError
 from search.baselines import BASELINES
 from search.report import build_report
-from search.report import write_report
+from search.report_files import write_report
 from search.run_directory import RunDirectory
 from search.table import cells
 from search.table import notes
@@ -183,3 +184,11 @@ def test_cells_show_percent_and_prefixes(run: RunDirectory) -> None:
 )
 def test_scaled(value: float, text: str) -> None:
     assert scaled(value) == text
+
+
+def test_a_note_tells_that_the_split_is_too_small_for_a_target(run: RunDirectory) -> None:
+    report = build_report(run)
+    assert not any("cannot show" in note for note in notes(report))
+    assert any(
+        "100 images cannot show" in note for note in notes(replace(report, search_images=100))
+    )

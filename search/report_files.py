@@ -1,0 +1,57 @@
+"""The files of a report: tables, the picture of the front, one HTML page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import pandas as pd
+
+from search import figures
+from search import html
+from search.report import Entry
+from search.report import Pick
+from search.report import Report
+from search.run_directory import RunDirectory
+from search.storage import write_error
+
+
+def write_report(run: RunDirectory, report: Report) -> list[str]:
+    """Write tables (CSV and Parquet), front.png and report.html into RUN/report.
+
+    Returns:
+        Where the files are.
+
+    Raises:
+        InputError: they cannot be written.
+    """
+    files = {
+        **_table_files("table", [*report.baselines, *report.best]),
+        **_table_files("front", report.front),
+        "front.png": figures.png(figures.front(report)),
+        "report.html": html.page(report).encode(),
+    }
+    try:
+        run.report.make()
+        for name, content in files.items():
+            run.report.write(name, content)
+    except OSError as error:
+        raise write_error("report", run.report.location, error) from error
+    return [f"{run.report.location}/{name}" for name in files]
+
+
+def to_frame(entries: Sequence[Entry]) -> pd.DataFrame:
+    """One row per entry; the columns of ``Pick`` are empty for others."""
+    columns = list(Pick.__dataclass_fields__)
+    return pd.DataFrame([asdict(entry) for entry in entries], columns=columns)
+
+
+def _table_files(name: str, entries: Sequence[Entry]) -> dict[str, bytes]:
+    frame = to_frame(entries)
+    parquet = io.BytesIO()
+    frame.to_parquet(parquet, index=False)
+    return {
+        f"{name}.csv": frame.to_csv(index=False).encode(),
+        f"{name}.parquet": parquet.getvalue(),
+    }
