@@ -4,6 +4,7 @@ from hwmodel.accelerator import Accelerator
 from hwmodel.accelerator import load_accelerator
 from hwmodel.accelerator import preset_names
 from hwmodel.errors import InputError
+from hwmodel.layers_csv import read_layers
 from hwmodel.pricing import cost
 from hwmodel.report import CostReport
 from hwmodel.states import LayerStates
@@ -20,4 +21,5 @@ __all__ = [
     "cost",
     "load_accelerator",
     "preset_names",
+    "read_layers",
 ]
