@@ -1,10 +1,14 @@
-"""What the two dataflows have in common: the counts that the mid level turns into energy."""
+"""What the dataflows have in common: the counts that the mid level turns into energy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hwmodel.parts import Operand
 from hwmodel.technology import Array
+
+Bits = dict[Operand, Array]
+"""Bits moved, by operand; an operand that does not move is left out."""
 
 
 @dataclass(frozen=True)
@@ -13,17 +17,22 @@ class Activity:
 
     Attributes:
         cycles: Cycles the array computes.
-        register_file_bits: Bits read from and written to register files and accumulators.
-        array_network_bits, buffer_bits: Bits moved in the array, and to and from the buffer,
-            however often DRAM is read.
-        fetch_network_bits, fetch_buffer_bits: The same for each time the weights are fetched.
+        register_reads, register_writes: Bits read from and written to register files and
+            accumulators.
+        network: Bits moved in the array, however often DRAM is read.
+        buffer_reads, buffer_writes: Bits the array reads from and writes to the buffer, however
+            often DRAM is read.
+        fetch_network_bits, fetch_buffer_bits: Bits of weights that cross the array's network, and
+            that the array reads from the buffer, each time the weights are fetched from DRAM.
         sums_in_buffer: Partial sums and outputs live in the buffer, not beside it.
     """
 
     cycles: Array
-    register_file_bits: Array
-    array_network_bits: Array
-    buffer_bits: Array
+    register_reads: Bits
+    register_writes: Bits
+    network: Bits
+    buffer_reads: Bits
+    buffer_writes: Bits
     fetch_network_bits: Array | float
     fetch_buffer_bits: Array | float
     sums_in_buffer: bool

@@ -12,29 +12,34 @@ import numpy as np
 from hwmodel._activity import Activity
 from hwmodel._shapes import Shapes
 from hwmodel.accelerator import Accelerator
-from hwmodel.accelerator import MacArray
 from hwmodel.coarse import Demand
 
 
-def mac_array(
-    shapes: Shapes, demand: Demand, accelerator: Accelerator, array: MacArray
-) -> Activity:
+def mac_array(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activity:
     """Counts on a MAC array; groups follow one another."""
-    steps = np.ceil(demand.group_inputs / array.input_lanes)  # vectors along the channels
-    cells = np.ceil(demand.group_outputs / array.output_lanes)
+    array = accelerator.array
+    input_lanes = array.units("in_channels")
+    steps = np.ceil(demand.group_inputs / input_lanes)  # vectors along the channels
+    cells = np.ceil(demand.group_outputs / array.units("out_channels"))
     cycles = demand.groups * steps * cells * (shapes.kernel * shapes.out_pixels)
-    vector_bits = cycles * array.input_lanes * demand.activation_bits
-    loads = np.ceil(shapes.out_pixels / array.positions_per_weight_load)
-    sparsity = accelerator.sparsity
+    vector_bits = cycles * input_lanes * demand.activation_bits
+    loads = np.ceil(shapes.out_pixels / (array.positions_per_weight_load or shapes.out_pixels))
     # Each cell adds a whole vector of products before it updates its accumulator.
-    updates = demand.output_words * steps * shapes.kernel
+    sum_bits = demand.output_words * steps * shapes.kernel * accelerator.precision.accumulator_bits
     return Activity(
         cycles=cycles,
-        register_file_bits=demand.active_macs * (demand.weight_bits + demand.activation_bits)
-        + demand.macs * (sparsity.gate_zero_weights + sparsity.gate_zero_activations)
-        + updates * 2 * accelerator.accumulator_bits,
-        array_network_bits=vector_bits + demand.weights * demand.weight_bits * loads,
-        buffer_bits=vector_bits + demand.weights * demand.buffered_weight_bits * loads,
+        register_reads={
+            "weight": demand.active_macs * demand.weight_bits + demand.weight_flags,
+            "input": demand.active_macs * demand.activation_bits + demand.input_flags,
+            "output": sum_bits,
+        },
+        register_writes={"output": sum_bits},
+        network={"weight": demand.weights * demand.weight_bits * loads, "input": vector_bits},
+        buffer_reads={
+            "weight": demand.weights * demand.buffered_weight_bits * loads,
+            "input": vector_bits,
+        },
+        buffer_writes={},
         fetch_network_bits=0.0,
         fetch_buffer_bits=0.0,
         sums_in_buffer=False,

@@ -18,9 +18,32 @@ from numpy.typing import NDArray
 from hwmodel._activity import Activity
 from hwmodel._shapes import Shapes
 from hwmodel.accelerator import Accelerator
-from hwmodel.accelerator import RowStationaryArray
 from hwmodel.coarse import Demand
 from hwmodel.technology import Array
+from hwmodel.technology import unit_energies
+
+
+@dataclass(frozen=True)
+class _Elements:
+    """The array, and the register file of one element in values of each operand."""
+
+    rows: int
+    columns: int
+    input_words: int
+    filter_words: int
+    partial_sum_words: int
+
+    @classmethod
+    def of(cls, accelerator: Accelerator) -> _Elements:
+        rows = accelerator.array.axes_of("kernel_height")[0]
+        columns = accelerator.array.axes_of("out_height")[0]
+        return cls(
+            rows=rows.size,
+            columns=columns.size,
+            input_words=accelerator.register_words("input"),
+            filter_words=accelerator.register_words("weight"),
+            partial_sum_words=accelerator.register_words("output"),
+        )
 
 
 @dataclass(frozen=True)
@@ -45,15 +68,10 @@ class _Mapping:
     parallel_outputs: Array
 
 
-def row_stationary(
-    shapes: Shapes,
-    demand: Demand,
-    accelerator: Accelerator,
-    array: RowStationaryArray,
-) -> Activity:
+def row_stationary(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activity:
     """Counts on a row-stationary array; of all ways to stack sets, the one of least energy."""
-    mapping = _map(shapes, array)
-    sum_bits = accelerator.accumulator_bits
+    mapping = _map(shapes, _Elements.of(accelerator))
+    sum_bits = accelerator.precision.accumulator_bits
     choice = _least_energy(mapping, demand, accelerator)
     each_layer = np.arange(shapes.kernel.size)
     stacked = mapping.stacked_channels[choice, 0, each_layer]
@@ -62,7 +80,7 @@ def row_stationary(
     passes = mapping.kernel_folds * np.ceil(demand.group_inputs / (stacked * mapping.channels))
     hops = passes * (mapping.chain * stacked + 1) - 1
     # Every pass but the last writes its partial sums to the buffer and reads them back.
-    sum_buffer_bits = demand.output_words * (2 * sum_bits) * (passes - 1)
+    spilled_bits = demand.output_words * sum_bits * (passes - 1)
     turns = np.ceil(demand.group_outputs / (parallel * mapping.filters))
     input_buffer_bits = demand.input_words * demand.activation_bits * turns
     cycles = (
@@ -74,16 +92,20 @@ def row_stationary(
     row_words = shapes.kernel_height * shapes.out_height * shapes.input_row * shapes.batch
     deliveries = np.ceil(demand.group_outputs / mapping.filters)
     input_network_bits = demand.in_channels * row_words * deliveries * demand.activation_bits
-    output_buffer_bits = demand.output_words * demand.output_bits
+    output_bits = demand.output_words * demand.output_bits
     weight_bits = demand.weights * demand.weight_bits
-    sparsity = accelerator.sparsity
+    sum_register_bits = demand.active_macs * sum_bits
     return Activity(
         cycles=cycles,
-        register_file_bits=demand.active_macs
-        * (demand.weight_bits + demand.activation_bits + 2 * sum_bits)
-        + demand.macs * (sparsity.gate_zero_weights + sparsity.gate_zero_activations),
-        array_network_bits=input_network_bits + demand.output_words * sum_bits * hops,
-        buffer_bits=sum_buffer_bits + input_buffer_bits + output_buffer_bits,
+        register_reads={
+            "weight": demand.active_macs * demand.weight_bits + demand.weight_flags,
+            "input": demand.active_macs * demand.activation_bits + demand.input_flags,
+            "output": sum_register_bits,
+        },
+        register_writes={"output": sum_register_bits},
+        network={"input": input_network_bits, "output": demand.output_words * sum_bits * hops},
+        buffer_reads={"input": input_buffer_bits, "output": spilled_bits},
+        buffer_writes={"output": spilled_bits + output_bits},
         fetch_network_bits=weight_bits * mapping.fold_rows,
         fetch_buffer_bits=demand.weights * demand.buffered_weight_bits,
         sums_in_buffer=True,
@@ -95,24 +117,25 @@ def _least_energy(mapping: _Mapping, demand: Demand, accelerator: Accelerator) -
 
     Stacking channels saves passes of the partial sums, parallel filters save reads of the inputs.
     """
-    network_pj = accelerator.energy.array_network_pj_per_word
-    buffer_pj = accelerator.energy.buffer_pj_per_word
+    unit = unit_energies(accelerator)
+    network = unit.network
+    spill = unit.buffer_read["output"] + unit.buffer_write["output"]
     stacked = mapping.stacked_channels
     # Per bit of output and pass: the hops to and from the buffer, its write and its read.
-    pass_pj = mapping.kernel_folds * ((mapping.chain * stacked + 1) * network_pj + 2 * buffer_pj)
-    sums = demand.output_words * accelerator.accumulator_bits
-    inputs = demand.input_words * demand.activation_bits * buffer_pj
-    pj = np.ceil(demand.group_inputs / (stacked * mapping.channels))
-    pj *= pass_pj
-    pj *= sums
+    one_pass = mapping.kernel_folds * ((mapping.chain * stacked + 1) * network + spill)
+    sums = demand.output_words * accelerator.precision.accumulator_bits
+    inputs = demand.input_words * demand.activation_bits * unit.buffer_read["input"]
+    energy = np.ceil(demand.group_inputs / (stacked * mapping.channels))
+    energy *= one_pass
+    energy *= sums
     turns = np.ceil(demand.group_outputs / (mapping.parallel_outputs * mapping.filters))
     turns *= inputs
-    pj += turns
-    return pj.argmin(axis=0)
+    energy += turns
+    return energy.argmin(axis=0)
 
 
 @functools.lru_cache(maxsize=64)
-def _map(shapes: Shapes, array: RowStationaryArray) -> _Mapping:
+def _map(shapes: Shapes, array: _Elements) -> _Mapping:
     folds = np.ceil(shapes.out_height / array.columns)
     fold_rows = np.ceil(shapes.out_height / folds)
     side_by_side = np.floor(array.columns / fold_rows)

@@ -2,155 +2,118 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel
-from pydantic import ConfigDict
 from pydantic import Field
 from pydantic import ValidationError
 from pydantic import model_validator
 
 from hwmodel.errors import InputError
+from hwmodel.parts import OPERANDS
+from hwmodel.parts import Array
+from hwmodel.parts import ArrayNetwork
+from hwmodel.parts import Mac
+from hwmodel.parts import Memory
+from hwmodel.parts import Name
+from hwmodel.parts import Operand
+from hwmodel.parts import Part
+from hwmodel.parts import Positive
+from hwmodel.parts import Precision
+from hwmodel.parts import Sparsity
+from hwmodel.parts import Static
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-Width = Annotated[int, Field(ge=1, le=64)]
-
-
-class _Part(BaseModel):
-    """Strict: no unknown keys, no coercion of strings or booleans, no NaN or infinity."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class RowStationaryArray(_Part):
-    """Processing elements that each convolve one kernel row with one input row.
-
-    Attributes:
-        rows, columns: Size of the array.
-        input_words, filter_words, partial_sum_words: Register file of one element.
-    """
-
-    dataflow: Literal["row_stationary"]
-    rows: Count
-    columns: Count
-    input_words: Count
-    filter_words: Count
-    partial_sum_words: Count
-
-    @property
-    def multipliers(self) -> int:
-        return self.rows * self.columns
+_OUTWARDS = ("register_file", "buffer", "dram")
 
 
-class MacArray(_Part):
-    """Cells that each take one output channel and add the products of a vector of input channels.
-
-    Attributes:
-        input_lanes: Input channels multiplied in a cycle by each cell.
-        output_lanes: Cells, each with its own output channel.
-        positions_per_weight_load: Output positions that one load of the weight registers serves.
-    """
-
-    dataflow: Literal["mac_array"]
-    input_lanes: Count
-    output_lanes: Count
-    positions_per_weight_load: Count
-
-    @property
-    def multipliers(self) -> int:
-        return self.input_lanes * self.output_lanes
-
-
-class Dram(_Part):
-    """External memory.
-
-    Attributes:
-        bytes_per_cycle: Bandwidth per cycle of the array's clock, reads and writes together.
-        feature_atom_bytes: The channels of a pixel fill whole atoms; null packs them.
-        weight_atom_bytes: The weights of a layer fill whole atoms; null packs them.
-    """
-
-    bytes_per_cycle: Positive
-    feature_atom_bytes: Count | None
-    weight_atom_bytes: Count | None
-
-
-class Sparsity(_Part):
-    """What zeros save.
-
-    Attributes:
-        gate_zero_weights, gate_zero_activations: A zero operand stops its multiplication and the
-            register accesses behind it. No cycles, no traffic.
-        weight_format: ``bitmask`` stores non-zero weights and one bit for each weight, per layer
-            and only where that is smaller; ``dense`` stores all of them.
-        compressed_in_buffer: The compressed format is also that of the buffer.
-    """
-
-    gate_zero_weights: bool
-    gate_zero_activations: bool
-    weight_format: Literal["dense", "bitmask"]
-    compressed_in_buffer: bool
-
-
-class Energy(_Part):
-    """Unit energies in pJ; a word has 16 bits and narrower accesses cost in proportion.
-
-    Attributes:
-        multiplier_pj_per_bit_product, adder_pj_per_bit: One multiply-accumulate costs
-            ``multiplier * weight_bits * activation_bits + adder * accumulator_bits``.
-        register_file_pj_per_word: One access to a register file or an accumulator.
-        array_network_pj_per_word: One word moved to or between the array's elements.
-        buffer_pj_per_word: One access to the buffer.
-        dram_pj_per_word: One access to external memory.
-    """
-
-    multiplier_pj_per_bit_product: Positive
-    adder_pj_per_bit: Positive
-    register_file_pj_per_word: Positive
-    array_network_pj_per_word: Positive
-    buffer_pj_per_word: Positive
-    dram_pj_per_word: Positive
-
-
-class Accelerator(_Part):
-    """One accelerator.
+class Accelerator(Part):
+    """One accelerator. All sections are described in docs/accelerators.md.
 
     Attributes:
         name: Short name.
         describe: What it is, in a sentence or two.
-        array: Multipliers and dataflow.
-        accumulator_bits: Bits of a partial sum.
-        supported_bits: Ascending operand widths. Others are computed and stored at the next one.
-        buffer_bytes: On-chip buffer shared by weights, inputs and (row-stationary) partial sums.
-        dram: External memory.
         clock_hz: Clock of the array.
-        feature_maps_stay_on_chip: Maps that fit the buffer pass to the next layer without DRAM.
+        energy_unit: Of every energy in the file and in its reports: ``pJ``, or ``MAC`` where only
+            ratios to one multiply-accumulate are known.
+        array: Multipliers and dataflow.
+        mac: Energy of one multiply-accumulate.
+        precision: Widths, and how fast each is.
+        memories: From the multipliers outwards.
+        array_network: What moves words between the elements.
+        static: Leakage and clock; null leaves them out.
         sparsity: What zeros save.
-        energy: Unit energies.
+        feature_maps_stay_on_chip: Maps that fit the buffer pass to the next layer without DRAM.
     """
 
-    name: Annotated[str, Field(min_length=1)]
+    name: Name
     describe: str
-    array: Annotated[RowStationaryArray | MacArray, Field(discriminator="dataflow")]
-    accumulator_bits: Width
-    supported_bits: Annotated[tuple[Width, ...], Field(strict=False, min_length=1)]
-    buffer_bytes: Count
-    dram: Dram
     clock_hz: Positive
-    feature_maps_stay_on_chip: bool
+    energy_unit: Literal["pJ", "MAC"]
+    array: Array
+    mac: Mac
+    precision: Precision
+    memories: Annotated[tuple[Memory, ...], Field(strict=False, min_length=1)]
+    array_network: ArrayNetwork | None = None
+    static: Static | None = None
     sparsity: Sparsity
-    energy: Energy
+    feature_maps_stay_on_chip: bool = False
 
     @model_validator(mode="after")
-    def _check_ascending(self) -> Accelerator:
-        bits = self.supported_bits
-        if list(bits) != sorted(set(bits)):
-            raise InputError("supported_bits", bits, "use ascending widths")
+    def _check_memories(self) -> Accelerator:
+        names = [memory.name for memory in self.memories]
+        for index, memory in enumerate(self.memories):
+            field = f"memories[{index}]"
+            if memory.name in names[:index]:
+                raise InputError(f"{field}.name", memory.name, "names of memories must differ")
+            inner = self.memories[max(index - 1, 0)].role
+            if _OUTWARDS.index(memory.role) < _OUTWARDS.index(inner):
+                raise InputError(f"{field}.role", memory.role, "list memories outwards")
+        for operand in OPERANDS:
+            if not self.holding("dram", operand):
+                allowed = f"a memory with role dram must hold {operand!r}"
+                raise InputError("memories", names, allowed)
+        for operand, sparsity in (("weight", self.sparsity.weight), ("input", self.sparsity.input)):
+            for name in sparsity.compressed_in:
+                if name not in names:
+                    field = f"sparsity.{operand}.compressed_in"
+                    raise InputError(field, name, f"use one of {', '.join(names)}")
         return self
+
+    @model_validator(mode="after")
+    def _check_dataflow(self) -> Accelerator:
+        if self.array.dataflow == "row_stationary":
+            for operand in OPERANDS:
+                files = self.holding("register_file", operand)
+                if not (files and files[0].words):
+                    allowed = f"row_stationary needs a register file with 'words' for {operand!r}"
+                    raise InputError("memories", None, allowed)
+        return self
+
+    @model_validator(mode="after")
+    def _check_units(self) -> Accelerator:
+        if self.static is not None and self.energy_unit != "pJ":
+            allowed = "milliwatts need energy_unit pJ"
+            raise InputError("static", self.static.model_dump(), allowed)
+        return self
+
+    def holding(self, role: str, operand: Operand) -> list[Memory]:
+        """The memories of a role that hold an operand, outwards."""
+        return [m for m in self.memories if m.role == role and operand in m.operands]
+
+    def register_words(self, operand: Operand) -> int:
+        """Values of an operand that one element's partitioned register file holds; 1 without."""
+        files = self.holding("register_file", operand)
+        return files[0].words[operand] if files and files[0].words else 1
+
+    @property
+    def buffer_bytes(self) -> int:
+        """All buffers on chip together."""
+        sizes = [sum(m.words.values()) * m.word_bits // 8 if m.words else m.capacity_bytes or 0
+                 for m in self.memories if m.role == "buffer"]  # fmt: skip
+        return sum(sizes)
 
 
 def preset_names() -> tuple[str, ...]:
@@ -192,11 +155,19 @@ def _presets() -> dict[str, Path]:
 
 
 def _first_error(error: ValidationError) -> InputError:
-    first = error.errors(include_url=False)[0]
+    """The first error; unknown keys come first: a misspelt key also makes the right one missing."""
+    errors = error.errors(include_url=False)
+    first = next((item for item in errors if item["type"] == "extra_forbidden"), errors[0])
+    path = _dotted(first["loc"])
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InputError):
-        return cause
-    # The location of a dataflow's field also holds the dataflow, which is no key of the file.
-    keys = [str(key) for key in first["loc"] if key not in ("row_stationary", "mac_array")]
+        return InputError(f"{path}.{cause.field}".strip("."), cause.value, cause.allowed)
     value = None if first["type"] == "missing" else first["input"]
-    return InputError(".".join(keys), value, first["msg"][0].lower() + first["msg"][1:])
+    return InputError(path, value, first["msg"][0].lower() + first["msg"][1:])
+
+
+def _dotted(location: Sequence[int | str]) -> str:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return path.removeprefix(".")

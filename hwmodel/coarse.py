@@ -29,6 +29,8 @@ class Demand:
         macs, weights: Operations and weights with the channels left, zero weights included.
         effective_macs, parameters: The same without zero weights.
         active_macs: Multiplications that zero gating does not stop.
+        weight_flags, input_flags: Bits that say whether an operand is zero, read once for every MAC
+            where it is gated.
         bops: Bit operations, by ``BOPS_CONVENTION``, at the widths asked for.
         input_words, output_words: Values of the two feature maps, padding not included.
         weight_bits, activation_bits, output_bits: Widths rounded up to supported ones.
@@ -45,6 +47,8 @@ class Demand:
     effective_macs: Array
     parameters: Array
     active_macs: Array
+    weight_flags: Array | float
+    input_flags: Array | float
     bops: Array
     input_words: Array
     output_words: Array
@@ -84,16 +88,23 @@ def demand_of(shapes: Shapes, states: LayerStates, accelerator: Accelerator) -> 
     macs = weights * shapes.out_pixels
     effective_macs = macs * states.weight_density
 
-    sparsity = accelerator.sparsity
-    active_macs = effective_macs if sparsity.gate_zero_weights else macs
-    if sparsity.gate_zero_activations:
+    weight, activation = accelerator.sparsity.weight, accelerator.sparsity.input
+    gates_weight, gates_input = weight.zeros == "gating", activation.zeros == "gating"
+    active_macs = effective_macs if gates_weight else macs
+    if gates_input:
         active_macs = active_macs * states.activation_density
 
-    supported = accelerator.supported_bits
-    weight_bits = round_up_bits("states.weight_bits", states.weight_bits, supported)
-    stored_weight_bits = weight_bits
-    if sparsity.weight_format == "bitmask":
-        stored_weight_bits = bitmask_bits(weight_bits, states.weight_density)
+    precision = accelerator.precision
+    features = precision.activation_bits
+    weight_bits = round_up_bits("states.weight_bits", states.weight_bits, precision.weight_bits)
+    compressed_bits = weight_bits
+    if weight.format == "bitmask":
+        compressed_bits = bitmask_bits(weight_bits, states.weight_density)
+
+    def stored_bits(role: str) -> Array:
+        held = {memory.name for memory in accelerator.holding(role, "weight")}
+        return compressed_bits if held & set(weight.compressed_in) else weight_bits
+
     return Demand(
         in_channels=in_channels,
         out_channels=out_channels,
@@ -105,14 +116,16 @@ def demand_of(shapes: Shapes, states: LayerStates, accelerator: Accelerator) -> 
         effective_macs=effective_macs,
         parameters=weights * states.weight_density,
         active_macs=active_macs,
+        weight_flags=macs if gates_weight else 0.0,
+        input_flags=macs if gates_input else 0.0,
         bops=effective_macs * states.weight_bits * states.activation_bits,
         input_words=in_channels * shapes.in_pixels,
         output_words=out_channels * shapes.out_pixels,
         weight_bits=weight_bits,
-        activation_bits=round_up_bits("states.activation_bits", states.activation_bits, supported),
-        output_bits=round_up_bits("states.output_bits", states.output_bits, supported),
-        stored_weight_bits=stored_weight_bits,
-        buffered_weight_bits=stored_weight_bits if sparsity.compressed_in_buffer else weight_bits,
+        activation_bits=round_up_bits("states.activation_bits", states.activation_bits, features),
+        output_bits=round_up_bits("states.output_bits", states.output_bits, features),
+        stored_weight_bits=stored_bits("dram"),
+        buffered_weight_bits=stored_bits("buffer"),
     )
 
 

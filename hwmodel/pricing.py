@@ -9,6 +9,7 @@ import numpy as np
 
 from hwmodel._shapes import shapes_of
 from hwmodel.accelerator import Accelerator
+from hwmodel.coarse import Demand
 from hwmodel.coarse import demand_of
 from hwmodel.errors import InputError
 from hwmodel.mid import price
@@ -44,6 +45,7 @@ def cost(
     return CostReport(
         workload=workload.name,
         accelerator=accelerator.name,
+        energy_unit=accelerator.energy_unit,
         layers=tuple(layer.name for layer in workload.layers),
         component_pj=mid.component_pj if mid else {},
         latency_cycles=mid.latency_cycles if mid else unknown,
@@ -54,5 +56,21 @@ def cost(
         weight_bytes=demand.weight_bytes,
         activation_bytes=demand.activation_bytes,
         dram_bytes=mid.dram_bytes if mid else unknown,
+        dram_words=mid.dram_words if mid else unknown,
         utilization=mid.utilization if mid else unknown,
+        traffic_words=mid.traffic_words if mid else {},
+        notes=_notes(states, demand),
     )
+
+
+def _notes(states: LayerStates, demand: Demand) -> tuple[str, ...]:
+    """Widths that the accelerator lacks, and what they became."""
+    notes = []
+    for name in ("weight_bits", "activation_bits", "output_bits"):
+        asked, given = getattr(states, name), getattr(demand, name)
+        differs = asked != given
+        if differs.any():
+            pairs = sorted({*zip(asked[differs].tolist(), given[differs].tolist(), strict=True)})
+            widths = ", ".join(f"{ask:g} to {got:g}" for ask, got in pairs)
+            notes.append(f"{name} rounded up to what the accelerator has: {widths}")
+    return tuple(notes)

@@ -38,8 +38,10 @@ class CostReport:
 
     Attributes:
         workload, accelerator: Their names.
+        energy_unit: Of every energy here, also where a name says ``pj``: ``pJ``, or ``MAC`` on an
+            accelerator that only states ratios to one multiply-accumulate.
         layers: Layer names, in execution order.
-        component_pj: Energy in pJ by component (see ``COMPONENTS``), (candidates, layers) each.
+        component_pj: Energy by component (see ``COMPONENTS``), (candidates, layers) each.
         latency_cycles: Cycles, the larger of computing and DRAM transfer. (candidates, layers),
             like all that follow.
         macs: Multiply-accumulates with the channels left.
@@ -49,11 +51,17 @@ class CostReport:
         weight_bytes: Weights as stored in DRAM, compressed where that pays.
         activation_bytes: Input and output feature map together.
         dram_bytes: Bytes that cross the DRAM interface, refetches and padding to atoms included.
+        dram_words: The same in words of the DRAM (its ``word_bits``), at each operand's width.
         utilization: Fraction of multipliers at work while computing, zeros counted as work.
+        traffic_words: Words read and written by (memory, operand), in words of that memory;
+            operands are ``weight``, ``input`` and ``output``, which includes partial sums.
+        notes: What a user should know about how this was priced, such as widths rounded up.
+        mappings: The mapping found, per candidate and layer; None where no mapping is searched.
     """
 
     workload: str
     accelerator: str
+    energy_unit: str
     layers: tuple[str, ...]
     component_pj: dict[str, NDArray[np.float64]]
     latency_cycles: NDArray[np.float64]
@@ -64,21 +72,25 @@ class CostReport:
     weight_bytes: NDArray[np.float64]
     activation_bytes: NDArray[np.float64]
     dram_bytes: NDArray[np.float64]
+    dram_words: NDArray[np.float64]
     utilization: NDArray[np.float64]
+    traffic_words: dict[tuple[str, str], NDArray[np.float64]]
+    notes: tuple[str, ...] = ()
+    mappings: tuple[tuple[object, ...], ...] | None = None
 
     def __len__(self) -> int:
         return self.macs.shape[0]
 
     @property
     def layer_energy_pj(self) -> NDArray[np.float64]:
-        """Energy in pJ, (candidates, layers); NaN at the coarse level."""
+        """Energy of every layer, (candidates, layers); NaN at the coarse level."""
         if not self.component_pj:
             return np.full_like(self.macs, np.nan)
         return np.sum(list(self.component_pj.values()), axis=0)
 
     @property
     def energy_pj(self) -> NDArray[np.float64]:
-        """Energy of the network in pJ, (candidates,); NaN at the coarse level."""
+        """Energy of the network, (candidates,); NaN at the coarse level."""
         return self.layer_energy_pj.sum(axis=1)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,6 @@ import yaml
 from hwmodel import InputError
 from hwmodel import load_accelerator
 from hwmodel import preset_names
-from hwmodel.accelerator import MacArray
-from hwmodel.accelerator import RowStationaryArray
 
 
 def preset_data(name: str = "eyeriss-like") -> dict:
@@ -33,19 +32,20 @@ def test_presets_are_named_after_their_files() -> None:
 def test_presets_are_the_published_arrays() -> None:
     eyeriss = load_accelerator("eyeriss-like")
     nvdla = load_accelerator("nvdla-like")
-    assert isinstance(eyeriss.array, RowStationaryArray)
-    assert isinstance(nvdla.array, MacArray)
     assert (eyeriss.array.multipliers, eyeriss.buffer_bytes) == (168, 108 * 1024)
     assert (nvdla.array.multipliers, nvdla.buffer_bytes) == (64, 128 * 1024)
+    assert nvdla.array.units("in_channels") == nvdla.array.units("out_channels") == 8
 
 
 def test_eyeriss_costs_have_the_ratios_of_isca_2016() -> None:
-    energy = load_accelerator("eyeriss-like").energy
-    unit = 256 * energy.multiplier_pj_per_bit_product + 16 * energy.adder_pj_per_bit
-    assert energy.register_file_pj_per_word == pytest.approx(1 * unit)
-    assert energy.array_network_pj_per_word == pytest.approx(2 * unit)
-    assert energy.buffer_pj_per_word == pytest.approx(6 * unit)
-    assert energy.dram_pj_per_word == pytest.approx(200 * unit)
+    eyeriss = load_accelerator("eyeriss-like")
+    mac = eyeriss.mac
+    unit = 256 * mac.multiplier_per_bit_product + 16 * mac.adder_per_bit
+    registers, buffer, dram = eyeriss.memories
+    assert registers.read_energy_per_word == pytest.approx(1 * unit)
+    assert eyeriss.array_network.energy_per_word == pytest.approx(2 * unit)
+    assert buffer.read_energy_per_word == pytest.approx(6 * unit)
+    assert dram.write_energy_per_word == pytest.approx(200 * unit)
 
 
 @pytest.mark.parametrize("name", ["eyeriss-like", "nvdla-like"])
@@ -55,54 +55,95 @@ def test_a_saved_accelerator_loads_again(name: str, tmp_path: Path) -> None:
     assert load_accelerator(str(path)) == load_accelerator(name)
 
 
+def part_of(data: dict, path: str) -> tuple[dict | list, str | int]:
+    """The container of a path such as ``memories[1].name``, and the last key."""
+    keys: list[str | int] = [
+        int(key) if key.isdigit() else key for key in re.findall(r"[a-z_]+|\d+", path)
+    ]
+    for key in keys[:-1]:
+        data = data[key]
+    return data, keys[-1]
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("buffer_bytes", 0),
-        ("buffer_bytes", "108 KB"),
-        ("buffer_bytes", True),
+        ("name", ""),
+        ("volume", 3),
         ("clock_hz", float("nan")),
         ("clock_hz", float("inf")),
         ("clock_hz", "2e8"),
-        ("dram.bytes_per_cycle", 0),
-        ("dram.feature_atom_bytes", -8),
-        ("energy.dram_pj_per_word", -1.0),
-        ("energy.register_file_pj_per_word", float("nan")),
-        ("sparsity.weight_format", "csr"),
-        ("sparsity.gate_zero_weights", "yes please"),
-        ("array.rows", 0),
-        ("array.rows", 12.5),
+        ("energy_unit", "nJ"),
         ("array.dataflow", "systolic"),
-        ("supported_bits", []),
-        ("supported_bits", [8, 4]),
-        ("supported_bits", 8),
-        ("accumulator_bits", 65),
-        ("name", ""),
-        ("volume", 3),
         ("array.depth", 3),
+        ("array.axes[0].size", 0),
+        ("array.axes[0].size", 12.5),
+        ("array.axes[0].unroll", []),
+        ("array.axes[0].unroll", ["channels"]),
+        ("array.axes[0].at_most", {"out_channels": 13}),
+        ("array.axes[0].at_most", {"batch": 2}),
+        ("array.axes", []),
+        ("array.vector.unroll", ["out_channels"]),
+        ("array.vector.size", 4),
+        ("mac.adder_per_bit", -1.0),
+        ("precision.weight_bits", []),
+        ("precision.weight_bits", [8, 4]),
+        ("precision.activation_bits", 8),
+        ("precision.accumulator_bits", 65),
+        ("precision.style", "bit_serial"),
+        ("precision.style", "fusible"),
+        ("precision.serial", ["weight"]),
+        ("precision.bricks", 16),
+        ("memories", []),
+        ("memories[0].words", {"weight": 225, "input": 12}),
+        ("memories[0].words", None),
+        ("memories[2].role", "register_file"),
+        ("memories[2].name", "buffer"),
+        ("memories[1].capacity_bytes", 0),
+        ("memories[1].capacity_bytes", 1),
+        ("memories[1].capacity_bytes", "108 KB"),
+        ("memories[1].capacity_bytes", True),
+        ("memories[1].capacity_bytes", None),
+        ("memories[1].feature_atom_bytes", 8),
+        ("memories[2].operands", []),
+        ("memories[2].operands", ["weight", "input"]),
+        ("memories[2].bytes_per_cycle", 0),
+        ("memories[2].feature_atom_bytes", -8),
+        ("memories[2].read_energy_per_word", -1.0),
+        ("memories[2].read_energy_per_word", float("nan")),
+        ("array_network.energy_per_word", float("nan")),
+        ("sparsity.weight.format", "csr"),
+        ("sparsity.weight.format", "dense"),
+        ("sparsity.weight.zeros", True),
+        ("sparsity.weight.compressed_in", ["disk"]),
+        ("static", {"leakage_mw": -1.0}),
     ],
 )
 def test_a_wrong_value_is_named_by_its_path(path: str, value: object, tmp_path: Path) -> None:
     data = preset_data()
-    *parents, key = path.split(".")
-    part = data
-    for parent in parents:
-        part = part[parent]
+    part, key = part_of(data, path)
     part[key] = value
     with pytest.raises(InputError) as caught:
         load_accelerator(save(tmp_path, data))
-    # An unknown dataflow is reported where the choice is: at the array.
-    assert path.startswith(caught.value.field)
+    # Where fields contradict each other, either of them, in the same section, is named.
+    section = path.rpartition(".")[0]
+    named = caught.value.field
+    assert named.startswith(section) or path.startswith(named)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("path", ["buffer_bytes", "dram.bytes_per_cycle", "array.columns"])
+def test_milliwatts_are_refused_where_energies_are_relative(tmp_path: Path) -> None:
+    data = preset_data() | {"energy_unit": "MAC", "static": {"leakage_mw": 1.0}}
+    with pytest.raises(InputError, match=r"static: .*energy_unit pJ"):
+        load_accelerator(save(tmp_path, data))
+
+
+@pytest.mark.parametrize(
+    "path", ["memories", "memories[2].word_bits", "array.axes[1].size", "precision.weight_bits"]
+)
 def test_a_missing_field_is_named_by_its_path(path: str, tmp_path: Path) -> None:
     data = preset_data()
-    *parents, key = path.split(".")
-    part = data
-    for parent in parents:
-        part = part[parent]
+    part, key = part_of(data, path)
     del part[key]
     with pytest.raises(InputError) as caught:
         load_accelerator(save(tmp_path, data))

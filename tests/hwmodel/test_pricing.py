@@ -35,12 +35,7 @@ ACCELERATORS |= {
 }
 ACCELERATORS["nvdla-like, compressed buffer"] = variant(
     "nvdla-like",
-    sparsity=dict(
-        gate_zero_weights=False,
-        gate_zero_activations=False,
-        weight_format="bitmask",
-        compressed_in_buffer=True,
-    ),
+    sparsity=dict(weight=dict(format="bitmask", compressed_in=["buffer", "dram"])),
 )
 every_accelerator = pytest.mark.parametrize("accelerator", ACCELERATORS.values(), ids=ACCELERATORS)
 fields = [item.name for item in dataclasses.fields(LayerStates)]
@@ -130,7 +125,7 @@ def test_the_report_adds_up(accelerator, data) -> None:
     assert report.layer_energy_pj.sum() == pytest.approx(total)
     assert all(np.all(pj >= 0) for pj in report.component_pj.values())
     assert np.all((report.utilization >= 0) & (report.utilization <= 1))
-    bandwidth = accelerator.dram.bytes_per_cycle
+    bandwidth = accelerator.memories[-1].bytes_per_cycle
     assert np.all(report.latency_cycles >= report.dram_bytes / bandwidth)
 
 
@@ -260,6 +255,27 @@ def test_a_coarse_report_has_no_energy_and_no_time() -> None:
         np.testing.assert_array_equal(getattr(coarse, known), getattr(mid, known))
 
 
+@every_accelerator
+def test_traffic_by_memory_and_operand_adds_up(accelerator) -> None:
+    workload = network(conv(16, 24, 8), conv(24, 24, 6, groups=24), conv(24, 8, 6, kernel=1))
+    report = cost(workload, LayerStates.dense(workload, 8), accelerator)
+    by_memory = {memory.name: memory for memory in accelerator.memories}
+    energy = dict.fromkeys(by_memory, 0.0)
+    for (memory, _operand), words in report.traffic_words.items():
+        energy[memory] = energy[memory] + words * by_memory[memory].read_energy_per_word
+    for memory in accelerator.memories:  # where a read costs as much as a write
+        np.testing.assert_allclose(energy[memory.name], report.component_pj[memory.role])
+    dram = [words for (memory, _), words in report.traffic_words.items() if memory == "dram"]
+    np.testing.assert_allclose(sum(dram), report.dram_words)
+    np.testing.assert_allclose(report.dram_words * 2, report.dram_bytes)
+
+
+def test_notes_say_which_widths_were_rounded_up() -> None:
+    report = priced(ACCELERATORS["nvdla-like"], weight_bits=5)
+    assert report.notes == ("weight_bits rounded up to what the accelerator has: 5 to 8",)
+    assert priced(ACCELERATORS["eyeriss-like"], weight_bits=5).notes == ()
+
+
 def test_the_table_has_a_row_per_layer_and_the_parts_of_the_energy() -> None:
     workload = network(conv(8, 8, 8), conv(8, 8, 6))
     report = cost(workload, LayerStates.dense(workload, 8, 2), ACCELERATORS["nvdla-like"])
@@ -282,7 +298,15 @@ def test_the_table_has_a_row_per_layer_and_the_parts_of_the_energy() -> None:
     ],
 )
 def test_states_beyond_layer_or_accelerator_are_refused(values: dict, field: str) -> None:
-    narrow = variant("eyeriss-like", supported_bits=(8, 16))
+    narrow = variant(
+        "eyeriss-like",
+        precision=dict(
+            style="bit_parallel",
+            weight_bits=(8, 16),
+            activation_bits=(8, 16),
+            accumulator_bits=16,
+        ),
+    )
     with pytest.raises(InputError) as caught:
         priced(narrow, **values)
     assert caught.value.field == field
