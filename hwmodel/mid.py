@@ -11,6 +11,7 @@ from hwmodel._activity import Bits
 from hwmodel._mac_array import mac_array
 from hwmodel._row_stationary import row_stationary
 from hwmodel._shapes import Shapes
+from hwmodel._systolic import systolic
 from hwmodel.accelerator import Accelerator
 from hwmodel.coarse import Demand
 from hwmodel.parts import OPERANDS
@@ -49,8 +50,7 @@ class _Crossing:
 
 def price(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> MidCost:
     """Price every candidate and layer on the accelerator's array."""
-    closed_form = row_stationary if accelerator.array.dataflow == "row_stationary" else mac_array
-    activity = closed_form(shapes, demand, accelerator)
+    activity = _activity(shapes, demand, accelerator)
     unit = unit_energies(accelerator)
     crossing = _crossing(shapes, demand, accelerator)
     input_fetches, weight_fetches = _fetches(demand, accelerator, unit, activity, crossing)
@@ -101,6 +101,15 @@ def price(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> MidCost:
         utilization=demand.macs / np.maximum(activity.cycles * accelerator.array.multipliers, 1),
         traffic_words=_traffic_words(accelerator, traffic),
     )
+
+
+def _activity(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activity:
+    array = accelerator.array
+    if array.dataflow == "row_stationary":
+        return row_stationary(shapes, demand, accelerator)
+    if array.interconnect == "systolic":
+        return systolic(shapes, demand, accelerator)
+    return mac_array(shapes, demand, accelerator)
 
 
 def _add(first: Bits, second: Bits) -> Bits:

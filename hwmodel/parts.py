@@ -116,10 +116,19 @@ class Array(Part):
         names = [axis.name for axis in self.axes]
         if len(set(names)) != len(names):
             raise InputError("axes", names, "names of axes must differ")
-        for loop in ("kernel_height", "out_height"):
-            if self.dataflow == "row_stationary" and not self.axes_of(loop):
-                raise InputError("axes", names, f"row_stationary needs an axis to unroll {loop}")
+        for loop in self._needed_loops():
+            if not self.axes_of(loop):
+                raise InputError("axes", names, f"{self.dataflow} needs an axis to unroll {loop}")
         return self
+
+    def _needed_loops(self) -> tuple[Loop, ...]:
+        """Loops that the dataflow cannot do without an axis for."""
+        if self.dataflow == "row_stationary":
+            return ("kernel_height", "out_height")
+        if self.interconnect == "systolic":
+            down: Loop = "in_channels" if self.dataflow == "weight_stationary" else "out_width"
+            return (down, "out_channels")
+        return ()
 
     @property
     def elements(self) -> int:

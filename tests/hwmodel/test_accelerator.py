@@ -24,7 +24,7 @@ def save(folder: Path, data: object) -> Path:
 
 
 def test_presets_are_named_after_their_files() -> None:
-    assert preset_names() == ("eyeriss-like", "nvdla-like")
+    assert {"eyeriss-like", "nvdla-like", "systolic-16x16"} <= set(preset_names())
     for name in preset_names():
         assert load_accelerator(name).name == name
 
@@ -164,5 +164,5 @@ def test_unreadable_sources_are_refused(tmp_path: Path) -> None:
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
     for source in ("eyeriss", "", "a\0b", tmp_path, tmp_path / "absent.yaml", binary):
-        with pytest.raises(InputError, match="eyeriss-like, nvdla-like"):
+        with pytest.raises(InputError, match="eyeriss-like, "):
             load_accelerator(source)

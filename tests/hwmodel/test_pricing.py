@@ -259,12 +259,13 @@ def test_a_coarse_report_has_no_energy_and_no_time() -> None:
 def test_traffic_by_memory_and_operand_adds_up(accelerator) -> None:
     workload = network(conv(16, 24, 8), conv(24, 24, 6, groups=24), conv(24, 8, 6, kernel=1))
     report = cost(workload, LayerStates.dense(workload, 8), accelerator)
-    by_memory = {memory.name: memory for memory in accelerator.memories}
-    energy = dict.fromkeys(by_memory, 0.0)
-    for (memory, _operand), words in report.traffic_words.items():
-        energy[memory] = energy[memory] + words * by_memory[memory].read_energy_per_word
-    for memory in accelerator.memories:  # where a read costs as much as a write
-        np.testing.assert_allclose(energy[memory.name], report.component_pj[memory.role])
+    by_name = {memory.name: memory for memory in accelerator.memories}
+    energy = {memory.role: np.zeros_like(report.macs) for memory in accelerator.memories}
+    for (name, _operand), words in report.traffic_words.items():
+        # As much for a read as for a write in all of them.
+        energy[by_name[name].role] += words * by_name[name].read_energy_per_word
+    for role, summed in energy.items():
+        np.testing.assert_allclose(summed, report.component_pj[role])
     dram = [words for (memory, _), words in report.traffic_words.items() if memory == "dram"]
     np.testing.assert_allclose(sum(dram), report.dram_words)
     np.testing.assert_allclose(report.dram_words * 2, report.dram_bytes)

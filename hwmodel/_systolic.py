@@ -1,0 +1,101 @@
+"""Systolic arrays, in closed form: a layer is a matrix product that passes through in tiles.
+
+A group of a layer multiplies ``positions`` rows (output pixels of all images) of ``reduction``
+values (input channels times kernel) with a matrix of ``reduction`` by ``outputs``. Operands enter
+at two edges and go from neighbour to neighbour, so the far corner starts ``rows + columns - 2``
+cycles after the near one: every tile pays to fill the array, and to drain it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hwmodel._activity import Activity
+from hwmodel._shapes import Shapes
+from hwmodel.accelerator import Accelerator
+from hwmodel.coarse import Demand
+from hwmodel.parts import Loop
+from hwmodel.technology import Array
+
+
+def weight_stationary_cycles(
+    positions: Array, reduction: Array, outputs: Array, rows: int, columns: int
+) -> Array:
+    """Cycles of a matrix product on an array that holds a tile of weights at a time.
+
+    A tile of ``rows x columns`` weights is shifted in row by row, ``positions`` vectors stream
+    through, and the last one needs ``rows + columns - 2`` cycles more to reach the far corner::
+
+        ceil(reduction / rows) * ceil(outputs / columns) * (2 * rows + columns + positions - 2)
+
+    The same as SCALE-Sim's (Samajdar et al., ISPASS 2020), which counts from cycle 0: one less.
+    """
+    tiles = np.ceil(reduction / rows) * np.ceil(outputs / columns)
+    return np.asarray(tiles * (2 * rows + columns + positions - 2))
+
+
+def output_stationary_cycles(
+    positions: Array, reduction: Array, outputs: Array, rows: int, columns: int
+) -> Array:
+    """Cycles of a matrix product on an array that holds a tile of sums at a time.
+
+    ``reduction`` pairs of operands stream through each element of a tile of ``rows`` positions by
+    ``columns`` outputs, skewed by ``rows + columns - 2`` cycles; the sums leave on wires of their
+    own while the next tile starts::
+
+        ceil(positions / rows) * ceil(outputs / columns) * (reduction + rows + columns - 2)
+
+    The same as SCALE-Sim's, which counts from cycle 0: one less.
+    """
+    tiles = np.ceil(positions / rows) * np.ceil(outputs / columns)
+    return np.asarray(tiles * (reduction + rows + columns - 2))
+
+
+def systolic(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activity:
+    """Counts on a systolic array; groups, and kernel positions that are not unrolled, in turn."""
+    array = accelerator.array
+    is_weight_stationary = array.dataflow == "weight_stationary"
+    down: Loop = "in_channels" if is_weight_stationary else "out_width"
+    rows, columns = array.units(down), array.units("out_channels")
+    positions = np.broadcast_to(shapes.out_pixels, demand.macs.shape)
+    # An array that unrolls kernels takes them for more channels (im2col); others take them in turn.
+    unrolls_kernel = not is_weight_stationary or "kernel_width" in array.axes_of(down)[0].unroll
+    reduction = demand.group_inputs * (shapes.kernel if unrolls_kernel else 1)
+    turns = demand.groups * (1 if unrolls_kernel else shapes.kernel)
+
+    cycles_of = weight_stationary_cycles if is_weight_stationary else output_stationary_cycles
+    cycles = turns * cycles_of(positions, reduction, demand.group_outputs, rows, columns)
+    output_tiles = np.ceil(demand.group_outputs / columns)
+    input_words = turns * positions * reduction
+    if is_weight_stationary:
+        weight_reads = 0.0 * demand.weights  # once a fetch from DRAM
+        sum_turns = np.ceil(reduction / rows) * (turns / demand.groups)
+    else:
+        weight_reads = demand.weights * np.ceil(positions / rows)
+        sum_turns = np.ones_like(demand.macs)
+    sum_bits = demand.output_words * accelerator.precision.accumulator_bits
+    has_accumulator = bool(accelerator.holding("buffer", "output"))
+    spills = sum_bits * (sum_turns - 1)
+    return Activity(
+        cycles=cycles,
+        register_reads={"weight": demand.active_macs * demand.weight_bits + demand.weight_flags},
+        register_writes={},
+        # Inputs go on to the next column, sums (or weights) to the next row, with every product.
+        network={
+            "input": demand.macs * demand.activation_bits,
+            **(
+                {"output": demand.macs * accelerator.precision.accumulator_bits}
+                if is_weight_stationary
+                else {"weight": demand.macs * demand.weight_bits}
+            ),
+        },
+        buffer_reads={
+            "weight": weight_reads * demand.buffered_weight_bits,
+            "input": input_words * output_tiles * demand.activation_bits,
+            "output": spills,
+        },
+        buffer_writes={"output": spills + demand.output_words * demand.output_bits},
+        fetch_network_bits=0.0,
+        fetch_buffer_bits=demand.weights * demand.buffered_weight_bits * is_weight_stationary,
+        sums_in_buffer=has_accumulator,
+    )
