@@ -3,6 +3,7 @@
 from hwmodel.accelerator import Accelerator
 from hwmodel.accelerator import load_accelerator
 from hwmodel.accelerator import preset_names
+from hwmodel.accelerator import preset_text
 from hwmodel.errors import InputError
 from hwmodel.layers_csv import read_layers
 from hwmodel.pricing import cost
@@ -21,5 +22,6 @@ __all__ = [
     "cost",
     "load_accelerator",
     "preset_names",
+    "preset_text",
     "read_layers",
 ]

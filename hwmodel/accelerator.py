@@ -121,6 +121,18 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(_presets()))
 
 
+def preset_text(name: str) -> str:
+    """The YAML file of a preset, comments and sources included: a start for one of your own.
+
+    Raises:
+        InputError: there is no such preset.
+    """
+    presets = _presets()
+    if name not in presets:
+        raise InputError("accelerator", name, f"use one of {', '.join(preset_names())}")
+    return presets[name].read_text(encoding="utf-8")
+
+
 def load_accelerator(name_or_path: str | Path) -> Accelerator:
     """Load a preset by name, or an accelerator of one's own from a YAML file.
 

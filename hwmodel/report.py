@@ -26,6 +26,7 @@ _TABLE_COLUMNS = (
     "weight_bytes",
     "activation_bytes",
     "dram_bytes",
+    "dram_words",
 )
 
 
@@ -115,7 +116,8 @@ class CostReport:
         ``array_network_pj``, ``buffer_pj``, ``dram_pj`` (the parts are left out at the coarse
         level); ``latency_cycles``; ``utilization`` (0 to 1); ``macs`` and ``effective_macs``
         (operations); ``bops`` (bit operations); ``parameters`` (non-zero weights);
-        ``weight_bytes``, ``activation_bytes``, ``dram_bytes``.
+        ``weight_bytes``, ``activation_bytes``, ``dram_bytes``; ``dram_words``, and
+        ``MEMORY_OPERAND_words`` of ``traffic_words`` (these are left out where not known).
 
         Raises:
             InputError: there is no such candidate.
@@ -127,4 +129,8 @@ class CostReport:
         columns = {"layer": list(self.layers), "energy_pj": self.layer_energy_pj[candidate]}
         columns |= {f"{name}_pj": pj[candidate] for name, pj in self.component_pj.items()}
         columns |= {name: getattr(self, name)[candidate] for name in _TABLE_COLUMNS}
+        columns |= {
+            f"{memory}_{operand}_words": words[candidate]
+            for (memory, operand), words in self.traffic_words.items()
+        }
         return pd.DataFrame(columns)

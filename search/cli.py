@@ -11,6 +11,7 @@ from typing import NoReturn
 from hwmodel.errors import InputError
 from search.commands import catalog
 from search.commands import network
+from search.commands import pricing
 from search.commands import results
 from search.commands import searching
 
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for module in (searching, results, network, catalog):
+    for module in (searching, results, network, pricing, catalog):
         module.add_verbs(verbs)
     return parser
 

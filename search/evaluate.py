@@ -10,14 +10,11 @@ from envs.setup import prepare_evaluator
 from envs.setup import trace_task
 from envs.tasks import TaskSpec
 from hwmodel import Accelerator
-from hwmodel import CostReport
 from hwmodel import LayerStates
+from hwmodel import Workload
 from hwmodel import cost
 from hwmodel.pricing import Level
 from search.evaluation import total_costs
-
-DENSE_BITS = 8
-"""Width at which a network without a configuration is priced."""
 
 
 def evaluate_config(
@@ -57,10 +54,15 @@ def evaluate_config(
     }
 
 
-def network_cost(
-    task_spec: TaskSpec, accelerator: Accelerator, level: Level, config: CompressionConfig | None
-) -> CostReport:
-    """Price a configuration; without one the dense network at ``DENSE_BITS``, no zeros assumed.
+def network_states(
+    task_spec: TaskSpec, config: CompressionConfig | None, dense_bits: int
+) -> tuple[Workload, LayerStates]:
+    """What a configuration leaves; without one the dense network, no zeros assumed.
+
+    Args:
+        task_spec: The task.
+        config: The configuration.
+        dense_bits: Width of all operands where there is no configuration.
 
     Raises:
         InputError: the configuration does not fit the network.
@@ -68,7 +70,6 @@ def network_cost(
     task = task_spec.load()
     if config is None:
         workload = trace_task(task).workload
-        return cost(workload, LayerStates.dense(workload, DENSE_BITS), accelerator, level=level)
+        return workload, LayerStates.dense(workload, dense_bits)
     compressor = prepare_evaluator(task).compressor
-    states = compressor.states(compressor.compress(config))
-    return cost(compressor.network.workload, states, accelerator, level=level)
+    return compressor.network.workload, compressor.states(compressor.compress(config))

@@ -11,12 +11,23 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hwmodel import CostReport
 from search.report import Entry
 from search.report import Pick
 from search.report import Report
 
 INK, GRID, CLOUD = "#1f2933", "#e4e7eb", "#9fb3c8"
 FRONT, BASELINE, PICK = "#0b7285", "#868e96", "#d9480f"
+COMPONENTS = {
+    "mac": "#0b7285",
+    "register_file": "#3bc9db",
+    "array_network": "#94d82d",
+    "buffer": "#fab005",
+    "dram": "#e8590c",
+    "vector": "#845ef7",
+    "clock": "#adb5bd",
+    "leakage": "#495057",
+}
 GRANULARITIES = {"none": "#ced4da", "element": "#1c7ed6", "filter": "#f08c00"}
 
 MAX_RATIO, MAX_LOSS = 1.05, 10.0
@@ -79,6 +90,27 @@ def layers(table: pd.DataFrame) -> Figure:
     energy.set(ylabel="energy, µJ")
     energy.set_xticks(position, table["layer"], rotation=90, fontsize=7)
     for axes in (pruned, widths, energy):
+        _plain(axes)
+    return figure
+
+
+def cost(report: CostReport) -> Figure:
+    """What every layer of the first candidate costs: energy by component, and cycles."""
+    figure = Figure(figsize=(max(8.4, 0.22 * len(report.layers)), 6.0), layout="constrained")
+    energy, time = figure.subplots(2, 1, sharex=True)
+    position, top = np.arange(len(report.layers)), np.zeros(len(report.layers))
+    joules = report.energy_unit == "pJ"
+    for name, values in report.component_pj.items():
+        height = values[0] * 1e-6
+        label = name.replace("_", " ")
+        energy.bar(position, height, bottom=top, color=COMPONENTS[name], label=label)
+        top = top + height
+    energy.set(ylabel="energy, µJ" if joules else f"energy, million {report.energy_unit}")
+    _legend(energy, columns=len(report.component_pj) or 1)
+    time.bar(position, report.latency_cycles[0] * 1e-3, color=FRONT)
+    time.set(ylabel="latency, thousand cycles")
+    time.set_xticks(position, report.layers, rotation=90, fontsize=7)
+    for axes in (energy, time):
         _plain(axes)
     return figure
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -14,6 +13,7 @@ from search.report import Entry
 from search.report import Pick
 from search.report import Report
 from search.run_directory import RunDirectory
+from search.storage import table_files
 from search.storage import write_error
 
 
@@ -27,8 +27,8 @@ def write_report(run: RunDirectory, report: Report) -> list[str]:
         InputError: they cannot be written.
     """
     files = {
-        **_table_files("table", [*report.baselines, *report.best]),
-        **_table_files("front", report.front),
+        **table_files("table", to_frame([*report.baselines, *report.best])),
+        **table_files("front", to_frame(report.front)),
         "front.png": figures.png(figures.front(report)),
         "report.html": html.page(report).encode(),
     }
@@ -45,13 +45,3 @@ def to_frame(entries: Sequence[Entry]) -> pd.DataFrame:
     """One row per entry; the columns of ``Pick`` are empty for others."""
     columns = list(Pick.__dataclass_fields__)
     return pd.DataFrame([asdict(entry) for entry in entries], columns=columns)
-
-
-def _table_files(name: str, entries: Sequence[Entry]) -> dict[str, bytes]:
-    frame = to_frame(entries)
-    parquet = io.BytesIO()
-    frame.to_parquet(parquet, index=False)
-    return {
-        f"{name}.csv": frame.to_csv(index=False).encode(),
-        f"{name}.parquet": parquet.getvalue(),
-    }

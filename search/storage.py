@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from typing import TypeAlias
 from uuid import uuid4
 
@@ -12,6 +14,9 @@ from pyarrow import ArrowException
 from pyarrow import fs
 
 from hwmodel.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Location: TypeAlias = "str | Path | tuple[fs.FileSystem, str]"
 """A local path, a URI (``s3://bucket/runs/1``), or a pyarrow file system and a path in it."""
@@ -108,6 +113,16 @@ class Storage:
             if self.filesystem.get_file_info(target).is_file:
                 self.filesystem.delete_file(target)
             raise
+
+
+def table_files(name: str, table: pd.DataFrame) -> dict[str, bytes]:
+    """A table as CSV and as Parquet: content by file name."""
+    parquet = io.BytesIO()
+    table.to_parquet(parquet, index=False)
+    return {
+        f"{name}.csv": table.to_csv(index=False).encode(),
+        f"{name}.parquet": parquet.getvalue(),
+    }
 
 
 def write_error(field: str, location: str, error: OSError) -> InputError:

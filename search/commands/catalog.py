@@ -14,6 +14,9 @@ def add_verbs(verbs: Verbs) -> None:
     """Declare ``tasks`` and ``accelerators``."""
     tasks = add_verb(verbs, "tasks", _tasks, "networks and data that can be named")
     accelerators = add_verb(verbs, "accelerators", _accelerators, "accelerators that can be named")
+    accelerators.add_argument(
+        "--show", metavar="NAME", help="print the YAML of one, to start your own from"
+    )
     for parser in (tasks, accelerators):
         add_json(parser)
 
@@ -33,6 +36,9 @@ def _accelerators(args: argparse.Namespace) -> None:
     from hwmodel import load_accelerator
     from hwmodel import preset_names
 
+    if args.show is not None:
+        _show(args.show, args.json)
+        return
     loaded = [(name, load_accelerator(name)) for name in preset_names()]
     accelerators = [
         {
@@ -50,3 +56,14 @@ def _accelerators(args: argparse.Namespace) -> None:
         return
     for entry in accelerators:
         print(f"{entry['name']:<20} {entry['description']}")
+
+
+def _show(name: str, as_json: bool) -> None:
+    from hwmodel import load_accelerator
+    from hwmodel import preset_text
+
+    text = preset_text(name)
+    if as_json:
+        print_json(load_accelerator(name).model_dump(mode="json"))
+    else:
+        print(text, end="")

@@ -13,12 +13,6 @@ from ledger_rows import baselines
 from ledger_rows import evaluation
 from test_spec import spec
 
-from hwmodel import CostReport
-from hwmodel import LayerShape
-from hwmodel import LayerStates
-from hwmodel import Workload
-from hwmodel import cost
-from hwmodel import load_accelerator
 from hwmodel.errors import InputError
 from search.cli import main
 from search.commands.searching import FLAGS
@@ -30,7 +24,7 @@ from search.spec import Spec
 SEARCH = ("search", "--task", "digits", "--accelerator", "eyeriss-like")
 VERBS = [
     *("search", "resume", "status", "report", "export"),
-    *("evaluate", "cost", "tasks", "accelerators"),
+    *("evaluate", "cost", "compare", "tasks", "accelerators"),
 ]
 
 
@@ -57,11 +51,6 @@ def provide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def loadable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every task loads, at once."""
     monkeypatch.setattr("envs.tasks.TaskSpec.load", lambda self: None)
-
-
-def small_cost() -> CostReport:
-    workload = Workload("net", (LayerShape("stem", 3, 8), LayerShape("head", 8, 10)), ((), (0,)))
-    return cost(workload, LayerStates.dense(workload), load_accelerator("eyeriss-like"))
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -207,27 +196,6 @@ def test_evaluate_prints_one_document_though_libraries_print_too(
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"accuracy": 0.5, "energy_pj": None}
     assert "Downloading" in captured.err
-
-
-def test_cost_totals_are_sums_over_layers(
-    tmp_path: Path, provide: Callable[..., None], capsys
-) -> None:
-    report = small_cost()
-    provide("search.evaluate", network_cost=lambda *_: report)
-    arguments = ["cost", "--task", "digits", "--accelerator", "eyeriss-like"]
-
-    assert main([*arguments, "--json", "--csv", str(tmp_path / "cost.csv")]) == 0
-
-    data = json.loads(capsys.readouterr().out)
-    assert [layer["layer"] for layer in data["layers"]] == ["stem", "head"]
-    assert data["total"]["energy_pj"] == pytest.approx(report.energy_pj[0])
-    assert data["total"]["macs"] == 3 * 8 + 8 * 10
-    assert len(pd.read_csv(tmp_path / "cost.csv")) == 2
-
-    assert main(arguments) == 0
-    out = capsys.readouterr().out
-    assert "network" in out
-    assert "104" in out
 
 
 def test_export_hands_over_run_limit_and_folder(
