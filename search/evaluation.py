@@ -48,7 +48,7 @@ class WorkerSpec:
     Attributes:
         task: The task, which the process loads itself.
         accelerator: What the network runs on.
-        level: Level of the hardware model.
+        level: Level of the hardware model at which the ledger's costs are.
         prepared: Folder with the calibration statistics.
         ledger: Folder of the ledger.
         device: Where the network runs, ``cpu`` or ``cuda``.
@@ -74,12 +74,17 @@ class EvaluationWorker:
         self._ledger = Ledger(spec.ledger)
         self.weights_hash = weights_hash(evaluator.task.network)
 
-    def price(self, config: CompressionConfig) -> CostReport:
-        """Cost of a configuration with the weights that it really leaves."""
+    def price(self, config: CompressionConfig, level: Level | None = None) -> CostReport:
+        """Cost of a configuration with the weights that it really leaves.
+
+        Args:
+            config: The configuration.
+            level: Level of the hardware model; that of the ledger by default.
+        """
         compressor = self.evaluator.compressor
         states = compressor.states(compressor.compress(config))
         workload = compressor.network.workload
-        return cost(workload, states, self.spec.accelerator, level=self.spec.level)
+        return cost(workload, states, self.spec.accelerator, level=level or self.spec.level)
 
     def evaluate(self, request: Request) -> Evaluation:
         """Measure, price and record one configuration.

@@ -15,13 +15,13 @@ from ray import tune
 from envs.compression import COMPRESSION_VERSION
 from envs.config import CompressionConfig
 from envs.config import uniform
-from envs.evaluator import Evaluator
 from envs.problem import CompressionProblem
 from envs.setup import Menu
 from envs.setup import prepare_evaluator
 from envs.setup import prepare_problem
 from hwmodel import InputError
 from hwmodel import load_accelerator
+from hwmodel.pricing import Level
 from search.baselines import BASELINES
 from search.baselines import DENSE_FP32
 from search.baselines import DENSE_INT8
@@ -46,6 +46,9 @@ from search.trial import search_trial
 from search.trials import raise_errors
 from search.trials import run_config
 from search.verification import verify
+
+GUIDE_LEVEL: Level = "mid"
+"""Level that learners see: they price thousands of candidates for each one that is evaluated."""
 
 
 def run_search(run: RunDirectory, spec: Spec) -> None:
@@ -73,7 +76,7 @@ def run_search(run: RunDirectory, spec: Spec) -> None:
                 evaluator,
                 accelerator,
                 _menu(spec),
-                level=spec.level,
+                level=GUIDE_LEVEL,
                 directory=directory,
                 progress=progress.step,
             )
@@ -87,7 +90,7 @@ def run_search(run: RunDirectory, spec: Spec) -> None:
         _measure_baselines(run, worker, spec)
         try:
             with _ray(spec):
-                _search(run, spec, worker_spec, problem, evaluator, deadline, progress)
+                _search(run, spec, worker, problem, deadline, progress)
                 progress.stage("verifying on the test split")
                 verify(run, spec, worker_spec, finalists(run, spec))
         finally:
@@ -149,17 +152,16 @@ def _measure_baselines(run: RunDirectory, worker: EvaluationWorker, spec: Spec) 
 def _search(
     run: RunDirectory,
     spec: Spec,
-    worker: WorkerSpec,
+    worker: EvaluationWorker,
     problem: CompressionProblem,
-    evaluator: Evaluator,
     deadline: float | None,
     progress: Progress,
 ) -> None:
     """Run the seeds that have budget left as Tune trials."""
     rows = run.ledger.read()
     known = [row for row in evaluations(rows) if row.split == "search"]
-    dense, int8 = (baseline(rows, name, "search") for name in (DENSE_FP32, DENSE_INT8))
-    assert dense is not None and int8 is not None
+    dense = baseline(rows, DENSE_FP32, "search")
+    assert dense is not None
     shares = _shares(spec)
     spent = {
         seed: len({row.config_hash for row in known if row.seed == seed}) for seed in spec.seeds
@@ -168,16 +170,17 @@ def _search(
     late = deadline is not None and time.time() >= deadline
     if not seeds or late:
         return
+    int8 = baseline_config(worker, spec, BASELINES[DENSE_INT8])
     board = BoardActor.remote(known)
     resources = spec.resources
     setup = TrialSetup(
         problem=problem,
-        worker=worker,
+        worker=worker.spec,
         algorithm=spec.algorithm,
         shares=shares,
         reference=float(dense["accuracy"]),
-        chance=evaluator.task.chance,
-        baseline_energy_pj=float(int8["energy_pj"]),
+        chance=worker.evaluator.task.chance,
+        baseline_energy_pj=float(worker.price(int8, GUIDE_LEVEL).energy_pj[0]),
         evaluators=resources.evaluators,
         evaluator_cpus=resources.evaluator_cpus,
         evaluator_gpus=resources.evaluator_gpus,

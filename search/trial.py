@@ -44,7 +44,8 @@ class TrialSetup:
         shares: Evaluations of every seed.
         reference: Accuracy of the uncompressed network on the search split.
         chance: Accuracy of guessing.
-        baseline_energy_pj: Energy of dense INT8, which ratios are relative to.
+        baseline_energy_pj: Energy of dense INT8 at the problem's level, which ratios of learners
+            are relative to.
         evaluators: Number of evaluator actors of a trial.
         evaluator_cpus, evaluator_gpus: What each reserves.
         policies: Folder for the learners' checkpoints.

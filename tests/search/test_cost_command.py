@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from hwmodel.layers_csv import ALIASES
 from hwmodel.layers_csv import COLUMNS
 from search import figures
 from search.cli import main
+from search.cost_table import layer_rows
+from search.cost_table import loop_nests
 
 LAYERS = "K,C,OFM,F,N,nnd_dram_words\n16,16,32,3,1,37184\n64,64,8,3,1,47360\n"
 EYERISS = "cost --layers {here}/layers.csv --accelerator eyeriss-like"
@@ -97,6 +100,16 @@ def test_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pd.testing.assert_frame_equal(table, pd.read_csv(out / "cost.csv"), check_dtype=False)
     assert (here / "table.csv").read_bytes() == (out / "cost.csv").read_bytes()
     assert (out / "cost.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_mappings_are_told_once_for_neighbours_that_share_them(here: Path) -> None:
+    report = cost(*read_layers(here / "layers.csv"), load_accelerator("eyeriss-like"))
+    assert list(loop_nests(report)) == []
+    same = dataclasses.replace(report, mappings=(("for k in 16", "for k in 16"),))
+    assert list(loop_nests(same)) == ["layer0, layer1:\nfor k in 16"]
+    each = dataclasses.replace(report, mappings=(("for k in 16", "for c in 64"),))
+    assert len(list(loop_nests(each))) == 2
+    assert [row["mapping"] for row in layer_rows(each)] == ["for k in 16", "for c in 64"]
 
 
 def test_bars_stack_up_to_the_energy(here: Path) -> None:
