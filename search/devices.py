@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from hwmodel import Accelerator
+from hwmodel import InputError
 from hwmodel import LayerStates
 from hwmodel import Workload
 from hwmodel import cost
@@ -31,11 +32,15 @@ def compare_devices(
         Ratios are to the first accelerator; those of energies in another unit are None.
 
     Raises:
-        InputError: an accelerator cannot run the network.
+        InputError: an accelerator cannot run the network; the field begins with its name.
     """
     rows: list[dict[str, Any]] = []
     for accelerator in accelerators:
-        report = cost(workload, states, accelerator, level=level)
+        try:
+            report = cost(workload, states, accelerator, level=level)
+        except InputError as error:
+            field = f"{accelerator.name}: {error.field}"
+            raise InputError(field, error.value, error.allowed) from None
         energy, cycles = float(report.energy_pj[0]), float(report.total_latency_cycles[0])
         seconds = cycles / accelerator.clock_hz
         row: dict[str, Any] = {
@@ -49,6 +54,7 @@ def compare_devices(
             "power_watts": energy * 1e-12 / seconds if report.energy_unit == "pJ" else None,
             "edp": energy * seconds,
             "dram_bytes": float(report.dram_bytes[0].sum()),
+            "notes": list(report.notes),
         }
         first = rows[0] if rows else row
         alike = row["energy_unit"] == first["energy_unit"]

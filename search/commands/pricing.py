@@ -84,6 +84,9 @@ def _compare(args: argparse.Namespace) -> None:
         print_json({**_heading(args), "accelerators": rows})
     else:
         _print_table(device_table(f"{workload.name}, level {args.level}", rows))
+        for row in rows:
+            for note in row["notes"]:
+                print(f"{row['accelerator']}: {note}")
 
 
 def _check_network(args: argparse.Namespace) -> None:

@@ -184,6 +184,21 @@ def test_devices_are_compared(here: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "inf./s" in out
 
 
+def test_what_a_device_cannot_run_or_rounds_up_names_the_device(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrow = _yaml("eyeriss-like", capsys).replace("name: eyeriss-like", "name: narrow")
+    (here / "narrow.yaml").write_text(narrow.replace("[2, 3, 4, 5, 6, 7, 8, 16, 32]", "[4, 8]"))
+    command = f"{COMPARE} eyeriss-like,{here}/narrow.yaml"
+    assert main(command.format(here=here).split()) == 2
+    assert "narrow: states.weight_bits: 16.0" in capsys.readouterr().err
+    wide, rounded = run_json(f"{command} --bits 5", here, capsys)["accelerators"]
+    assert wide["notes"] == []
+    assert any("5 to 8" in note for note in rounded["notes"])
+    assert main(f"{command} --bits 5".format(here=here).split()) == 0
+    assert "narrow: weight_bits rounded up" in capsys.readouterr().out
+
+
 def test_energies_in_different_units_have_no_ratio(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
