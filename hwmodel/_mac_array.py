@@ -18,26 +18,30 @@ from hwmodel.coarse import Demand
 def mac_array(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activity:
     """Counts on a MAC array; groups follow one another."""
     array = accelerator.array
-    input_lanes = array.units("in_channels")
-    steps = np.ceil(demand.group_inputs / input_lanes)  # vectors along the channels
+    lanes = array.units("in_channels")
+    steps = np.ceil(demand.group_inputs / (lanes * demand.lane_products))  # along the channels
     cells = np.ceil(demand.group_outputs / array.units("out_channels"))
-    cycles = demand.groups * steps * cells * (shapes.kernel * shapes.out_pixels)
-    vector_bits = cycles * input_lanes * demand.activation_bits
+    places = demand.groups * cells * (shapes.kernel * shapes.out_pixels)
+    # Whole vectors of channels are read, full or not.
+    vector_words = places * np.ceil(demand.group_inputs / lanes) * lanes
     loads = np.ceil(shapes.out_pixels / (array.positions_per_weight_load or shapes.out_pixels))
     # Each cell adds a whole vector of products before it updates its accumulator.
     sum_bits = demand.output_words * steps * shapes.kernel * accelerator.precision.accumulator_bits
     return Activity(
-        cycles=cycles,
+        cycles=places * steps,
         register_reads={
             "weight": demand.active_macs * demand.weight_bits + demand.weight_flags,
             "input": demand.active_macs * demand.activation_bits + demand.input_flags,
             "output": sum_bits,
         },
         register_writes={"output": sum_bits},
-        network={"weight": demand.weights * demand.weight_bits * loads, "input": vector_bits},
+        network={
+            "weight": demand.weights * demand.weight_bits * loads,
+            "input": vector_words * demand.activation_bits,
+        },
         buffer_reads={
             "weight": demand.weights * demand.buffered_weight_bits * loads,
-            "input": vector_bits,
+            "input": vector_words * demand.buffered_input_bits,
         },
         buffer_writes={},
         fetch_network_bits=0.0,

@@ -82,9 +82,9 @@ def row_stationary(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> 
     # Every pass but the last writes its partial sums to the buffer and reads them back.
     spilled_bits = demand.output_words * sum_bits * (passes - 1)
     turns = np.ceil(demand.group_outputs / (parallel * mapping.filters))
-    input_buffer_bits = demand.input_words * demand.activation_bits * turns
+    input_buffer_bits = demand.input_words * demand.buffered_input_bits * turns
     cycles = (
-        np.ceil(demand.group_inputs / stacked)
+        np.ceil(demand.group_inputs / (stacked * demand.lane_products))
         * np.ceil(demand.out_channels * mapping.folds / parallel)
         * (mapping.kernel_folds * shapes.kernel_width * shapes.out_width * shapes.batch)
     )
@@ -119,12 +119,13 @@ def _least_energy(mapping: _Mapping, demand: Demand, accelerator: Accelerator) -
     """
     unit = unit_energies(accelerator)
     network = unit.network
-    spill = unit.buffer_read["output"] + unit.buffer_write["output"]
+    read, write = unit.buffer
+    spill = read["output"] + write["output"]
     stacked = mapping.stacked_channels
     # Per bit of output and pass: the hops to and from the buffer, its write and its read.
     one_pass = mapping.kernel_folds * ((mapping.chain * stacked + 1) * network + spill)
     sums = demand.output_words * accelerator.precision.accumulator_bits
-    inputs = demand.input_words * demand.activation_bits * unit.buffer_read["input"]
+    inputs = demand.input_words * demand.buffered_input_bits * read["input"]
     energy = np.ceil(demand.group_inputs / (stacked * mapping.channels))
     energy *= one_pass
     energy *= sums

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from hwmodel._activity import Activity
+from hwmodel._activity import Bits
 from hwmodel._shapes import Shapes
 from hwmodel.accelerator import Accelerator
 from hwmodel.coarse import Demand
@@ -64,18 +65,23 @@ def systolic(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activi
     turns = demand.groups * (1 if unrolls_kernel else shapes.kernel)
 
     cycles_of = weight_stationary_cycles if is_weight_stationary else output_stationary_cycles
-    cycles = turns * cycles_of(positions, reduction, demand.group_outputs, rows, columns)
+    steps = reduction / demand.lane_products
+    cycles = turns * cycles_of(positions, steps, demand.group_outputs, rows, columns)
     output_tiles = np.ceil(demand.group_outputs / columns)
     input_words = turns * positions * reduction
     if is_weight_stationary:
         weight_reads = 0.0 * demand.weights  # once a fetch from DRAM
-        sum_turns = np.ceil(reduction / rows) * (turns / demand.groups)
+        sum_turns = np.ceil(steps / rows) * (turns / demand.groups)
     else:
         weight_reads = demand.weights * np.ceil(positions / rows)
         sum_turns = np.ones_like(demand.macs)
     sum_bits = demand.output_words * accelerator.precision.accumulator_bits
     has_accumulator = bool(accelerator.holding("buffer", "output"))
     spills = sum_bits * (sum_turns - 1)
+    passed_on: Bits = {"weight": demand.macs * demand.weight_bits}
+    if is_weight_stationary:
+        sums = demand.macs / demand.lane_products
+        passed_on = {"output": sums * accelerator.precision.accumulator_bits}
     return Activity(
         cycles=cycles,
         register_reads={"weight": demand.active_macs * demand.weight_bits + demand.weight_flags},
@@ -83,15 +89,11 @@ def systolic(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activi
         # Inputs go on to the next column, sums (or weights) to the next row, with every product.
         network={
             "input": demand.macs * demand.activation_bits,
-            **(
-                {"output": demand.macs * accelerator.precision.accumulator_bits}
-                if is_weight_stationary
-                else {"weight": demand.macs * demand.weight_bits}
-            ),
+            **passed_on,
         },
         buffer_reads={
             "weight": weight_reads * demand.buffered_weight_bits,
-            "input": input_words * output_tiles * demand.activation_bits,
+            "input": input_words * output_tiles * demand.buffered_input_bits,
             "output": spills,
         },
         buffer_writes={"output": spills + demand.output_words * demand.output_bits},

@@ -26,6 +26,9 @@ from hwmodel.parts import Precision
 from hwmodel.parts import Sparsity
 from hwmodel.parts import Static
 
+_RENAMED = {"nvdla-like": "nvdla-small"}
+"""Names that presets had before."""
+
 _OUTWARDS = ("register_file", "buffer", "dram")
 
 
@@ -144,7 +147,8 @@ def load_accelerator(name_or_path: str | Path) -> Accelerator:
             wrong type or out of range; names the field's path.
     """
     presets = _presets()
-    source = presets.get(str(name_or_path), Path(name_or_path))
+    name = str(name_or_path)
+    source = presets.get(_RENAMED.get(name, name), Path(name_or_path))
     try:
         text = source.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null byte in the path

@@ -8,14 +8,22 @@ import numpy as np
 
 from hwmodel._shapes import Shapes
 from hwmodel.accelerator import Accelerator
+from hwmodel.compression import DENSE
+from hwmodel.compression import array_time
+from hwmodel.compression import stored_bits
+from hwmodel.compression import supported_pattern
 from hwmodel.errors import InputError
+from hwmodel.parts import Operand
 from hwmodel.states import LayerStates
 from hwmodel.technology import Array
-from hwmodel.technology import bitmask_bits
 from hwmodel.technology import round_up_bits
+from hwmodel.technology import throughput
 
 BOPS_CONVENTION = "effective_macs * weight_bits * activation_bits"
-"""Bit operations as in DJPQ and Bayesian Bits, not the convention that is linear in bits."""
+"""Bit operations as in DJPQ and Bayesian Bits: a multiplier has a cell for every pair of bits."""
+
+BOPS_LINEAR_CONVENTION = "effective_macs * max(weight_bits, activation_bits)"
+"""Bit operations as in the code of OBC, which counts 4 for 4 x 4 bits and 8 for 8 x 8."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +39,15 @@ class Demand:
         active_macs: Multiplications that zero gating does not stop.
         weight_flags, input_flags: Bits that say whether an operand is zero, read once for every MAC
             where it is gated.
-        bops: Bit operations, by ``BOPS_CONVENTION``, at the widths asked for.
+        lane_products: Products a multiplier finishes in a step, which add into one sum.
+        cycles_per_step: Cycles from one step to the next, skipped zeros taken off.
+        bops, bops_linear: Bit operations at the widths asked for, by ``BOPS_CONVENTION`` and by
+            ``BOPS_LINEAR_CONVENTION``.
         input_words, output_words: Values of the two feature maps, padding not included.
         weight_bits, activation_bits, output_bits: Widths rounded up to supported ones.
-        stored_weight_bits, buffered_weight_bits: Average bits of a weight in DRAM and buffer.
+        stored_weight_bits, stored_input_bits, stored_output_bits: Average bits of a value in DRAM,
+            compressed where the accelerator does and it pays.
+        buffered_weight_bits, buffered_input_bits: The same in the buffer.
     """
 
     in_channels: Array
@@ -49,14 +62,20 @@ class Demand:
     active_macs: Array
     weight_flags: Array | float
     input_flags: Array | float
+    lane_products: Array | float
+    cycles_per_step: Array | float
     bops: Array
+    bops_linear: Array
     input_words: Array
     output_words: Array
     weight_bits: Array
     activation_bits: Array
     output_bits: Array
     stored_weight_bits: Array
+    stored_input_bits: Array
+    stored_output_bits: Array
     buffered_weight_bits: Array
+    buffered_input_bits: Array
 
     @property
     def weight_bytes(self) -> Array:
@@ -65,9 +84,14 @@ class Demand:
 
     @property
     def activation_bytes(self) -> Array:
-        """Input and output feature map."""
-        inputs = self.input_words * self.activation_bits
-        return (inputs + self.output_words * self.output_bits) / 8
+        """Input and output feature map as stored."""
+        inputs = self.input_words * self.stored_input_bits
+        return (inputs + self.output_words * self.stored_output_bits) / 8
+
+    @property
+    def arithmetic_intensity(self) -> Array:
+        """MACs for each byte that must cross DRAM at least once; 0 for a layer that is gone."""
+        return self.macs / np.maximum(self.weight_bytes + self.activation_bytes, 1e-300)
 
 
 def demand_of(shapes: Shapes, states: LayerStates, accelerator: Accelerator) -> Demand:
@@ -88,22 +112,29 @@ def demand_of(shapes: Shapes, states: LayerStates, accelerator: Accelerator) -> 
     macs = weights * shapes.out_pixels
     effective_macs = macs * states.weight_density
 
-    weight, activation = accelerator.sparsity.weight, accelerator.sparsity.input
-    gates_weight, gates_input = weight.zeros == "gating", activation.zeros == "gating"
-    active_macs = effective_macs if gates_weight else macs
-    if gates_input:
-        active_macs = active_macs * states.activation_density
-
-    precision = accelerator.precision
+    precision, zeros = accelerator.precision, accelerator.sparsity
     features = precision.activation_bits
     weight_bits = round_up_bits("states.weight_bits", states.weight_bits, precision.weight_bits)
-    compressed_bits = weight_bits
-    if weight.format == "bitmask":
-        compressed_bits = bitmask_bits(weight_bits, states.weight_density)
+    activation_bits = round_up_bits("states.activation_bits", states.activation_bits, features)
+    output_bits = round_up_bits("states.output_bits", states.output_bits, features)
 
-    def stored_bits(role: str) -> Array:
-        held = {memory.name for memory in accelerator.holding(role, "weight")}
-        return compressed_bits if held & set(weight.compressed_in) else weight_bits
+    pattern = supported_pattern(states, zeros.weight)
+    weights_left = {"none": 1.0, "n_m": pattern[0]}.get(zeros.weight.zeros, states.weight_density)
+    inputs_left = 1.0 if zeros.input.zeros == "none" else states.activation_density
+    products, step_cycles = throughput(precision, weight_bits, activation_bits)
+    time = array_time(zeros, states, pattern)
+
+    compressed = {
+        "weight": stored_bits(weight_bits, states.weight_density, zeros.weight, pattern),
+        "input": stored_bits(activation_bits, states.activation_density, zeros.input, DENSE),
+        "output": stored_bits(output_bits, states.output_density, zeros.input, DENSE),
+    }
+    dense = {"weight": weight_bits, "input": activation_bits, "output": output_bits}
+
+    def held(role: str, operand: Operand) -> Array:
+        memories = {memory.name for memory in accelerator.holding(role, operand)}
+        format_of = zeros.weight if operand == "weight" else zeros.input
+        return (compressed if memories & set(format_of.compressed_in) else dense)[operand]
 
     return Demand(
         in_channels=in_channels,
@@ -115,17 +146,23 @@ def demand_of(shapes: Shapes, states: LayerStates, accelerator: Accelerator) -> 
         weights=weights,
         effective_macs=effective_macs,
         parameters=weights * states.weight_density,
-        active_macs=active_macs,
-        weight_flags=macs if gates_weight else 0.0,
-        input_flags=macs if gates_input else 0.0,
+        active_macs=macs * weights_left * inputs_left,
+        weight_flags=macs if zeros.weight.zeros == "gating" else 0.0,
+        input_flags=macs if zeros.input.zeros == "gating" else 0.0,
+        lane_products=products,
+        cycles_per_step=step_cycles * time * accelerator.array.cycles_per_step,
         bops=effective_macs * states.weight_bits * states.activation_bits,
+        bops_linear=effective_macs * np.maximum(states.weight_bits, states.activation_bits),
         input_words=in_channels * shapes.in_pixels,
         output_words=out_channels * shapes.out_pixels,
         weight_bits=weight_bits,
-        activation_bits=round_up_bits("states.activation_bits", states.activation_bits, features),
-        output_bits=round_up_bits("states.output_bits", states.output_bits, features),
-        stored_weight_bits=stored_bits("dram"),
-        buffered_weight_bits=stored_bits("buffer"),
+        activation_bits=activation_bits,
+        output_bits=output_bits,
+        stored_weight_bits=held("dram", "weight"),
+        stored_input_bits=held("dram", "input"),
+        stored_output_bits=held("dram", "output"),
+        buffered_weight_bits=held("buffer", "weight"),
+        buffered_input_bits=held("buffer", "input"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,18 +13,18 @@ from hwmodel._mac_array import mac_array
 from hwmodel._row_stationary import row_stationary
 from hwmodel._shapes import Shapes
 from hwmodel._systolic import systolic
+from hwmodel._tiling import Crossing
+from hwmodel._tiling import crossing_of
+from hwmodel._tiling import fetches
 from hwmodel.accelerator import Accelerator
 from hwmodel.coarse import Demand
 from hwmodel.parts import OPERANDS
 from hwmodel.parts import Memory
 from hwmodel.parts import Operand
 from hwmodel.technology import Array
-from hwmodel.technology import UnitEnergies
 from hwmodel.technology import mac_energy
+from hwmodel.technology import static_energy_per_cycle
 from hwmodel.technology import unit_energies
-
-STATIONARY_SHARE = 0.5
-"""Share of the buffer for the operand that stays; the rest double-buffers those that stream."""
 
 
 @dataclass(frozen=True)
@@ -39,67 +40,58 @@ class MidCost:
 
 
 @dataclass(frozen=True)
-class _Crossing:
-    """Bits that cross DRAM when every operand does so once; ``kept`` outputs stay on chip."""
+class _Traffic:
+    """Bits read from and written to the memories of a role, by operand."""
 
-    input_bits: Array
-    weight_bits: Array
-    output_bits: Array
-    kept_output_bits: Array | float
+    reads: Bits
+    writes: Bits
+
+    def of(self, operand: Operand) -> Array | None:
+        """All bits of an operand, None if it does not move here."""
+        moved = [bits[operand] for bits in (self.reads, self.writes) if operand in bits]
+        return moved[0] + moved[1] if len(moved) == 2 else next(iter(moved), None)
 
 
 def price(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> MidCost:
     """Price every candidate and layer on the accelerator's array."""
     activity = _activity(shapes, demand, accelerator)
+    crossing = crossing_of(shapes, demand, accelerator)
+    traffic, network = _traffic(demand, accelerator, activity, crossing)
+
+    cycles = activity.cycles * demand.cycles_per_step
+    for role in ("buffer", "dram"):
+        for transfer in _transfer_cycles(accelerator, role, traffic[role]):
+            cycles = np.maximum(cycles, transfer)
     unit = unit_energies(accelerator)
-    crossing = _crossing(shapes, demand, accelerator)
-    input_fetches, weight_fetches = _fetches(demand, accelerator, unit, activity, crossing)
-
-    fetched: Bits = {
-        "weight": crossing.weight_bits * weight_fetches,
-        "input": crossing.input_bits * input_fetches,
-    }
-    written: Bits = {"output": crossing.output_bits}
-    network = _add(activity.network, {"weight": activity.fetch_network_bits * weight_fetches})
-    reads = _add(activity.buffer_reads, {"weight": activity.fetch_buffer_bits * weight_fetches})
-    filled_weight_bits = demand.weights * demand.buffered_weight_bits
-    writes = _add(
-        activity.buffer_writes,
-        {"weight": filled_weight_bits * weight_fetches, "input": fetched["input"]},
-    )
-    if activity.sums_in_buffer:  # read once more on the way to DRAM
-        reads = _add(reads, {"output": crossing.output_bits})
-    elif accelerator.feature_maps_stay_on_chip:  # written as an input of the next layer
-        writes = _add(writes, {"input": np.asarray(crossing.kept_output_bits)})
-
     one_mac = mac_energy(
         accelerator.mac,
         demand.weight_bits,
         demand.activation_bits,
         accelerator.precision.accumulator_bits,
     )
-    registers = _energy(activity.register_reads, unit.register_read)
-    traffic = {
-        "register_file": _add(activity.register_reads, activity.register_writes),
-        "buffer": _add(reads, writes),
-        "dram": _add(fetched, written),
+    component = {
+        "mac": demand.active_macs * one_mac,
+        "register_file": _energy(traffic["register_file"], *unit.register, cycles.shape),
+        "array_network": np.asarray(sum(network.values())) * unit.network,
+        "buffer": _energy(traffic["buffer"], *unit.buffer, cycles.shape),
+        "dram": _energy(traffic["dram"], *unit.dram, cycles.shape),
     }
-    dram_bits = fetched["weight"] + fetched["input"] + written["output"]
+    for name, per_cycle in static_energy_per_cycle(accelerator).items():
+        component[name] = cycles * per_cycle
+    words = _traffic_words(accelerator, traffic)
+    dram = {memory.name: memory for memory in accelerator.memories if memory.role == "dram"}
+    dram_words = [each for (memory, _), each in words.items() if memory in dram]
+    dram_bits = [
+        each * dram[memory].word_bits for (memory, _), each in words.items() if memory in dram
+    ]
+    multipliers = accelerator.array.multipliers * demand.lane_products
     return MidCost(
-        component_pj={
-            "mac": demand.active_macs * one_mac,
-            "register_file": registers + _energy(activity.register_writes, unit.register_write),
-            "array_network": np.asarray(sum(network.values())) * unit.network,
-            "buffer": _energy(reads, unit.buffer_read) + _energy(writes, unit.buffer_write),
-            "dram": _energy(fetched, unit.dram_read) + _energy(written, unit.dram_write),
-        },
-        latency_cycles=np.maximum(
-            activity.cycles, _transfer_cycles(accelerator, "dram", fetched, written)
-        ),
-        dram_bytes=dram_bits / 8,
-        dram_words=_words(accelerator, "dram", traffic["dram"]),
-        utilization=demand.macs / np.maximum(activity.cycles * accelerator.array.multipliers, 1),
-        traffic_words=_traffic_words(accelerator, traffic),
+        component_pj=component,
+        latency_cycles=cycles,
+        dram_bytes=sum(dram_bits[1:], dram_bits[0]) / 8,
+        dram_words=sum(dram_words[1:], dram_words[0]),
+        utilization=demand.macs / np.maximum(activity.cycles * multipliers, 1),
+        traffic_words=words,
     )
 
 
@@ -112,6 +104,46 @@ def _activity(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activ
     return mac_array(shapes, demand, accelerator)
 
 
+def _traffic(
+    demand: Demand, accelerator: Accelerator, activity: Activity, crossing: Crossing
+) -> tuple[dict[str, _Traffic], Bits]:
+    """Traffic of every role, and bits in the array's network."""
+    input_fetches, weight_fetches = fetches(demand, accelerator, activity, crossing)
+    fetched: Bits = {
+        "weight": crossing.weight_bits * weight_fetches,
+        "input": crossing.input_bits * input_fetches,
+    }
+    written: Bits = {"output": crossing.output_bits}
+    network = _add(activity.network, {"weight": activity.fetch_network_bits * weight_fetches})
+    reads = _add(activity.buffer_reads, {"weight": activity.fetch_buffer_bits * weight_fetches})
+    filled_weight_bits = demand.weights * demand.buffered_weight_bits
+    writes = _add(
+        activity.buffer_writes,
+        {
+            "weight": filled_weight_bits * weight_fetches,
+            "input": crossing.filled_input_bits * input_fetches,
+        },
+    )
+    if activity.sums_in_buffer:  # read once more on the way to DRAM
+        reads = _add(reads, {"output": crossing.output_bits})
+    elif accelerator.feature_maps_stay_on_chip:  # written as an input of the next layer
+        writes = _add(writes, {"input": np.asarray(crossing.kept_output_bits)})
+    for operand in OPERANDS:
+        if not accelerator.holding("buffer", operand):
+            # The array reads from, and spills to, where the operand lives.
+            writes.pop(operand, None)
+            if operand in reads:
+                fetched[operand] = reads.pop(operand)
+            if operand in activity.buffer_writes:
+                written[operand] = activity.buffer_writes[operand]
+    traffic = {
+        "register_file": _Traffic(activity.register_reads, activity.register_writes),
+        "buffer": _Traffic(reads, writes),
+        "dram": _Traffic(fetched, written),
+    }
+    return traffic, network
+
+
 def _add(first: Bits, second: Bits) -> Bits:
     total = dict(first)
     for operand, bits in second.items():
@@ -119,140 +151,50 @@ def _add(first: Bits, second: Bits) -> Bits:
     return total
 
 
-def _energy(bits: Bits, unit: dict[Operand, float]) -> Array:
-    """Energy of moving bits; operands of one price are added up first."""
-    total: Array | float = 0.0
-    for price_per_bit in dict.fromkeys(unit[operand] for operand in bits):
-        same = [bits[operand] for operand in bits if unit[operand] == price_per_bit]
-        total = total + sum(same[1:], same[0]) * price_per_bit
-    return np.asarray(total)
-
-
-def _memory(accelerator: Accelerator, role: str, operand: Operand) -> Memory | None:
-    return next(iter(accelerator.holding(role, operand)), None)
+def _energy(
+    traffic: _Traffic,
+    read: dict[Operand, float],
+    write: dict[Operand, float],
+    shape: tuple[int, ...],
+) -> Array:
+    """Energy of moving bits; those of one price are added up first."""
+    moved = [(read[operand], bits) for operand, bits in traffic.reads.items()]
+    moved += [(write[operand], bits) for operand, bits in traffic.writes.items()]
+    total = np.zeros(shape)
+    for price_per_bit in dict.fromkeys(each for each, _ in moved):
+        same = [bits for each, bits in moved if each == price_per_bit]
+        total += sum(same[1:], same[0]) * price_per_bit
+    return total
 
 
 def _traffic_words(
-    accelerator: Accelerator, traffic: dict[str, Bits]
+    accelerator: Accelerator, traffic: dict[str, _Traffic]
 ) -> dict[tuple[str, str], Array]:
-    """Words by memory and operand; what an operand's own memory lacks is not there."""
+    """Words by memory and operand, of those that move where a memory holds them."""
     words: dict[tuple[str, str], Array] = {}
-    for role, by_operand in traffic.items():
-        for operand, bits in by_operand.items():
-            memory = _memory(accelerator, role, operand)
-            if memory is not None:
-                words[memory.name, operand] = bits / memory.word_bits
+    for role, moved in traffic.items():
+        for operand in OPERANDS:
+            bits = moved.of(operand)
+            memories = accelerator.holding(role, operand)
+            if memories and bits is not None:
+                words[memories[0].name, operand] = bits / memories[0].word_bits
     return words
 
 
-def _words(accelerator: Accelerator, role: str, traffic: Bits) -> Array:
-    words: Array | float = 0.0
-    for operand, bits in traffic.items():
-        memory = _memory(accelerator, role, operand)
-        assert memory is not None  # every operand has a DRAM
-        words = words + bits / memory.word_bits
-    return np.asarray(words)
-
-
-def _transfer_cycles(accelerator: Accelerator, role: str, reads: Bits, writes: Bits) -> Array:
-    """Cycles that the slowest memory of a role takes for its traffic, 0 without a bandwidth."""
-    slowest: Array | float = 0.0
+def _transfer_cycles(accelerator: Accelerator, role: str, traffic: _Traffic) -> Iterable[Array]:
+    """Cycles that each port of the memories of a role takes, of those with a bandwidth."""
     for memory in accelerator.memories:
-        if memory.role != role:
-            continue
-        read = sum(bits for operand, bits in reads.items() if operand in memory.operands)
-        written = sum(bits for operand, bits in writes.items() if operand in memory.operands)
-        for bits, bytes_per_cycle in (
-            (read + written, memory.bytes_per_cycle),
-            (read, memory.read_bytes_per_cycle),
-            (written, memory.write_bytes_per_cycle),
-        ):
-            if bytes_per_cycle is not None:
-                slowest = np.maximum(slowest, bits / (8 * bytes_per_cycle))
-    return np.asarray(slowest)
+        if memory.role == role:
+            read = _bits_of(memory, traffic.reads)
+            written = _bits_of(memory, traffic.writes)
+            for bits, bytes_per_cycle in (
+                (read + written, memory.bytes_per_cycle),
+                (read, memory.read_bytes_per_cycle),
+                (written, memory.write_bytes_per_cycle),
+            ):
+                if bytes_per_cycle is not None:
+                    yield bits / (8 * bytes_per_cycle)
 
 
-def _crossing(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> _Crossing:
-    home = {operand: accelerator.holding("dram", operand)[0] for operand in OPERANDS}
-    input_bits = _map_bits(
-        demand.in_channels,
-        demand.activation_bits,
-        shapes.in_pixels,
-        home["input"].feature_atom_bytes,
-    )
-    output_bits = _map_bits(
-        demand.out_channels,
-        demand.output_bits,
-        shapes.out_pixels,
-        home["output"].feature_atom_bytes,
-    )
-    weight_bits = demand.weights * demand.stored_weight_bits
-    if home["weight"].weight_atom_bytes:
-        weight_atom_bits = 8 * home["weight"].weight_atom_bytes
-        weight_bits = np.ceil(weight_bits / weight_atom_bits) * weight_atom_bits
-    if not accelerator.feature_maps_stay_on_chip:
-        return _Crossing(input_bits, weight_bits, output_bits, 0.0)
-    # Both maps of a layer share what the streaming operand leaves; an exchange stays if the maps
-    # of all its layers do.
-    available = _buffer_bits(accelerator, "input") * (1 - STATIONARY_SHARE)
-    too_large = (input_bits + output_bits > available) @ shapes.exchanges
-    stays = (too_large == 0).astype(np.float64)
-    keeps_input = stays @ shapes.inner_input
-    keeps_output = stays @ shapes.inner_output
-    return _Crossing(
-        input_bits=input_bits * (1 - keeps_input),
-        weight_bits=weight_bits,
-        output_bits=output_bits * (1 - keeps_output),
-        kept_output_bits=output_bits * keeps_output,
-    )
-
-
-def _map_bits(channels: Array, bits: Array, pixels: Array, atom_bytes: int | None) -> Array:
-    pixel_bits = channels * bits
-    if atom_bytes:
-        pixel_bits = np.ceil(pixel_bits / (8 * atom_bytes)) * (8 * atom_bytes)
-    return pixel_bits * pixels
-
-
-def _buffer_bits(accelerator: Accelerator, operand: Operand) -> float:
-    """Bits of the buffer that an operand may use, 0 without one."""
-    buffer = _memory(accelerator, "buffer", operand)
-    return buffer.capacity_bits(operand) if buffer else 0.0
-
-
-def _fetches(
-    demand: Demand,
-    accelerator: Accelerator,
-    unit: UnitEnergies,
-    activity: Activity,
-    crossing: _Crossing,
-) -> tuple[Array, Array]:
-    """How often inputs and weights are read from DRAM.
-
-    One operand stays in the buffer, block after block, and for each block another streams past:
-    with blocks of weights the inputs are read once a block, with blocks of inputs the weights are;
-    blocks of partial sums (where the buffer holds them) do either. The cheaper way is taken.
-    """
-    filled_weight_bits = demand.weights * demand.buffered_weight_bits
-
-    def blocks(bits: Array, operand: Operand) -> Array:
-        # Groups share nothing and follow one another, so blocks are counted in one group.
-        block_bits = demand.groups * (_buffer_bits(accelerator, operand) * STATIONARY_SHARE)
-        return np.maximum(np.ceil(bits / block_bits), 1)
-
-    input_blocks = blocks(demand.input_words * demand.activation_bits, "input")
-    weight_blocks = blocks(filled_weight_bits, "weight")
-    if activity.sums_in_buffer:
-        sum_bits = demand.output_words * accelerator.precision.accumulator_bits
-        sum_blocks = blocks(sum_bits, "output")
-        input_blocks = np.minimum(input_blocks, sum_blocks)
-        weight_blocks = np.minimum(weight_blocks, sum_blocks)
-    input_energy = crossing.input_bits * (unit.dram_read["input"] + unit.buffer_write["input"])
-    weight_energy = (
-        crossing.weight_bits * unit.dram_read["weight"]
-        + filled_weight_bits * unit.buffer_write["weight"]
-        + activity.fetch_buffer_bits * unit.buffer_read["weight"]
-        + activity.fetch_network_bits * unit.network
-    )
-    again = input_energy * (weight_blocks - 1) <= weight_energy * (input_blocks - 1)
-    return np.where(again, weight_blocks, 1), np.where(again, 1, input_blocks)
+def _bits_of(memory: Memory, bits: Bits) -> Array:
+    return np.asarray(sum(moved for operand, moved in bits.items() if operand in memory.operands))

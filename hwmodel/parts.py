@@ -17,6 +17,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Width = Annotated[int, Field(ge=1, le=64)]
 Name = Annotated[str, Field(min_length=1)]
+NOfM = Annotated[tuple[Count, Count], Field(strict=False)]
 Widths = Annotated[tuple[Width, ...], Field(strict=False, min_length=1)]
 
 Loop = Literal[
@@ -103,6 +104,8 @@ class Array(Part):
         vector: Multipliers inside one element.
         positions_per_weight_load: Output positions that a weight in an element serves before it
             is replaced; null if all of them. Weight-stationary broadcast arrays only.
+        cycles_per_step: Cycles from one set of operands to the next; more than 1 where a processor
+            also loads and loops.
     """
 
     dataflow: Literal["row_stationary", "weight_stationary", "output_stationary"]
@@ -110,6 +113,7 @@ class Array(Part):
     axes: Annotated[tuple[Axis, ...], Field(strict=False)]
     vector: Vector = Vector()
     positions_per_weight_load: Count | None = None
+    cycles_per_step: Positive = 1.0
 
     @model_validator(mode="after")
     def _check_dataflow(self) -> Array:
@@ -284,15 +288,21 @@ class OperandSparsity(Part):
     """What zeros of one operand save.
 
     Attributes:
-        zeros: ``gating`` stops the multiplication and the register accesses behind it, and saves
-            no cycles. ``none`` saves nothing.
-        format: How zeros are stored. ``bitmask``: the others and one bit for each value, per
-            layer and only where that is smaller. ``dense``: all of them.
+        zeros: ``none`` saves nothing. ``gating`` stops the multiplication and the register
+            accesses behind it, and saves no cycles. ``skipping`` saves the cycles, too, as far as
+            the lanes are balanced. ``n_m`` takes N of every M weights, in N/M of the cycles.
+        patterns: The (N, M) that ``n_m`` takes, of weights along the input channels.
+        format: How zeros are stored, per layer and only where that is smaller: ``dense`` all of
+            them; ``bitmask`` one bit for each value; ``run_length`` their number before each
+            value; ``n_m`` the place of N values in every M.
+        run_bits: Bits of that number for ``run_length``.
         compressed_in: Names of the memories that hold this format; it is unpacked elsewhere.
     """
 
-    zeros: Literal["none", "gating"] = "none"
-    format: Literal["dense", "bitmask"] = "dense"
+    zeros: Literal["none", "gating", "skipping", "n_m"] = "none"
+    patterns: Annotated[tuple[NOfM, ...], Field(strict=False)] = ()
+    format: Literal["dense", "bitmask", "run_length", "n_m"] = "dense"
+    run_bits: Annotated[int, Field(ge=1, le=16)] | None = None
     compressed_in: Annotated[tuple[Name, ...], Field(strict=False)] = ()
 
     @model_validator(mode="after")
@@ -300,14 +310,41 @@ class OperandSparsity(Part):
         if (self.format == "dense") != (not self.compressed_in):
             allowed = "name memories for a compressed format, and only for one"
             raise InputError("compressed_in", self.compressed_in, allowed)
+        if (self.format == "run_length") != (self.run_bits is not None):
+            raise InputError("run_bits", self.run_bits, "give it for run_length, and only there")
+        if ("n_m" in (self.zeros, self.format)) != bool(self.patterns):
+            raise InputError("patterns", self.patterns, "give some for n_m, and only there")
+        for index, (kept, group) in enumerate(self.patterns):
+            if kept >= group:
+                raise InputError(f"patterns[{index}]", (kept, group), "use N below M")
         return self
 
 
 class Sparsity(Part):
-    """What zeros save, by operand; ``input`` is about feature maps, outputs included."""
+    """What zeros save, by operand.
+
+    Attributes:
+        weight: Weights.
+        input: Feature maps; their format is also that of outputs.
+        lanes: Multipliers that wait for each other where zeros are skipped.
+        window: Products that each of them gets before they do.
+    """
 
     weight: OperandSparsity = OperandSparsity()
     input: OperandSparsity = OperandSparsity()
+    lanes: Count | None = None
+    window: Count | None = None
+
+    @model_validator(mode="after")
+    def _check_operands(self) -> Sparsity:
+        if self.input.patterns:
+            raise InputError("input.patterns", self.input.patterns, "only weights have patterns")
+        skips = "skipping" in (self.weight.zeros, self.input.zeros)
+        for key in ("lanes", "window"):
+            value = getattr(self, key)
+            if skips != (value is not None):
+                raise InputError(key, value, "give it where zeros are skipped, and only there")
+        return self
 
 
 class Static(Part):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COMPONENTS = ("mac", "register_file", "array_network", "buffer", "dram")
-"""Where energy goes."""
+"""Where energy goes; ``leakage`` and ``clock`` follow where the accelerator states them."""
 
 _TABLE_COLUMNS = (
     "latency_cycles",
@@ -22,9 +22,11 @@ _TABLE_COLUMNS = (
     "macs",
     "effective_macs",
     "bops",
+    "bops_linear",
     "parameters",
     "weight_bytes",
     "activation_bytes",
+    "arithmetic_intensity",
     "dram_bytes",
     "dram_words",
 )
@@ -48,9 +50,12 @@ class CostReport:
         macs: Multiply-accumulates with the channels left.
         effective_macs: Those of them whose weight is not zero.
         bops: Bit operations, ``effective_macs * weight_bits * activation_bits``.
+        bops_linear: Bit operations by the other published convention, linear in bits:
+            ``effective_macs * max(weight_bits, activation_bits)``.
         parameters: Weights of the channels left that are not zero.
         weight_bytes: Weights as stored in DRAM, compressed where that pays.
-        activation_bytes: Input and output feature map together.
+        activation_bytes: Input and output feature map together, as stored.
+        arithmetic_intensity: MACs for each byte of weights and maps, 0 for a layer that is gone.
         dram_bytes: Bytes that cross the DRAM interface, refetches and padding to atoms included.
         dram_words: The same in words of the DRAM (its ``word_bits``), at each operand's width.
         utilization: Fraction of multipliers at work while computing, zeros counted as work.
@@ -69,9 +74,11 @@ class CostReport:
     macs: NDArray[np.float64]
     effective_macs: NDArray[np.float64]
     bops: NDArray[np.float64]
+    bops_linear: NDArray[np.float64]
     parameters: NDArray[np.float64]
     weight_bytes: NDArray[np.float64]
     activation_bytes: NDArray[np.float64]
+    arithmetic_intensity: NDArray[np.float64]
     dram_bytes: NDArray[np.float64]
     dram_words: NDArray[np.float64]
     utilization: NDArray[np.float64]
@@ -115,9 +122,10 @@ class CostReport:
         Columns: ``layer``; ``energy_pj`` and its parts ``mac_pj``, ``register_file_pj``,
         ``array_network_pj``, ``buffer_pj``, ``dram_pj`` (the parts are left out at the coarse
         level); ``latency_cycles``; ``utilization`` (0 to 1); ``macs`` and ``effective_macs``
-        (operations); ``bops`` (bit operations); ``parameters`` (non-zero weights);
-        ``weight_bytes``, ``activation_bytes``, ``dram_bytes``; ``dram_words``, and
-        ``MEMORY_OPERAND_words`` of ``traffic_words`` (these are left out where not known).
+        (operations); ``bops`` and ``bops_linear`` (bit operations); ``parameters`` (non-zero
+        weights); ``weight_bytes``, ``activation_bytes``, ``arithmetic_intensity`` (MACs a byte);
+        ``dram_bytes``, ``dram_words``, and ``MEMORY_OPERAND_words`` of ``traffic_words`` (these
+        are left out where not known).
 
         Raises:
             InputError: there is no such candidate.

@@ -16,7 +16,7 @@ from hwmodel.workload import Workload
 class LayerStates:
     """Compressed states of all layers of one workload, for one or more candidates.
 
-    Every attribute is an array of shape (candidates, layers).
+    Every attribute is an array of shape (candidates, layers); the last three may be left out.
 
     Attributes:
         in_channels, out_channels: Channels physically left, all groups together, from 0.
@@ -24,6 +24,9 @@ class LayerStates:
         activation_density: Fraction of non-zero values in the layer's input, 0..1.
         weight_bits, activation_bits: Bits of the two operands of a multiplication, 1..32.
         output_bits: Bits at which the layer's output is written to memory, 1..32.
+        output_density: Fraction of non-zero values in the output that is written; 1 if left out.
+        weight_n, weight_m: At most N of every M weights along the input channels are not zero
+            (2:4 and the like); 1:1, which says nothing, if left out.
     """
 
     in_channels: NDArray[np.float64]
@@ -33,19 +36,28 @@ class LayerStates:
     weight_bits: NDArray[np.float64]
     activation_bits: NDArray[np.float64]
     output_bits: NDArray[np.float64]
+    output_density: NDArray[np.float64] = None  # type: ignore[assignment]
+    weight_n: NDArray[np.float64] = None  # type: ignore[assignment]
+    weight_m: NDArray[np.float64] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         shape = self.weight_bits.shape
         for item in fields(self):
+            if getattr(self, item.name) is None:
+                object.__setattr__(self, item.name, np.broadcast_to(1.0, shape))
+                continue
             values = getattr(self, item.name)
             if values.ndim != 2 or values.shape != shape:
                 raise InputError(f"states.{item.name}", values.shape, f"use shape {shape}")
-            low, high = (1, 32) if item.name.endswith("bits") else (0, np.inf)
-            if item.name.endswith("density"):
-                high = 1
-            if not np.all((values >= low) & (values <= high)):  # False for NaN too
-                bad = values[~((values >= low) & (values <= high))][0]
-                raise InputError(f"states.{item.name}", float(bad), f"use {low} to {high}")
+            low, high = _range(item.name)
+            if not (values.min(initial=low) >= low and values.max(initial=low) <= high):
+                bad = values[~((values >= low) & (values <= high))][0]  # NaN, too
+                raise InputError(f"states.{item.name}", float(bad), f"use {low} to {high:g}")
+        if (self.weight_n > self.weight_m).any() or (
+            self.weight_density * self.weight_m > self.weight_n * (1 + 1e-9)
+        ).any():
+            allowed = "use N up to M, and a weight_density up to N / M"
+            raise InputError("states.weight_n", float(self.weight_n.min()), allowed)
 
     def __len__(self) -> int:
         return self.weight_bits.shape[0]
@@ -67,3 +79,11 @@ class LayerStates:
             activation_bits=ones * bits,
             output_bits=ones * bits,
         )
+
+
+def _range(name: str) -> tuple[int, float]:
+    if name.endswith("bits"):
+        return 1, 32
+    if name.endswith("density"):
+        return 0, 1
+    return (1, np.inf) if name.startswith("weight_") else (0, np.inf)

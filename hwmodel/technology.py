@@ -11,46 +11,48 @@ from hwmodel.accelerator import Accelerator
 from hwmodel.errors import InputError
 from hwmodel.parts import OPERANDS
 from hwmodel.parts import Mac
-from hwmodel.parts import Memory
 from hwmodel.parts import Operand
+from hwmodel.parts import Precision
 
 Array = NDArray[np.float64]
 
 
+ByOperand = dict[Operand, float]
+
+
 @dataclass(frozen=True)
 class UnitEnergies:
-    """Energy of one bit of every operand at every role, in the accelerator's unit.
+    """Energy of one bit, in the accelerator's unit.
 
-    An operand without a memory of a role costs nothing there.
+    Attributes:
+        register, buffer, dram: (read, write) by operand, of the innermost memory of that role that
+            holds it; 0 where none does.
+        network: Of one bit delivered in the array.
     """
 
-    register_read: dict[Operand, float]
-    register_write: dict[Operand, float]
-    buffer_read: dict[Operand, float]
-    buffer_write: dict[Operand, float]
-    dram_read: dict[Operand, float]
-    dram_write: dict[Operand, float]
+    register: tuple[ByOperand, ByOperand]
+    buffer: tuple[ByOperand, ByOperand]
+    dram: tuple[ByOperand, ByOperand]
     network: float
 
 
 def unit_energies(accelerator: Accelerator) -> UnitEnergies:
     """Energies per bit: those of a word divided by its bits."""
 
-    def by_operand(role: str, key: str) -> dict[Operand, float]:
-        energies: dict[Operand, float] = {}
+    def of(role: str) -> tuple[ByOperand, ByOperand]:
+        read = dict.fromkeys(OPERANDS, 0.0)
+        write = dict.fromkeys(OPERANDS, 0.0)
         for operand in OPERANDS:
-            memory: Memory | None = next(iter(accelerator.holding(role, operand)), None)
-            energies[operand] = getattr(memory, key) / memory.word_bits if memory else 0.0
-        return energies
+            for memory in accelerator.holding(role, operand)[:1]:
+                read[operand] = memory.read_energy_per_word / memory.word_bits
+                write[operand] = memory.write_energy_per_word / memory.word_bits
+        return read, write
 
     network = accelerator.array_network
     return UnitEnergies(
-        register_read=by_operand("register_file", "read_energy_per_word"),
-        register_write=by_operand("register_file", "write_energy_per_word"),
-        buffer_read=by_operand("buffer", "read_energy_per_word"),
-        buffer_write=by_operand("buffer", "write_energy_per_word"),
-        dram_read=by_operand("dram", "read_energy_per_word"),
-        dram_write=by_operand("dram", "write_energy_per_word"),
+        register=of("register_file"),
+        buffer=of("buffer"),
+        dram=of("dram"),
         network=network.energy_per_word / network.word_bits if network else 0.0,
     )
 
@@ -68,6 +70,40 @@ def mac_energy(mac: Mac, weight_bits: Array, activation_bits: Array, sum_bits: i
     return energy + sum_bits * mac.adder_per_bit
 
 
+def throughput(
+    precision: Precision, weight_bits: Array, activation_bits: Array
+) -> tuple[Array | float, Array | float]:
+    """Products that a multiplier finishes side by side, and the cycles it takes for them.
+
+    ``bit_parallel``: 1 and 1. ``bit_serial``: 1, and a cycle for every bit of the serial operand
+    (Stripes, Judd et al., MICRO 2016), or for every pair of bits where both are (Loom, Sharify et
+    al., DAC 2018). ``fusible``: the multiplier's bricks over the bricks of a product, below 1 as
+    so many more cycles (Bit Fusion, Sharma et al., ISCA 2018).
+    """
+    if precision.style == "fusible":
+        assert precision.bricks is not None and precision.brick_bits is not None
+        of_weight = np.ceil(weight_bits / precision.brick_bits)
+        needed = of_weight * np.ceil(activation_bits / precision.brick_bits)
+        return np.maximum(precision.bricks // needed, 1), np.ceil(needed / precision.bricks)
+    cycles: Array | float = 1.0
+    if "weight" in precision.serial:
+        cycles = cycles * weight_bits
+    if "input" in precision.serial:
+        cycles = cycles * activation_bits
+    return 1.0, cycles
+
+
+def static_energy_per_cycle(accelerator: Accelerator) -> dict[str, float]:
+    """Energy of leakage and clock in a cycle, of those that the accelerator states.
+
+    In pJ: a milliwatt at one hertz is 1e9 pJ a cycle.
+    """
+    if accelerator.static is None:
+        return {}
+    power_mw = {"leakage": accelerator.static.leakage_mw, "clock": accelerator.static.clock_mw}
+    return {name: mw * 1e9 / accelerator.clock_hz for name, mw in power_mw.items() if mw}
+
+
 def round_up_bits(field: str, bits: Array, supported: tuple[int, ...]) -> Array:
     """The smallest supported width that holds each operand.
 
@@ -78,11 +114,3 @@ def round_up_bits(field: str, bits: Array, supported: tuple[int, ...]) -> Array:
         raise InputError(field, float(bits.max()), f"this accelerator takes up to {supported[-1]}")
     widths = np.asarray(supported, dtype=np.float64)
     return widths[widths.searchsorted(bits)]
-
-
-def bitmask_bits(bits: Array, density: Array) -> Array:
-    """Average stored bits of a weight: non-zero values and one bit of mask, or all values if less.
-
-    The overhead of one bit pays while ``density < 1 - 1 / bits``.
-    """
-    return np.minimum(bits, density * bits + 1)

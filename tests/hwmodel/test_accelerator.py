@@ -24,14 +24,14 @@ def save(folder: Path, data: object) -> Path:
 
 
 def test_presets_are_named_after_their_files() -> None:
-    assert {"eyeriss-like", "nvdla-like", "systolic-16x16"} <= set(preset_names())
+    assert {"eyeriss-like", "nvdla-small", "systolic-16x16"} <= set(preset_names())
     for name in preset_names():
         assert load_accelerator(name).name == name
 
 
 def test_presets_are_the_published_arrays() -> None:
     eyeriss = load_accelerator("eyeriss-like")
-    nvdla = load_accelerator("nvdla-like")
+    nvdla = load_accelerator("nvdla-small")
     assert (eyeriss.array.multipliers, eyeriss.buffer_bytes) == (168, 108 * 1024)
     assert (nvdla.array.multipliers, nvdla.buffer_bytes) == (64, 128 * 1024)
     assert nvdla.array.units("in_channels") == nvdla.array.units("out_channels") == 8
@@ -48,7 +48,7 @@ def test_eyeriss_costs_have_the_ratios_of_isca_2016() -> None:
     assert dram.write_energy_per_word == pytest.approx(200 * unit)
 
 
-@pytest.mark.parametrize("name", ["eyeriss-like", "nvdla-like"])
+@pytest.mark.parametrize("name", ["eyeriss-like", "nvdla-small"])
 def test_a_saved_accelerator_loads_again(name: str, tmp_path: Path) -> None:
     path = save(tmp_path, preset_data(name))
     assert load_accelerator(path) == load_accelerator(name)
@@ -163,6 +163,6 @@ def test_what_is_no_mapping_in_yaml_is_refused(text: str, tmp_path: Path) -> Non
 def test_unreadable_sources_are_refused(tmp_path: Path) -> None:
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
-    for source in ("eyeriss", "", "a\0b", tmp_path, tmp_path / "absent.yaml", binary):
+    for source in ("eyeris", "", "a\0b", tmp_path, tmp_path / "absent.yaml", binary):
         with pytest.raises(InputError, match="eyeriss-like, "):
             load_accelerator(source)

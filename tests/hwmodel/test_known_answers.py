@@ -14,7 +14,7 @@ from hwmodel import cost
 from hwmodel import load_accelerator
 
 EYERISS = load_accelerator("eyeriss-like")
-NVDLA = load_accelerator("nvdla-like")
+NVDLA = load_accelerator("nvdla-small")
 MAC_PJ = 0.85  # a 16-bit multiply-accumulate on eyeriss-like, the unit of its relative costs
 
 

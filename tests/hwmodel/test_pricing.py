@@ -28,15 +28,16 @@ def variant(name: str, **values: object) -> Accelerator:
     return Accelerator.model_validate(load_accelerator(name).model_dump() | values)
 
 
-ACCELERATORS = {name: load_accelerator(name) for name in preset_names()}
-ACCELERATORS |= {
-    f"{name}, maps on chip": variant(name, feature_maps_stay_on_chip=True)
-    for name in preset_names()
+PRESETS = {name: load_accelerator(name) for name in preset_names()}
+VARIANTS = {
+    "eyeriss-like, maps on chip": variant("eyeriss-like", feature_maps_stay_on_chip=True),
+    "nvdla-small, maps on chip": variant("nvdla-small", feature_maps_stay_on_chip=True),
+    "nvdla-small, compressed buffer": variant(
+        "nvdla-small",
+        sparsity=dict(weight=dict(format="bitmask", compressed_in=["buffer", "dram"])),
+    ),
 }
-ACCELERATORS["nvdla-like, compressed buffer"] = variant(
-    "nvdla-like",
-    sparsity=dict(weight=dict(format="bitmask", compressed_in=["buffer", "dram"])),
-)
+ACCELERATORS = PRESETS | VARIANTS
 every_accelerator = pytest.mark.parametrize("accelerator", ACCELERATORS.values(), ids=ACCELERATORS)
 fields = [item.name for item in dataclasses.fields(LayerStates)]
 
@@ -86,7 +87,7 @@ def less(more: LayerStates, other: LayerStates) -> LayerStates:
 
 
 @every_accelerator
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_fewer_bits_zeros_and_channels_never_cost_more_energy(accelerator, data) -> None:
     workload = data.draw(workloads())
@@ -100,7 +101,7 @@ def test_fewer_bits_zeros_and_channels_never_cost_more_energy(accelerator, data)
 
 
 @every_accelerator
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_a_batch_costs_what_its_candidates_cost(accelerator, data) -> None:
     workload = data.draw(workloads())
@@ -114,19 +115,22 @@ def test_a_batch_costs_what_its_candidates_cost(accelerator, data) -> None:
 
 
 @every_accelerator
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_the_report_adds_up(accelerator, data) -> None:
     workload = data.draw(workloads())
     report = cost(workload, data.draw(states_of(workload)), accelerator)
-    assert tuple(report.component_pj) == COMPONENTS
+    assert tuple(report.component_pj)[:5] == COMPONENTS
     total = sum(pj.sum() for pj in report.component_pj.values())
     assert report.energy_pj[0] == pytest.approx(total)
     assert report.layer_energy_pj.sum() == pytest.approx(total)
     assert all(np.all(pj >= 0) for pj in report.component_pj.values())
     assert np.all((report.utilization >= 0) & (report.utilization <= 1))
-    bandwidth = accelerator.memories[-1].bytes_per_cycle
-    assert np.all(report.latency_cycles >= report.dram_bytes / bandwidth)
+    for memory in accelerator.memories:
+        if memory.bytes_per_cycle and not memory.per_element:
+            words = sum(report.traffic_words.get((memory.name, key), 0) for key in memory.operands)
+            busy = words * memory.word_bits / 8 / memory.bytes_per_cycle
+            assert np.all(report.latency_cycles >= busy * (1 - 1e-12))
 
 
 @every_accelerator
@@ -163,7 +167,7 @@ def priced(accelerator: Accelerator, **values: float):
 
 
 def test_channels_that_leave_a_lane_partly_full_save_no_cycles_on_the_mac_array() -> None:
-    nvdla = ACCELERATORS["nvdla-like"]
+    nvdla = ACCELERATORS["nvdla-small"]
     cycles = {kept: priced(nvdla, out_channels=kept).latency_cycles.item() for kept in (64, 57, 56)}
     assert cycles[64] == cycles[57] > cycles[56]
     cycles = {kept: priced(nvdla, in_channels=kept).latency_cycles.item() for kept in (64, 57, 56)}
@@ -174,20 +178,20 @@ def test_channels_that_leave_a_lane_partly_full_save_no_cycles_on_the_mac_array(
 
 
 def test_lane_waste_shows_in_utilization() -> None:
-    nvdla = ACCELERATORS["nvdla-like"]
+    nvdla = ACCELERATORS["nvdla-small"]
     assert priced(nvdla).utilization.item() == 1
     assert priced(nvdla, out_channels=57).utilization.item() == pytest.approx(57 / 64)
 
 
 def test_depthwise_layers_use_one_multiplier_of_a_mac_array() -> None:
     workload = network(conv(16, 16, 8, groups=16))
-    report = cost(workload, LayerStates.dense(workload, 8), ACCELERATORS["nvdla-like"])
+    report = cost(workload, LayerStates.dense(workload, 8), ACCELERATORS["nvdla-small"])
     assert report.utilization.item() == pytest.approx(1 / 64)
 
 
 def test_widths_that_the_array_lacks_save_nothing() -> None:
     narrow = dict(weight_bits=5, activation_bits=3, output_bits=2)
-    nvdla = ACCELERATORS["nvdla-like"]
+    nvdla = ACCELERATORS["nvdla-small"]
     assert priced(nvdla, **narrow).energy_pj == priced(nvdla).energy_pj
     eyeriss = ACCELERATORS["eyeriss-like"]
     assert priced(eyeriss, weight_bits=1).energy_pj == priced(eyeriss, weight_bits=2).energy_pj
@@ -208,7 +212,7 @@ def test_zero_gating_saves_multiplications_and_registers_but_no_traffic() -> Non
 
 
 def test_an_array_without_gating_saves_nothing_on_zeros_but_their_storage() -> None:
-    plain = ACCELERATORS["nvdla-like, compressed buffer"]
+    plain = ACCELERATORS["nvdla-small, compressed buffer"]
     dense = priced(plain)
     sparse = priced(plain, weight_density=0.5, activation_density=0.5)
     assert sparse.component_pj["mac"] == dense.component_pj["mac"]
@@ -266,20 +270,21 @@ def test_traffic_by_memory_and_operand_adds_up(accelerator) -> None:
         energy[by_name[name].role] += words * by_name[name].read_energy_per_word
     for role, summed in energy.items():
         np.testing.assert_allclose(summed, report.component_pj[role])
-    dram = [words for (memory, _), words in report.traffic_words.items() if memory == "dram"]
+    dram = [
+        words for (name, _), words in report.traffic_words.items() if by_name[name].role == "dram"
+    ]
     np.testing.assert_allclose(sum(dram), report.dram_words)
-    np.testing.assert_allclose(report.dram_words * 2, report.dram_bytes)
 
 
 def test_notes_say_which_widths_were_rounded_up() -> None:
-    report = priced(ACCELERATORS["nvdla-like"], weight_bits=5)
+    report = priced(ACCELERATORS["nvdla-small"], weight_bits=5)
     assert report.notes == ("weight_bits rounded up to what the accelerator has: 5 to 8",)
     assert priced(ACCELERATORS["eyeriss-like"], weight_bits=5).notes == ()
 
 
 def test_the_table_has_a_row_per_layer_and_the_parts_of_the_energy() -> None:
     workload = network(conv(8, 8, 8), conv(8, 8, 6))
-    report = cost(workload, LayerStates.dense(workload, 8, 2), ACCELERATORS["nvdla-like"])
+    report = cost(workload, LayerStates.dense(workload, 8, 2), ACCELERATORS["nvdla-small"])
     table = report.to_pandas(candidate=1)
     assert table["layer"].tolist() == ["layer0", "layer1"]
     parts = table[[f"{name}_pj" for name in COMPONENTS]].sum(axis=1)

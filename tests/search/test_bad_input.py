@@ -165,7 +165,7 @@ CASES = {
     ),
     "split": Case("evaluate --task digits --split train", ("--split", "'train'", "calibration")),
     "cost of unknown accelerator": Case(
-        "cost --task digits --accelerator tpu", ("accelerator: 'tpu'", "nvdla-like")
+        "cost --task digits --accelerator tpu", ("accelerator: 'tpu'", "nvdla-small")
     ),
 }
 

@@ -185,11 +185,16 @@ def test_evaluate_prints_one_document_though_libraries_print_too(
     def evaluate_config(task, config, accelerator, level, split) -> dict[str, object]:
         print("Downloading data ...")
         assert config.layers["stem"].weight_bits == 4
-        assert (task.name, accelerator.name, level, split) == ("digits", "nvdla-like", "mid", "all")
+        assert (task.name, accelerator.name, level, split) == (
+            "digits",
+            "nvdla-small",
+            "mid",
+            "all",
+        )
         return {"accuracy": 0.5, "energy_pj": float("nan")}
 
     provide("search.evaluate", evaluate_config=evaluate_config)
-    arguments = ["evaluate", "--task", "digits", "--accelerator", "nvdla-like", "--split", "all"]
+    arguments = ["evaluate", "--task", "digits", "--accelerator", "nvdla-small", "--split", "all"]
 
     assert main([*arguments, "--config", str(config), "--json"]) == 0
 

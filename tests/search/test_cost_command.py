@@ -150,14 +150,14 @@ def test_a_task_is_priced_with_its_configuration(
 
 
 def test_devices_are_compared(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["accelerators", "--show", "nvdla-like"]) == 0
-    own = capsys.readouterr().out.replace("name: nvdla-like", "name: mine")
+    assert main(["accelerators", "--show", "nvdla-small"]) == 0
+    own = capsys.readouterr().out.replace("name: nvdla-small", "name: mine")
     (here / "mine.yaml").write_text(own)
 
-    names = f"eyeriss-like,nvdla-like,{here}/mine.yaml"
+    names = f"eyeriss-like,nvdla-small,{here}/mine.yaml"
     rows = run_json(f"{COMPARE} {names}", here, capsys)["accelerators"]
 
-    assert [row["accelerator"] for row in rows] == ["eyeriss-like", "nvdla-like", "mine"]
+    assert [row["accelerator"] for row in rows] == ["eyeriss-like", "nvdla-small", "mine"]
     eyeriss, nvdla, mine = rows
     assert {key: value for key, value in mine.items() if key != "accelerator"} == {
         key: value for key, value in nvdla.items() if key != "accelerator"
@@ -178,9 +178,9 @@ def test_devices_are_compared(here: Path, capsys: pytest.CaptureFixture[str]) ->
     assert nvdla["energy_ratio"] == pytest.approx(nvdla["energy"] / eyeriss["energy"])
     assert nvdla["edp_ratio"] == pytest.approx(nvdla["energy_ratio"] * nvdla["latency_ratio"])
 
-    assert main(f"{COMPARE} eyeriss-like,nvdla-like".format(here=here).split()) == 0
+    assert main(f"{COMPARE} eyeriss-like,nvdla-small".format(here=here).split()) == 0
     out = capsys.readouterr().out
-    assert "nvdla-like" in out
+    assert "nvdla-small" in out
     assert "inf./s" in out
 
 
@@ -250,7 +250,7 @@ def test_bare_layers_need_neither_torch_nor_ray(here: Path) -> None:
         "from search.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    for command in (EYERISS, f"{COMPARE} eyeriss-like,nvdla-like"):
+    for command in (EYERISS, f"{COMPARE} eyeriss-like,nvdla-small"):
         arguments = [*command.format(here=here).split(), "--json"]
         result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True)
         assert result.returncode == 0, result.stderr.decode()
@@ -278,7 +278,7 @@ BAD = {
     "no accelerator": ("cost --layers {here}/layers.csv", "--accelerator", "required"),
     "unknown accelerator": (
         "cost --layers {here}/layers.csv --accelerator tpu",
-        *("accelerator: 'tpu'", "nvdla-like"),
+        *("accelerator: 'tpu'", "nvdla-small"),
     ),
     "no such layers": (
         "cost --layers {here}/none.csv --accelerator eyeriss-like",
@@ -295,16 +295,16 @@ BAD = {
     ),
     "compare: unknown": (
         f"{COMPARE} eyeriss-like,tpu",
-        *("--accelerators[1]: 'tpu'", "nvdla-like"),
+        *("--accelerators[1]: 'tpu'", "nvdla-small"),
     ),
     "compare: broken": (f"{COMPARE} {{here}}/broken.yaml", "--accelerators[0].name", "required"),
-    "compare: twice": (f"{COMPARE} nvdla-like,nvdla-like", "--accelerators", "once"),
+    "compare: twice": (f"{COMPARE} nvdla-small,nvdla-small", "--accelerators", "once"),
     "compare: nothing": (f"{COMPARE} ,", "--accelerators: ','", "a,b,c"),
     "compare: coarse has no energy": (
-        f"{COMPARE} nvdla-like --level coarse",
+        f"{COMPARE} nvdla-small --level coarse",
         *("--level", "'coarse'"),
     ),
-    "compare: no network": ("compare --accelerators nvdla-like", "--task: None", "--layers"),
+    "compare: no network": ("compare --accelerators nvdla-small", "--task: None", "--layers"),
     "show: unknown": ("accelerators --show tpu", "accelerator: 'tpu'", "eyeriss-like"),
 }
 

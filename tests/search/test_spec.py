@@ -76,7 +76,7 @@ def test_where_and_how_long_do_not_change_the_hash(change) -> None:
     "change",
     [
         {"task": {"name": "digits", "weights": "other.safetensors"}},
-        {"accelerator": "nvdla-like"},
+        {"accelerator": "nvdla-small"},
         {"algorithm": "random"},
         {"seeds": [1]},
         {"budget": 301},
