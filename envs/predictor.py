@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
@@ -26,6 +28,27 @@ LEAST_ROOM = 0.01
 """Accuracy above chance that a network is taken to have at least."""
 LEAST_EXPONENT, MOST_EXPONENT = 1e-4, 6.0
 """Measured exponents are kept within these; beyond them accuracy is at its best or at chance."""
+
+
+@dataclass(frozen=True)
+class LayerDamage:
+    """Damage of every option, which adds up over layers; see :class:`AccuracyPredictor`.
+
+    Attributes:
+        weight: By layer, method, sparsity and weight width, (L, M, S, W).
+        activation: By layer and activation width, (L, A).
+    """
+
+    weight: NDArray[np.float64]
+    activation: NDArray[np.float64]
+
+    def total(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Damage of canonical choices (candidates, layers, 4), shape (candidates,)."""
+        layer = np.arange(choices.shape[-2])
+        weight = self.weight[
+            layer, choices[..., METHOD], choices[..., SPARSITY], choices[..., WEIGHT_BITS]
+        ]
+        return (weight + self.activation[layer, choices[..., ACTIVATION_BITS]]).sum(axis=-1)
 
 
 class AccuracyPredictor:
@@ -84,6 +107,17 @@ class AccuracyPredictor:
         variance = np.einsum("ij,jk,ik->i", features, self._covariance, features)
         damage = np.maximum(features @ self.scales, 1e-12)
         return np.sqrt(np.minimum(variance / damage**2, 4.0) + MODEL_ERROR**2)
+
+    def layer_damage(self, rng: np.random.Generator | None = None) -> LayerDamage:
+        """The damage table: the expected one, or one drawn from what measurements leave open."""
+        layers = len(self._weight_kl)
+        scales = self.scales
+        if rng is not None:
+            scales = np.abs(rng.multivariate_normal(self.scales, self._covariance))
+        return LayerDamage(
+            self._weight_kl * scales[:layers, None, None, None],
+            self._activation_kl * scales[layers:, None],
+        )
 
     def fit(self, choices: NDArray[np.int64], accuracy: NDArray[np.float64]) -> None:
         """Replace what was learnt by what these measurements say.

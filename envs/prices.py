@@ -50,6 +50,21 @@ class LayerPrices:
         energy += self._per_input_fraction[option, self._row] * (kept_in / self._table.dense_in)
         return np.maximum(energy, self._least)
 
+    def option_energy(self, layer: int, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Energy in pJ of all options of one layer, with the input channels that choices leave.
+
+        Args:
+            layer: The layer.
+            choices: Canonical, (candidates, layers, 4).
+
+        Returns:
+            Shape (candidates, options), options in the order of the columns of a choice.
+        """
+        kept_in, _ = self._table.channels(choices)
+        fraction = kept_in[:, layer, None] / self._table.dense_in[layer]
+        energy = self._without_inputs[:, layer] + self._per_input_fraction[:, layer] * fraction
+        return np.maximum(energy, self._least[layer])
+
 
 def _price(
     problem: CompressionProblem, states: LayerStates, fraction: float

@@ -67,7 +67,7 @@ class Evaluation:
         accelerator: Name of the accelerator that the costs are for.
         seconds: How long the evaluation took.
         seed: Seed of the trial that asked for it; -1 where none did.
-        algorithm: ``ppo`` or ``random``; empty where none asked.
+        algorithm: What proposed it, as in the specification; empty where none did.
         host: Machine that made it.
         time: When it ended, with time zone.
         code_version: Version of the code that compressed and ran the network.

@@ -1,30 +1,29 @@
-"""What proposes the next configurations to evaluate: learned policies, or chance."""
+"""What proposes the next configurations to evaluate, and learns from what they reach."""
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.predictor import AccuracyPredictor
+from envs.episode import start_choice
 from envs.problem import CompressionProblem
-from search.evaluation import local_copy
+from envs.space import SearchSpace
+from search.allocation import Allocator
+from search.measurements import Measurements
+from search.measurements import Reference
 from search.proposals import propose_random
-from search.proposals import select
 from search.storage import Storage
-from search.storage import write_error
 
-FIRST_EPISODES = 1024
-"""Episodes against the predictor before anything but the baselines was measured."""
-ROUND_EPISODES = 384
-"""Episodes between two batches of true evaluations."""
-CANDIDATES = 1024
-"""Walks of the trained policies from which a batch is picked."""
-TARGET_POINTS = (0.1, 12.0)
-"""Range of accuracy-drop limits of those walks."""
+DAMAGE_PRICES = (0.3, 300.0)
+"""Range of the prices of damage at which allocations are made: energies from that of some ten
+points lost to that of a tenth of a point."""
+FRONT_PRICES = 48
+"""Prices at which the predicted front is computed."""
+POSTERIOR_DRAWS = 3
+"""Damage tables drawn for each batch of refined allocations."""
 
 
 class Proposer(Protocol):
@@ -39,114 +38,185 @@ class Proposer(Protocol):
         ...
 
     def save(self) -> None:
-        """Keep what was learned, so that a proposer made later goes on from here."""
+        """Keep what the ledger does not tell, so that a proposer made later goes on from here."""
         ...
 
 
-class RandomProposer:
+class _LedgerProposer:
+    """A proposer that knows nothing but the measurements, which are in the ledger."""
+
+    def __init__(self, problem: CompressionProblem, reference: Reference) -> None:
+        self._known = Measurements(problem, reference)
+
+    def learn(self, choices: NDArray[np.int64], accuracy: NDArray[np.float64]) -> None:
+        self._known.add(choices, accuracy)
+
+    def save(self) -> None:
+        """Nothing to keep."""
+
+
+class RandomProposer(_LedgerProposer):
     """Uniformly random choices: the control that learning has to beat.
 
     Args:
         problem: Gives the space.
+        reference: What measurements are compared to.
         seed: The same seed proposes the same sequence.
     """
 
-    def __init__(self, problem: CompressionProblem, seed: int) -> None:
-        self._problem = problem
+    def __init__(self, problem: CompressionProblem, reference: Reference, seed: int) -> None:
+        super().__init__(problem, reference)
         self._rng = np.random.default_rng(seed)
-        self._seen: set[str] = set()
 
     def propose(self, count: int) -> NDArray[np.int64]:
-        choices = propose_random(self._problem, count, self._seen, self._rng)
-        self._seen.update(self._problem.space.config(choice).hash for choice in choices)
-        return choices
-
-    def learn(self, choices: NDArray[np.int64], accuracy: NDArray[np.float64]) -> None:
-        self._seen.update(self._problem.space.config(choice).hash for choice in choices)
-
-    def save(self) -> None:
-        """Nothing is learned: what was measured is in the ledger."""
+        return propose_random(self._known.problem, count, self._known.seen, self._rng)
 
 
-class PolicyProposer:
-    """PPO agents that train against a predictor, which true evaluations keep honest.
+class UniformProposer(_LedgerProposer):
+    """The same decision for every layer: what one would try by hand.
+
+    Of all such choices, those that promise most after what was measured.
+    """
+
+    def __init__(self, problem: CompressionProblem, reference: Reference) -> None:
+        super().__init__(problem, reference)
+        self._candidates = _uniform_choices(problem.space)
+
+    def propose(self, count: int) -> NDArray[np.int64]:
+        self._known.fit()
+        return self._known.select(self._candidates, count)
+
+
+class AllocationProposer(_LedgerProposer):
+    """Allocation over the option table, blind to how layers interact: one front, computed once.
 
     Args:
         problem: What is decided and how it is priced.
-        reference: Accuracy of the uncompressed network on the search split, 0..1.
-        chance: Accuracy of guessing.
-        baseline_energy_pj: What energy ratios are relative to.
-        seed: Of weights, actions, targets.
-        policies: Folder where the agents are kept; read if there is something.
+        reference: What measurements are compared to.
     """
 
-    def __init__(
-        self,
-        problem: CompressionProblem,
-        reference: float,
-        chance: float,
-        baseline_energy_pj: float,
-        seed: int,
-        policies: Storage,
-    ) -> None:
-        # RLlib takes seconds to import, and random search does not need it.
-        from search import agents
-
-        self._agents = agents
-        self._problem = problem
-        self._baseline_energy_pj = baseline_energy_pj
-        self._policies = policies
-        self._predictor = AccuracyPredictor(problem.table, reference, chance)
-        self._reference = reference
-        layers = len(problem.space.layers)
-        self._choices = np.zeros((0, layers, 4), dtype=np.int64)
-        self._accuracy = np.zeros(0)
-        self._algorithm = agents.build_ppo(problem, self._predictor, seed)
-        self._seed = seed
-        self._episodes = FIRST_EPISODES
-        if agents.CHECKPOINT in policies.names():
-            with local_copy(policies) as directory:
-                agents.restore(self._algorithm, directory)
-            self._episodes = ROUND_EPISODES
+    def __init__(self, problem: CompressionProblem, reference: Reference) -> None:
+        super().__init__(problem, reference)
+        self._front = Front(problem, reference)
+        self._count = FRONT_PRICES
+        self._candidates = self._front.allocate(self._known, self._count)
 
     def propose(self, count: int) -> NDArray[np.int64]:
-        self._agents.use_accuracy(self._algorithm, self._predictor)
-        self._agents.train_episodes(self._algorithm, self._episodes)
-        self._episodes = ROUND_EPISODES
+        picked = self._known.select(self._candidates, count)
+        while len(picked) < count and self._count < 16 * FRONT_PRICES:
+            self._count *= 2
+            self._candidates = self._front.allocate(self._known, self._count)
+            picked = self._known.select(self._candidates, count)
+        return picked
+
+
+class RefinedAllocationProposer(_LedgerProposer):
+    """Allocation whose sensitivities are searched: measurements correct them, draws vary them.
+
+    As in SPDY (Frantar and Alistarh, ICML 2022) the front is allocated anew for other
+    coefficients of the layers' damage. Here they are the fitted ones and draws from what the
+    measurements leave open (Thompson sampling), so that each batch tries what may be better.
+
+    Args:
+        problem: What is decided and how it is priced.
+        reference: What measurements are compared to.
+        seed: Of the draws.
+    """
+
+    def __init__(self, problem: CompressionProblem, reference: Reference, seed: int) -> None:
+        super().__init__(problem, reference)
+        self._front = Front(problem, reference)
+        self._seed = seed
+
+    def propose(self, count: int) -> NDArray[np.int64]:
+        self._known.fit()
         # Seeded by what is known, so that a resumed search does not repeat its draws.
-        rng = np.random.default_rng([self._seed, len(self._accuracy)])
-        low, high = np.log(TARGET_POINTS)
-        targets = np.exp(rng.uniform(low, high, size=CANDIDATES))
-        candidates = np.concatenate(
-            [
-                self._agents.propose(self._algorithm, targets, rng),
-                self._agents.propose(self._algorithm, targets, None),
-            ]
-        )
-        ratio = self._problem.cost(self._choices).energy_pj / self._baseline_energy_pj
-        space = self._problem.space
-        return select(
-            self._problem,
-            self._predictor,
-            candidates,
-            count,
-            {space.config(choice).hash for choice in self._choices},
-            ratio,
-            100 * (self._reference - self._accuracy),
-            self._baseline_energy_pj,
-        )
+        rng = np.random.default_rng([self._seed, len(self._known.accuracy)])
+        return self._known.select(self._front.candidates(self._known, rng), count)
 
-    def learn(self, choices: NDArray[np.int64], accuracy: NDArray[np.float64]) -> None:
-        self._choices = np.concatenate([self._choices, choices])
-        self._accuracy = np.concatenate([self._accuracy, accuracy])
-        self._predictor.fit(self._choices, self._accuracy)
 
-    def save(self) -> None:
-        with tempfile.TemporaryDirectory() as temporary:
-            self._agents.save(self._algorithm, Path(temporary))
-            name = self._agents.CHECKPOINT
-            try:
-                self._policies.make()
-                self._policies.write(name, (Path(temporary) / name).read_bytes())
-            except OSError as error:
-                raise write_error("policies", self._policies.location, error) from error
+class Front:
+    """Allocations along the predicted front.
+
+    Args:
+        problem: What is decided and how it is priced.
+        reference: What energies are relative to.
+    """
+
+    def __init__(self, problem: CompressionProblem, reference: Reference) -> None:
+        self._allocator = Allocator(problem, reference.energy_pj)
+        self._latest = np.repeat(start_choice(problem.space)[None], FRONT_PRICES, axis=0)
+
+    def allocate(self, known: Measurements, count: int) -> NDArray[np.int64]:
+        """For each of ``count`` prices the best that the predictor knows, (count, layers, 4)."""
+        damage = known.predictor.layer_damage()
+        choices = self._allocator.front(damage, _prices(count), self._latest)
+        if count == FRONT_PRICES:
+            self._latest = choices  # the next front lies near
+        return choices
+
+    def candidates(self, known: Measurements, rng: np.random.Generator) -> NDArray[np.int64]:
+        """The front for the expected damage and for some drawn, (candidates, layers, 4)."""
+        fronts = [self.allocate(known, FRONT_PRICES)]
+        for _ in range(POSTERIOR_DRAWS):
+            damage = known.predictor.layer_damage(rng)
+            fronts.append(self._allocator.descend(damage, _prices(FRONT_PRICES), self._latest))
+        return np.concatenate(fronts)
+
+    def refine(self, known: Measurements, choices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Sweep once over the layers of each choice, (choices, layers, 4).
+
+        The price of damage is the one at which the front of the latest :meth:`allocate` has the
+        same predicted drop: the sweep moves toward the front, not along it.
+        """
+        drops = known.predictor.accuracy_drop(self._latest)  # falls while prices rise
+        order = np.argsort(drops)
+        price = np.interp(
+            known.predictor.accuracy_drop(choices), drops[order], _prices(FRONT_PRICES)[order]
+        )
+        return self._allocator.descend(known.predictor.layer_damage(), price, choices, sweeps=1)
+
+
+def _prices(count: int) -> NDArray[np.float64]:
+    return np.geomspace(*DAMAGE_PRICES, count)
+
+
+def _uniform_choices(space: SearchSpace) -> NDArray[np.int64]:
+    """Every decision of the space, taken by all layers, (choices, layers, 4)."""
+    decisions = np.stack(np.unravel_index(np.arange(space.sizes.prod()), tuple(space.sizes)), -1)
+    everywhere = np.repeat(decisions[:, None], len(space.layers), axis=1)
+    return np.unique(space.canonical(everywhere), axis=0)
+
+
+def make_proposer(
+    algorithm: str,
+    problem: CompressionProblem,
+    reference: Reference,
+    seed: int,
+    policies: Storage,
+) -> Proposer:
+    """The proposer that an algorithm of a specification stands for.
+
+    Args:
+        algorithm: See ``search.spec.Algorithm``.
+        problem: What is decided and how it is priced.
+        reference: What measurements are compared to.
+        seed: The same seed draws the same.
+        policies: Folder where learned policies are kept; read if there is something.
+    """
+    if algorithm == "ppo":
+        # RLlib takes seconds to import, and only the policies need it.
+        from search.policy_proposer import PolicyProposer
+
+        return PolicyProposer(problem, reference, seed, policies)
+    if algorithm.startswith("optuna"):
+        from search.optuna_proposer import OptunaProposer
+
+        return OptunaProposer(problem, reference, seed, algorithm)
+    makers: dict[str, Callable[[], Proposer]] = {
+        "random": lambda: RandomProposer(problem, reference, seed),
+        "uniform": lambda: UniformProposer(problem, reference),
+        "dp": lambda: AllocationProposer(problem, reference),
+        "dp+local": lambda: RefinedAllocationProposer(problem, reference, seed),
+    }
+    return makers[algorithm]()

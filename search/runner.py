@@ -35,6 +35,7 @@ from search.evaluation import local_copy
 from search.finalists import finalists
 from search.finalists import write_layer_tables
 from search.front import baseline
+from search.measurements import Reference
 from search.progress import Progress
 from search.report import build_report
 from search.report_files import write_report
@@ -178,9 +179,11 @@ def _search(
         worker=worker.spec,
         algorithm=spec.algorithm,
         shares=shares,
-        reference=float(dense["accuracy"]),
-        chance=worker.evaluator.task.chance,
-        baseline_energy_pj=float(worker.price(int8, GUIDE_LEVEL).energy_pj[0]),
+        reference=Reference(
+            accuracy=float(dense["accuracy"]),
+            chance=worker.evaluator.task.chance,
+            energy_pj=float(worker.price(int8, GUIDE_LEVEL).energy_pj[0]),
+        ),
         evaluators=resources.evaluators,
         evaluator_cpus=resources.evaluator_cpus,
         evaluator_gpus=resources.evaluator_gpus,

@@ -51,6 +51,9 @@ METHODS: Mapping[str, Method] = {
 MIN_BUDGET = 16
 """Room for the baselines and a few proposals of the search."""
 
+Algorithm = Literal["ppo", "dp", "dp+local", "random", "uniform", "optuna-tpe", "optuna-nsga2"]
+"""What proposes configurations; see ``search.proposers``."""
+
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -198,7 +201,7 @@ class Spec(_Section):
     accelerator: _Text
     output: _Text
     level: Literal["mid"] = "mid"
-    algorithm: Literal["ppo", "random"] = "ppo"
+    algorithm: Algorithm = "ppo"
     seeds: Annotated[tuple[_Seed, ...], Field(min_length=1), AfterValidator(_check_distinct)] = (0,)
     budget: Annotated[int, Field(ge=MIN_BUDGET, strict=True)] = 300
     time_budget: Annotated[str | None, AfterValidator(_seconds)] = None

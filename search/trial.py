@@ -20,10 +20,10 @@ from search.evaluation import Request
 from search.evaluation import WorkerSpec
 from search.ledger import Evaluation
 from search.ledger import Ledger
+from search.measurements import Reference
 from search.pool import EvaluatorPool
-from search.proposers import PolicyProposer
 from search.proposers import Proposer
-from search.proposers import RandomProposer
+from search.proposers import make_proposer
 from search.storage import Storage
 from search.trials import reported_errors
 
@@ -40,12 +40,9 @@ class TrialSetup:
     Attributes:
         problem: What may be decided and how it is priced.
         worker: What evaluators evaluate.
-        algorithm: ``ppo`` or ``random``.
+        algorithm: What proposes configurations, see ``search.spec.Spec``.
         shares: Evaluations of every seed.
-        reference: Accuracy of the uncompressed network on the search split.
-        chance: Accuracy of guessing.
-        baseline_energy_pj: Energy of dense INT8 at the problem's level, which ratios of learners
-            are relative to.
+        reference: What accuracies and energies are compared to.
         evaluators: Number of evaluator actors of a trial.
         evaluator_cpus, evaluator_gpus: What each reserves.
         policies: Folder for the learners' checkpoints.
@@ -56,9 +53,7 @@ class TrialSetup:
     worker: WorkerSpec
     algorithm: str
     shares: dict[int, int]
-    reference: float
-    chance: float
-    baseline_energy_pj: float
+    reference: Reference
     evaluators: int
     evaluator_cpus: float
     evaluator_gpus: float
@@ -103,7 +98,8 @@ def run_seed(
 ) -> None:
     """Spend the rest of a seed's share of the budget."""
     space = setup.problem.space
-    proposer = _proposer(setup, seed)
+    policies = setup.policies.child(f"seed-{seed}")
+    proposer = make_proposer(setup.algorithm, setup.problem, setup.reference, seed, policies)
     own = [row for row in known if row.seed in (-1, seed)]
     _learn(proposer, setup, own)
     spent = len({row.config_hash for row in known if row.seed == seed})
@@ -131,19 +127,6 @@ def run_seed(
     report({"seed": seed, "evaluations": spent})
 
 
-def _proposer(setup: TrialSetup, seed: int) -> Proposer:
-    if setup.algorithm == "random":
-        return RandomProposer(setup.problem, seed)
-    return PolicyProposer(
-        setup.problem,
-        setup.reference,
-        setup.chance,
-        setup.baseline_energy_pj,
-        seed,
-        setup.policies.child(f"seed-{seed}"),
-    )
-
-
 def _requests(configs: list[CompressionConfig], seed: int, setup: TrialSetup) -> list[Request]:
     return [
         Request(config, "search", "search", seed=seed, algorithm=setup.algorithm)
@@ -160,7 +143,7 @@ def _learn(proposer: Proposer, setup: TrialSetup, rows: list[Evaluation]) -> Non
         choice = space.choice(CompressionConfig.from_json(json.loads(row.config)))
         if choice is not None:
             choices.append(choice)
-            accuracies.append(setup.chance if row.accuracy is None else row.accuracy)
+            accuracies.append(setup.reference.chance if row.accuracy is None else row.accuracy)
     if choices:
         proposer.learn(np.stack(choices), np.array(accuracies))
 

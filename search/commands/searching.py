@@ -40,7 +40,9 @@ def add_verbs(verbs: Verbs) -> None:
     add_task(search, required=False)
     search.add_argument("--accelerator", help="preset or YAML file, see 'joulecut accelerators'")
     search.add_argument("--level", help="level of the hardware model")
-    search.add_argument("--algorithm", help="ppo or random")
+    search.add_argument(
+        "--algorithm", help="ppo, dp, dp+local, uniform, random, optuna-tpe or optuna-nsga2"
+    )
     search.add_argument("--seeds", type=_seeds, help="how many (2 means 0,1), or a list: 0,5,7")
     search.add_argument("--budget", type=int, help="distinct true evaluations, all seeds together")
     search.add_argument("--time-budget", help="stop after this long: 90s, 30m, 2h")
@@ -53,11 +55,14 @@ def add_verbs(verbs: Verbs) -> None:
 
 def _search(args: argparse.Namespace) -> None:
     from hwmodel import load_accelerator
+    from search.optuna_proposer import require_optuna
     from search.run_directory import RunDirectory
 
     spec = _spec(args).absolute()
     # What is wrong with these must be known before there is a run directory.
     load_accelerator(spec.accelerator)
+    if spec.algorithm.startswith("optuna"):
+        require_optuna()
     spec.task_spec().load()
     run = RunDirectory.create(spec.output, spec)
     try:

@@ -1,0 +1,188 @@
+"""Plain allocation: for every layer the option that costs least at a price for damage.
+
+With damage that adds up over layers, the configurations of least ``energy + price * damage`` are
+the convex hull of the predicted front (Shoham and Gersho, IEEE ASSP 36(9), 1988). Energy is not
+quite a sum over layers: a map is written at the width of its widest reader, and a removed channel
+is gone from all layers that read it. So layers are decided in turn, each by what the whole network
+then costs, until nothing changes any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.predictor import LayerDamage
+from envs.prices import LayerPrices
+from envs.problem import CompressionProblem
+from envs.space import ACTIVATION_BITS
+from envs.space import METHOD
+from envs.space import SPARSITY
+
+MOST_SWEEPS = 12
+"""Sweeps over the layers after which a descent ends, settled or not; most take five."""
+_LEAST_GAIN = 1e-9
+"""Improvements below this are rounding errors."""
+
+
+@dataclass(frozen=True)
+class _Descent:
+    """Configurations on their way down, changed in place.
+
+    Attributes:
+        damage: Of every option.
+        prices: Of damage, one for each configuration, (candidates,).
+        choices: Where they are, (candidates, layers, 4).
+        objective: ``energy / baseline + price * damage`` there, (candidates,).
+    """
+
+    damage: LayerDamage
+    prices: NDArray[np.float64]
+    choices: NDArray[np.int64]
+    objective: NDArray[np.float64]
+
+
+class Allocator:
+    """Minimizes ``energy / baseline + price * damage`` over whole configurations.
+
+    Args:
+        problem: What may be decided and how it is priced.
+        baseline_energy_pj: What energies are relative to.
+    """
+
+    def __init__(self, problem: CompressionProblem, baseline_energy_pj: float) -> None:
+        space = problem.space
+        self._problem = problem
+        self._baseline_energy_pj = baseline_energy_pj
+        self._prices = LayerPrices(problem)
+        self._is_filter = np.array([method.granularity == "filter" for method in space.methods])
+        self._free = [i for i, name in enumerate(space.layers) if name not in space.pinned]
+        self._shared_readers = _shared_readers(problem, self._free)
+
+    def front(
+        self, damage: LayerDamage, prices: NDArray[np.float64], choices: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """One configuration for every price.
+
+        Args:
+            damage: Of every option of every layer.
+            prices: Of a unit of damage, in units of the baseline's energy, (prices,).
+            choices: Where the descents begin, canonical, (prices, layers, 4).
+
+        Returns:
+            Canonical choices, (prices, layers, 4).
+        """
+        choices = self.descend(damage, prices, choices)
+        # A descent may end where its neighbour found a way on: go on from the best at each price.
+        objective = self._energy_ratio(choices) + prices[:, None] * damage.total(choices)
+        return self.descend(damage, prices, choices[objective.argmin(axis=1)])
+
+    def descend(
+        self,
+        damage: LayerDamage,
+        prices: NDArray[np.float64],
+        choices: NDArray[np.int64],
+        sweeps: int = MOST_SWEEPS,
+    ) -> NDArray[np.int64]:
+        """Improve canonical choices, (prices, layers, 4), each at its price, till no move helps."""
+        objective = self._energy_ratio(choices) + prices * damage.total(choices)
+        descent = _Descent(damage, prices, choices.copy(), objective)
+        active = np.arange(len(choices))
+        for _ in range(sweeps):
+            before = descent.objective[active]
+            for layer in self._free:
+                self._take_best(descent, active, self._layer_moves(descent, active, layer))
+            for readers in self._shared_readers:
+                self._take_best(descent, active, self._width_moves(descent, active, readers))
+            active = active[descent.objective[active] < before - _LEAST_GAIN]
+            if not len(active):
+                break
+        return descent.choices
+
+    def _energy_ratio(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        return self._problem.cost(choices).energy_pj / self._baseline_energy_pj
+
+    def _take_best(
+        self, descent: _Descent, active: NDArray[np.intp], moves: NDArray[np.int64]
+    ) -> None:
+        """Take the best move of each active configuration where it improves.
+
+        Args:
+            descent: The configurations.
+            active: Those that may move, (active,).
+            moves: Where each may go, (active, moves, layers, 4).
+        """
+        moves = self._problem.space.canonical(moves)
+        flat = moves.reshape(-1, *moves.shape[2:])
+        ratio = self._energy_ratio(flat).reshape(moves.shape[:2])
+        damage = descent.damage.total(flat).reshape(moves.shape[:2])
+        value = ratio + descent.prices[active, None] * damage
+        best = value.argmin(axis=1)
+        lowest = value[np.arange(len(active)), best]
+        moving = np.flatnonzero(lowest < descent.objective[active] - _LEAST_GAIN)
+        descent.choices[active[moving]] = moves[moving, best[moving]]
+        descent.objective[active[moving]] = lowest[moving]
+
+    def _layer_moves(
+        self, descent: _Descent, active: NDArray[np.intp], layer: int
+    ) -> NDArray[np.int64]:
+        """For every activation width the best weights; at a group's first layer all removals."""
+        choices = descent.choices[active]
+        options = [self._weight_options(descent, active, layer)]
+        space = self._problem.space
+        if space.leader(layer) == layer:
+            removals = np.argwhere(np.repeat(self._is_filter[:, None], space.sizes[SPARSITY], 1))
+            removals = np.concatenate([[[0, 0]], removals])  # and the way back
+            option = np.repeat(choices[:, None, layer], len(removals), axis=1)
+            option[..., :2] = removals
+            options.append(option)
+        merged = np.concatenate(options, axis=1)
+        moves = np.repeat(choices[:, None], merged.shape[1], axis=1)
+        moves[:, :, layer] = merged
+        return moves
+
+    def _weight_options(
+        self, descent: _Descent, active: NDArray[np.intp], layer: int
+    ) -> NDArray[np.int64]:
+        """For every activation width the weights that cost least by the layer's own price.
+
+        Returns:
+            Options of the layer that leave its channels as they are, (active, widths, 4).
+        """
+        space, choices = self._problem.space, descent.choices[active]
+        here = choices[:, layer]
+        energy = self._prices.option_energy(layer, choices) / self._baseline_energy_pj
+        damage = descent.damage.weight[layer][..., None]
+        price = descent.prices[active, None, None, None, None]
+        value = energy.reshape(-1, *space.sizes) + price * damage
+        # What removing channels is worth, other layers tell: who removes some goes on doing so.
+        removes = self._is_filter[here[:, METHOD]]
+        allowed = np.zeros(value.shape[:3], dtype=np.bool_)
+        allowed[np.ix_(~removes, ~self._is_filter)] = True
+        allowed[removes, here[removes, METHOD], here[removes, SPARSITY]] = True
+        value[~allowed] = np.inf
+        best = value.reshape(len(active), -1, space.sizes[ACTIVATION_BITS]).argmin(axis=1)
+        widths = np.broadcast_to(np.arange(best.shape[1]), best.shape)
+        return np.stack([*np.unravel_index(best, tuple(space.sizes[:3])), widths], axis=-1)
+
+    def _width_moves(
+        self, descent: _Descent, active: NDArray[np.intp], readers: tuple[int, ...]
+    ) -> NDArray[np.int64]:
+        """All readers of one map to at most, and to at least, each width."""
+        widths = np.arange(self._problem.space.sizes[ACTIVATION_BITS])[:, None]
+        moves = np.repeat(descent.choices[active][:, None], 2 * len(widths), axis=1)
+        now = moves[:, : len(widths), readers, ACTIVATION_BITS]
+        moves[:, : len(widths), readers, ACTIVATION_BITS] = np.minimum(now, widths)
+        moves[:, len(widths) :, readers, ACTIVATION_BITS] = np.maximum(now, widths)
+        return moves
+
+
+def _shared_readers(problem: CompressionProblem, free: list[int]) -> list[tuple[int, ...]]:
+    """Layers that read one map, where several do: it is narrower only if all of them are."""
+    readers: dict[int, list[int]] = {}
+    for reader in free:
+        for producer in problem.workload.feeds[reader]:
+            readers.setdefault(producer, []).append(reader)
+    return sorted({tuple(layers) for layers in readers.values() if len(layers) > 1})

@@ -1,0 +1,91 @@
+"""Learned policies as a proposer: PPO against a predictor, its walks refined, the best picked."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.problem import CompressionProblem
+from search import agents
+from search.evaluation import local_copy
+from search.measurements import Measurements
+from search.measurements import Reference
+from search.proposers import Front
+from search.storage import Storage
+from search.storage import write_error
+
+FIRST_EPISODES = 1024
+"""Episodes against the predictor before anything but the baselines was measured."""
+ROUND_EPISODES = 384
+"""Episodes between two batches of true evaluations."""
+CANDIDATES = 1024
+"""Walks of the trained policies from which a batch is picked."""
+TARGET_POINTS = (0.1, 12.0)
+"""Range of accuracy-drop limits of those walks."""
+REFINED = 48
+"""Walks that are refined: as many as the predicted front has prices."""
+
+
+class PolicyProposer:
+    """PPO agents that train against a predictor, which true evaluations keep honest.
+
+    The policies' walks, the same walks after local search on the predictor, and the allocations
+    of ``dp+local`` are candidates alike; the expected growth of the front picks among them.
+
+    Args:
+        problem: What is decided and how it is priced.
+        reference: What measurements are compared to.
+        seed: Of weights, actions, targets.
+        policies: Folder where the agents are kept; read if there is something.
+    """
+
+    def __init__(
+        self, problem: CompressionProblem, reference: Reference, seed: int, policies: Storage
+    ) -> None:
+        self._known = Measurements(problem, reference)
+        self._front = Front(problem, reference)
+        self._policies = policies
+        self._algorithm = agents.build_ppo(problem, self._known.predictor, seed)
+        self._seed = seed
+        self._episodes = FIRST_EPISODES
+        if agents.CHECKPOINT in policies.names():
+            with local_copy(policies) as directory:
+                agents.restore(self._algorithm, directory)
+            self._episodes = ROUND_EPISODES
+
+    def propose(self, count: int) -> NDArray[np.int64]:
+        known = self._known
+        known.fit()
+        agents.use_accuracy(self._algorithm, known.predictor)
+        agents.train_episodes(self._algorithm, self._episodes)
+        self._episodes = ROUND_EPISODES
+        # Seeded by what is known, so that a resumed search does not repeat its draws.
+        rng = np.random.default_rng([self._seed, len(known.accuracy)])
+        low, high = np.log(TARGET_POINTS)
+        targets = np.exp(rng.uniform(low, high, size=CANDIDATES))
+        walks = np.concatenate(
+            [
+                agents.propose(self._algorithm, targets, rng),
+                agents.propose(self._algorithm, targets, None),
+            ]
+        )
+        best = known.select(walks, REFINED)
+        allocations = self._front.candidates(known, rng)
+        refined = self._front.refine(known, best)
+        return known.select(np.concatenate([walks, refined, allocations]), count)
+
+    def learn(self, choices: NDArray[np.int64], accuracy: NDArray[np.float64]) -> None:
+        self._known.add(choices, accuracy)
+
+    def save(self) -> None:
+        with tempfile.TemporaryDirectory() as temporary:
+            agents.save(self._algorithm, Path(temporary))
+            name = agents.CHECKPOINT
+            try:
+                self._policies.make()
+                self._policies.write(name, (Path(temporary) / name).read_bytes())
+            except OSError as error:
+                raise write_error("policies", self._policies.location, error) from error

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from envs.config import LayerDecision
+from envs.episode import start_choice
+from envs.predictor import AccuracyPredictor
+from envs.predictor import LayerDamage
+from envs.problem import CompressionProblem
+from search.allocation import Allocator
+from tests.envs.synthetic import synthetic_problem
+
+PROBLEM = synthetic_problem(blocks=2)
+BASELINE = float(PROBLEM.cost(start_choice(PROBLEM.space)[None]).energy_pj[0])
+DAMAGE = AccuracyPredictor(PROBLEM.table, reference=0.9, chance=0.1).layer_damage()
+PRICES = np.geomspace(0.1, 100, 12)
+
+
+def objective(
+    problem: CompressionProblem, damage: LayerDamage, prices: np.ndarray, choices: np.ndarray
+) -> np.ndarray:
+    return problem.cost(choices).energy_pj / BASELINE + prices * damage.total(choices)
+
+
+def front(problem: CompressionProblem, prices: np.ndarray) -> np.ndarray:
+    starts = np.repeat(start_choice(problem.space)[None], len(prices), axis=0)
+    return Allocator(problem, BASELINE).front(DAMAGE, prices, starts)
+
+
+def single_changes(problem: CompressionProblem, choice: np.ndarray) -> np.ndarray:
+    """All choices that differ in one layer, and those that follow it."""
+    sizes = problem.space.sizes
+    options = np.stack(np.unravel_index(np.arange(sizes.prod()), tuple(sizes)), axis=-1)
+    changed = np.repeat(choice[None], len(options) * len(choice), axis=0)
+    layer = np.repeat(np.arange(len(choice)), len(options))
+    changed[np.arange(len(changed)), layer] = np.tile(options, (len(choice), 1))
+    return problem.space.canonical(changed)
+
+
+def test_no_single_layer_can_improve_on_an_allocation() -> None:
+    for price, choice in zip(PRICES, front(PROBLEM, PRICES), strict=True):
+        reached = objective(PROBLEM, DAMAGE, np.array([price]), choice[None])[0]
+        others = single_changes(PROBLEM, choice)
+        least = objective(PROBLEM, DAMAGE, np.full(len(others), price), others).min()
+        assert least >= reached - 1e-6
+
+
+def test_allocations_beat_many_random_choices_at_their_own_price() -> None:
+    choices = front(PROBLEM, PRICES)
+    others = PROBLEM.space.sample(np.random.default_rng(0), 5000)
+    for price, choice in zip(PRICES, choices, strict=True):
+        reached = objective(PROBLEM, DAMAGE, np.array([price]), choice[None])[0]
+        assert reached < objective(PROBLEM, DAMAGE, np.full(len(others), price), others).min()
+
+
+def test_the_dearer_damage_is_the_less_of_it_there_is() -> None:
+    choices = front(PROBLEM, PRICES)
+    assert np.array_equal(choices, PROBLEM.space.canonical(choices))
+    assert np.all(np.diff(DAMAGE.total(choices)) <= 1e-9)
+    assert np.all(np.diff(PROBLEM.cost(choices).energy_pj) >= -1e-6 * BASELINE)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_descent_never_ends_higher(seed: int) -> None:
+    starts = PROBLEM.space.sample(np.random.default_rng(seed), len(PRICES))
+    ended = Allocator(PROBLEM, BASELINE).descend(DAMAGE, PRICES, starts, sweeps=1)
+    before, after = (objective(PROBLEM, DAMAGE, PRICES, at) for at in (starts, ended))
+    assert np.all(after <= before)
+
+
+def test_pinned_layers_keep_their_decision() -> None:
+    pinned = {"stem": LayerDecision(weight_bits=8, activation_bits=8)}
+    problem = synthetic_problem(blocks=2, pinned=pinned)
+    for choice in front(problem, PRICES):
+        assert problem.space.config(choice).layers["stem"] == pinned["stem"]
+
+
+def test_a_shared_map_gets_narrow_only_with_all_its_readers() -> None:
+    """Each reader alone has no reason to: the map is written for the widest anyway."""
+    cheap = LayerDamage(np.zeros_like(DAMAGE.weight), np.full_like(DAMAGE.activation, 1e-6))
+    starts = start_choice(PROBLEM.space)[None]
+    choice = Allocator(PROBLEM, BASELINE).descend(cheap, np.ones(1), starts)[0]
+    assert np.all(choice[:, 3] == 0)

@@ -1,0 +1,98 @@
+"""One suite for every algorithm that proposes; the policies' own tests are elsewhere."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from envs.episode import start_choice
+from hwmodel.errors import InputError
+from search.front import hypervolume
+from search.measurements import Reference
+from search.proposers import Proposer
+from search.proposers import make_proposer
+from search.storage import Storage
+from tests.envs.synthetic import SyntheticAccuracy
+from tests.envs.synthetic import synthetic_problem
+
+PROBLEM = synthetic_problem(blocks=3)
+LAYERS = len(PROBLEM.space.layers)
+TRUTH = SyntheticAccuracy(
+    PROBLEM, scales=np.exp(np.random.default_rng(7).normal(0, 0.7, (LAYERS, 2)))
+)
+START = start_choice(PROBLEM.space)[None]
+REFERENCE = Reference(0.9, 0.1, float(PROBLEM.cost(START).energy_pj[0]))
+ALGORITHMS = ["random", "uniform", "dp", "dp+local", "optuna-tpe", "optuna-nsga2"]
+
+
+def make(algorithm: str, seed: int = 0) -> Proposer:
+    if algorithm.startswith("optuna"):
+        pytest.importorskip("optuna")
+    return make_proposer(algorithm, PROBLEM, REFERENCE, seed, Storage.at("unused"))
+
+
+def measure(choices: np.ndarray) -> np.ndarray:
+    return 0.9 - TRUTH.accuracy_drop(choices) / 100
+
+
+def search(proposer: Proposer, batches: int = 3, count: int = 8) -> np.ndarray:
+    """Choices of a small search that knows the start."""
+    proposer.learn(START, measure(START))
+    found = []
+    for _ in range(batches):
+        choices = proposer.propose(count)
+        proposer.learn(choices, measure(choices))
+        found.append(choices)
+    return np.concatenate(found)
+
+
+def volume(choices: np.ndarray) -> float:
+    ratio = PROBLEM.cost(choices).energy_pj / REFERENCE.energy_pj
+    return hypervolume(ratio, TRUTH.accuracy_drop(choices))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_proposals_are_canonical_and_new_each_time(algorithm: str) -> None:
+    choices = search(make(algorithm))
+    hashes = [PROBLEM.space.config(choice).hash for choice in choices]
+    assert len(choices) == 24
+    assert len(set(hashes)) == 24
+    assert PROBLEM.space.config(START[0]).hash not in hashes
+    assert np.array_equal(choices, PROBLEM.space.canonical(choices))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_same_seed_and_measurements_give_the_same_proposals(algorithm: str) -> None:
+    first, again = (search(make(algorithm, seed=3), batches=2) for _ in range(2))
+    assert np.array_equal(first, again)
+
+
+@pytest.mark.parametrize("algorithm", ["uniform", "dp", "dp+local"])
+def test_allocation_goes_on_from_the_measurements_alone(algorithm: str) -> None:
+    whole = make(algorithm)
+    known = search(whole, batches=2)
+    resumed = make(algorithm)
+    resumed.learn(np.concatenate([START, known]), measure(np.concatenate([START, known])))
+    hashes = {PROBLEM.space.config(choice).hash for choice in known}
+    more = resumed.propose(8)
+    assert len(more) == 8
+    assert not hashes & {PROBLEM.space.config(choice).hash for choice in more}
+
+
+def test_measurements_are_worth_more_than_sensitivities_and_those_more_than_chance() -> None:
+    volumes = {name: volume(search(make(name))) for name in ("random", "uniform", "dp", "dp+local")}
+    assert volumes["random"] < volumes["uniform"] < volumes["dp"] < volumes["dp+local"]
+
+
+def test_uniform_decides_the_same_everywhere() -> None:
+    for choice in search(make("uniform"), batches=1):
+        kept = choice[PROBLEM.space.channel_group.index(-1)]
+        assert np.all(choice[:, 2:] == kept[2:])
+
+
+def test_without_optuna_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(InputError, match=r"joulecut\[optuna\]"):
+        make_proposer("optuna-tpe", PROBLEM, REFERENCE, 0, Storage.at("unused"))
