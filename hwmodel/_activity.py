@@ -25,6 +25,7 @@ class Activity:
         fetch_network_bits, fetch_buffer_bits: Bits of weights that cross the array's network, and
             that the array reads from the buffer, each time the weights are fetched from DRAM.
         sums_in_buffer: Partial sums and outputs live in the buffer, not beside it.
+        fetches: How often inputs and weights are read from DRAM, where the dataflow decides it.
     """
 
     cycles: Array
@@ -36,3 +37,4 @@ class Activity:
     fetch_network_bits: Array | float
     fetch_buffer_bits: Array | float
     sums_in_buffer: bool
+    fetches: tuple[Array, Array] | None = None

@@ -21,14 +21,16 @@ def mac_array(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activ
     lanes = array.units("in_channels")
     steps = np.ceil(demand.group_inputs / (lanes * demand.lane_products))  # along the channels
     cells = np.ceil(demand.group_outputs / array.units("out_channels"))
-    places = demand.groups * cells * (shapes.kernel * shapes.out_pixels)
+    turns = demand.groups * cells * shapes.kernel
+    places = turns * shapes.out_pixels
+    paced = np.maximum(shapes.out_pixels, array.min_positions_per_weight_load)
     # Whole vectors of channels are read, full or not.
     vector_words = places * np.ceil(demand.group_inputs / lanes) * lanes
     loads = np.ceil(shapes.out_pixels / (array.positions_per_weight_load or shapes.out_pixels))
     # Each cell adds a whole vector of products before it updates its accumulator.
     sum_bits = demand.output_words * steps * shapes.kernel * accelerator.precision.accumulator_bits
     return Activity(
-        cycles=places * steps,
+        cycles=turns * paced * steps,
         register_reads={
             "weight": demand.active_macs * demand.weight_bits + demand.weight_flags,
             "input": demand.active_macs * demand.activation_bits + demand.input_flags,

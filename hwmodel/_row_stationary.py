@@ -24,7 +24,7 @@ from hwmodel.technology import unit_energies
 
 
 @dataclass(frozen=True)
-class _Elements:
+class Elements:
     """The array, and the register file of one element in values of each operand."""
 
     rows: int
@@ -34,7 +34,7 @@ class _Elements:
     partial_sum_words: int
 
     @classmethod
-    def of(cls, accelerator: Accelerator) -> _Elements:
+    def of(cls, accelerator: Accelerator) -> Elements:
         rows = accelerator.array.axes_of("kernel_height")[0]
         columns = accelerator.array.axes_of("out_height")[0]
         return cls(
@@ -70,7 +70,7 @@ class _Mapping:
 
 def row_stationary(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activity:
     """Counts on a row-stationary array; of all ways to stack sets, the one of least energy."""
-    mapping = _map(shapes, _Elements.of(accelerator))
+    mapping = _map(shapes, Elements.of(accelerator))
     sum_bits = accelerator.precision.accumulator_bits
     choice = _least_energy(mapping, demand, accelerator)
     each_layer = np.arange(shapes.kernel.size)
@@ -136,7 +136,7 @@ def _least_energy(mapping: _Mapping, demand: Demand, accelerator: Accelerator) -
 
 
 @functools.lru_cache(maxsize=64)
-def _map(shapes: Shapes, array: _Elements) -> _Mapping:
+def _map(shapes: Shapes, array: Elements) -> _Mapping:
     folds = np.ceil(shapes.out_height / array.columns)
     fold_rows = np.ceil(shapes.out_height / folds)
     side_by_side = np.floor(array.columns / fold_rows)

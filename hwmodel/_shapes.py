@@ -18,6 +18,7 @@ class Shapes:
 
     Attributes:
         input_row: Width of the input row that one row of outputs reads, with padding.
+        row_stride, row_reach: Input rows from one row of outputs to the next, and that one reads.
         exchanges: (layers, exchanges), 1 where a layer writes or reads an exchange: the smallest
             sets of feature maps that are kept on chip together or not at all.
         inner_output, inner_input: (exchanges, layers), 1 where the layer writes or reads there.
@@ -35,6 +36,8 @@ class Shapes:
     out_height: NDArray[np.float64]
     out_width: NDArray[np.float64]
     input_row: NDArray[np.float64]
+    row_stride: NDArray[np.float64]
+    row_reach: NDArray[np.float64]
     exchanges: NDArray[np.float64]
     inner_output: NDArray[np.float64]
     inner_input: NDArray[np.float64]
@@ -62,6 +65,8 @@ def shapes_of(workload: Workload) -> Shapes:
         out_height=stack([layer.out_height for layer in layers]),
         out_width=stack([layer.out_width for layer in layers]),
         input_row=stack([_input_row(layer) for layer in layers]),
+        row_stride=stack([layer.stride[0] for layer in layers]),
+        row_reach=stack([(layer.kernel_height - 1) * layer.dilation[0] + 1 for layer in layers]),
         exchanges=np.maximum(writes, reads).T,
         inner_output=writes,
         inner_input=reads,

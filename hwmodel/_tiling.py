@@ -98,7 +98,10 @@ def fetches(
     with blocks of weights the inputs are read once a block, with blocks of inputs the weights are;
     blocks of partial sums (where the buffer holds them) do either. The cheaper way is taken.
     An operand without a buffer has no blocks, and every access counts as one of DRAM's.
+    A dataflow that decides how often has the last word.
     """
+    if activity.fetches is not None:
+        return activity.fetches
     unit = unit_energies(accelerator)
     dram_read, buffer_read, buffer_write = unit.dram[0], *unit.buffer
     filled_weight_bits = demand.weights * demand.buffered_weight_bits

@@ -96,6 +96,27 @@ class Accelerator(Part):
         return self
 
     @model_validator(mode="after")
+    def _check_waiting(self) -> Accelerator:
+        buses = self.array_network.bytes_per_cycle if self.array_network else {}
+        for operand in OPERANDS if self.array.passes else ():
+            if operand not in buses:
+                field = f"array_network.bytes_per_cycle.{operand}"
+                raise InputError(field, None, "passes need the width of each operand's bus")
+            if not self.holding("buffer", operand):
+                allowed = f"passes need a buffer that holds {operand!r}"
+                raise InputError("memories", None, allowed)
+        if self.array.whole_input_first:
+            for operand in ("input", "weight"):
+                memory = self.holding("dram", operand)[0]
+                if not (memory.bytes_per_cycle or memory.read_bytes_per_cycle):
+                    field = f"memories.{memory.name}.bytes_per_cycle"
+                    raise InputError(field, None, "whole_input_first needs a bandwidth to wait for")
+            if not self.holding("buffer", "input"):
+                allowed = "whole_input_first needs a buffer that holds 'input'"
+                raise InputError("memories", None, allowed)
+        return self
+
+    @model_validator(mode="after")
     def _check_units(self) -> Accelerator:
         if self.static is not None and self.energy_unit != "pJ":
             allowed = "milliwatts need energy_unit pJ"

@@ -106,6 +106,18 @@ class Array(Part):
             is replaced; null if all of them. Weight-stationary broadcast arrays only.
         cycles_per_step: Cycles from one set of operands to the next; more than 1 where a processor
             also loads and loops.
+        passes: A row-stationary array runs in the processing passes of the Eyeriss chip: sums of a
+            block of filters and the inputs of a pass fill whole banks of the buffer, weights only
+            pass through it, and every pass waits for its weights and first inputs. Mappings are
+            those of least DRAM traffic. Without it a pass waits for nothing, and the mapping is
+            one of least energy.
+        min_positions_per_weight_load: Loading the weights of an element takes as many cycles as so
+            many output positions, which fewer of them cannot hide. Weight-stationary broadcast
+            arrays only.
+        whole_input_first: Computing starts when the buffer holds the whole input (of a group) and
+            the weights of the first output channels side by side.
+        startup_cycles: Cycles of every layer before its first transfer and after its last product:
+            launch, latency of the memory, depth of the pipeline.
     """
 
     dataflow: Literal["row_stationary", "weight_stationary", "output_stationary"]
@@ -114,6 +126,10 @@ class Array(Part):
     vector: Vector = Vector()
     positions_per_weight_load: Count | None = None
     cycles_per_step: Positive = 1.0
+    passes: bool = False
+    min_positions_per_weight_load: Count = 1
+    whole_input_first: bool = False
+    startup_cycles: NonNegative = 0.0
 
     @model_validator(mode="after")
     def _check_dataflow(self) -> Array:
@@ -123,6 +139,8 @@ class Array(Part):
         for loop in self._needed_loops():
             if not self.axes_of(loop):
                 raise InputError("axes", names, f"{self.dataflow} needs an axis to unroll {loop}")
+        if self.passes and self.dataflow != "row_stationary":
+            raise InputError("passes", True, "only row_stationary arrays run in passes")
         return self
 
     def _needed_loops(self) -> tuple[Loop, ...]:
@@ -226,6 +244,7 @@ class Memory(Part):
         capacity_bytes: Size, shared by its operands, which pack at their widths; of one of them
             where there are many. Null with ``words``, or if there is always enough.
         words: Size where each operand has a part of its own: values, whatever their width.
+        bank_bytes: Operands that share it get whole banks of this size; null if any share.
         word_bits: Bits of an access, which the energies are for; fewer cost in proportion.
         read_energy_per_word, write_energy_per_word: In the accelerator's ``energy_unit``.
         bytes_per_cycle: Bandwidth of reads and writes together; null if it never limits.
@@ -240,6 +259,7 @@ class Memory(Part):
     per_element: bool = False
     capacity_bytes: Count | None = None
     words: dict[Operand, Count] | None = None
+    bank_bytes: Count | None = None
     word_bits: Count
     read_energy_per_word: NonNegative
     write_energy_per_word: NonNegative
@@ -278,10 +298,13 @@ class ArrayNetwork(Part):
     Attributes:
         energy_per_word: Of one word delivered to, or passed on between, elements.
         word_bits: Bits of that word; fewer cost in proportion.
+        bytes_per_cycle: Width of the bus between buffer and elements, for each operand, in either
+            direction; an operand that is not there never waits.
     """
 
     energy_per_word: NonNegative
     word_bits: Count
+    bytes_per_cycle: dict[Operand, Positive] = {}
 
 
 class OperandSparsity(Part):

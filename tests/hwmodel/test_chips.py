@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from hwmodel_layers import network
 
 from hwmodel import LayerShape
 from hwmodel import LayerStates
+from hwmodel import Workload
 from hwmodel import cost
 from hwmodel import load_accelerator
 from hwmodel.accelerator import Accelerator
+from hwmodel.errors import InputError
 
 DATA = Path(__file__).parent / "data"
 
@@ -24,6 +27,8 @@ def rows_of(file: str) -> list[dict[str, str]]:
 
 
 SYSTOLIC = load_accelerator("systolic-16x16")
+NVDLA = load_accelerator("nvdla-small")
+EYERISS = load_accelerator("eyeriss")
 
 
 def output_stationary() -> Accelerator:
@@ -58,3 +63,143 @@ def test_depthwise_uses_one_column_of_a_systolic_array() -> None:
     report = cost(network(layer), LayerStates.dense(network(layer), 8), SYSTOLIC)
     assert report.latency_cycles.item() == 8 * (16 + 64 + 30)
     assert np.isclose(report.utilization.item(), 9 * 64 / (256 * 110))
+
+
+def trace(row: dict[str, str]) -> LayerShape:
+    return LayerShape(
+        name=row["trace"],
+        in_channels=int(row["in_channels"]),
+        out_channels=int(row["out_channels"]),
+        in_height=int(row["height"]),
+        in_width=int(row["width"]),
+        out_height=int(row["out_height"]),
+        out_width=int(row["out_width"]),
+        kernel_height=int(row["kernel_height"]),
+        kernel_width=int(row["kernel_width"]),
+    )
+
+
+TRACES = rows_of("nvdla_small_rtl.csv")
+
+
+@pytest.mark.parametrize("row", TRACES, ids=lambda row: row["trace"])
+def test_nvdla_moves_the_bytes_and_takes_the_cycles_of_its_rtl(row: dict[str, str]) -> None:
+    workload = network(trace(row))
+    report = cost(workload, LayerStates.dense(workload, 8), NVDLA)
+    moved = {operand: words.item() * 2 for (name, operand), words in report.traffic_words.items()
+             if name == "dram"}  # fmt: skip
+    assert moved["input"] == int(row["in_bytes"])
+    assert moved["weight"] == int(row["weight_bytes"])
+    assert moved["output"] == int(row["out_bytes"])
+    # The start-up is the smallest trace's. The others are not fitted: the worst runs with fewer
+    # buffer banks for weights than are free, and waits for them.
+    assert report.latency_cycles.item() == pytest.approx(int(row["cycles"]), rel=0.02)
+
+
+def nvdla_cycles(layer: LayerShape) -> float:
+    report = cost(network(layer), LayerStates.dense(network(layer), 8), NVDLA)
+    return report.latency_cycles.item()
+
+
+def test_nvdla_waits_for_its_whole_input_and_as_many_weights() -> None:
+    # 8 -> 16 channels, 1x1, 16x16: 256 atoms of inputs and the 16 of the (padded) weights, two
+    # cycles each; then 256 positions for each 8 output channels.
+    layer = LayerShape("1x1", 8, 16, 16, 16, 16, 16)
+    assert nvdla_cycles(layer) == 127 + 2 * (256 + 16) + 2 * 256
+
+
+def test_nvdla_loads_weights_no_faster_than_eight_positions_pass() -> None:
+    # A linear layer of 512 x 8 is one position for 64 vectors, whose 8 x 8 weights take 8 cycles
+    # each; the 64 atoms of inputs and the 512 of weights take two.
+    assert nvdla_cycles(LayerShape("fc", 512, 8)) == 127 + 2 * (64 + 512) + 64 * 8
+
+
+ALEXNET = rows_of("eyeriss_alexnet.csv")
+
+
+def alexnet() -> Workload:
+    return Workload(
+        "alexnet",
+        tuple(
+            LayerShape(
+                name=row["layer"],
+                in_channels=int(row["in_channels"]),
+                out_channels=int(row["out_channels"]),
+                in_height=int(row["in_side"]),
+                in_width=int(row["in_side"]),
+                out_height=int(row["out_side"]),
+                out_width=int(row["out_side"]),
+                kernel_height=int(row["kernel"]),
+                kernel_width=int(row["kernel"]),
+                stride=(int(row["stride"]), int(row["stride"])),
+                padding=(int(row["padding"]), int(row["padding"])),
+                groups=int(row["groups"]),
+                batch=4,
+            )
+            for row in ALEXNET
+        ),
+    )
+
+
+def column(name: str) -> np.ndarray:
+    return np.array([float(row[name]) for row in ALEXNET])
+
+
+def test_eyeriss_takes_the_time_of_the_chip() -> None:
+    report = cost(alexnet(), LayerStates.dense(alexnet()), EYERISS)
+    modelled = 1000 * report.latency_cycles[0] / EYERISS.clock_hz
+    error = np.abs(modelled / column("latency_ms") - 1)
+    assert error.max() < 0.06
+    assert error.mean() < 0.04
+
+
+def test_eyeriss_traffic_is_that_of_the_chip() -> None:
+    report = cost(alexnet(), LayerStates.dense(alexnet()), EYERISS)
+    np.testing.assert_allclose(
+        report.dram_bytes[0] / 1e6, column("dram_mb") * column("run_length"), rtol=0.07
+    )
+    buffers = {memory.name for memory in EYERISS.memories if memory.role == "buffer"}
+    words = sum(w[0] for (name, _), w in report.traffic_words.items() if name in buffers)
+    ratio = 2 * words / 1e6 / column("buffer_mb")
+    assert np.all((ratio > 1) & (ratio < 1.35))
+
+
+def test_eyeriss_traffic_after_run_length_coding_is_that_of_the_chip() -> None:
+    zeros = column("input_zeros")
+    left = 1 - zeros
+    states = dataclasses.replace(
+        LayerStates.dense(alexnet()),
+        activation_density=left[np.newaxis],
+        # An output's zeros are those of the next layer's input; of the last layer's, its own.
+        output_density=np.append(left[1:], left[-1])[np.newaxis],
+    )
+    report = cost(alexnet(), states, EYERISS)
+    np.testing.assert_allclose(report.dram_bytes[0] / 1e6, column("dram_mb"), rtol=0.15)
+
+
+def test_eyeriss_passes_are_those_of_the_paper() -> None:
+    report = cost(alexnet(), LayerStates.dense(alexnet()), EYERISS)
+    weights = report.traffic_words["dram", "weight"][0] * 2
+    fetches = np.ceil(column("out_side") / column("strip")) * 4 / column("images")
+    np.testing.assert_allclose(weights, report.weight_bytes[0] * fetches)
+    # Inputs cross once for each block of filters, with their padding and the rows that two strips
+    # share: 11 rows of a kernel less 4 of a stride, seven times, in conv1.
+    side = column("in_side") + 2 * column("padding")
+    rows = side + np.array([7 * 7, 0, 0, 0, 0])
+    inputs = report.traffic_words["dram", "input"][0]
+    np.testing.assert_allclose(inputs, 4 * column("in_channels") * rows * side * column("blocks"))
+
+
+def test_fewer_channels_never_move_more_through_eyeriss_dram() -> None:
+    layer = LayerShape("conv", 64, 96, 28, 28, 28, 28, 3, 3, padding=(1, 1))
+    states = LayerStates.dense(network(layer), candidates=64)
+    kept = np.arange(1, 65, dtype=float)[:, np.newaxis]
+    for fewer in (dict(in_channels=kept), dict(out_channels=kept)):
+        report = cost(network(layer), dataclasses.replace(states, **fewer), EYERISS)
+        assert np.all(np.diff(report.dram_bytes[:, 0]) >= 0)
+
+
+def test_a_map_too_wide_for_the_banks_is_refused() -> None:
+    layer = LayerShape("wide", 4, 4, 13, 9000, 1, 8988, 13, 13)
+    with pytest.raises(InputError, match=r"layers\[0\].width"):
+        cost(network(layer), LayerStates.dense(network(layer)), EYERISS)

