@@ -9,7 +9,7 @@ import numpy as np
 
 from hwmodel._activity import Activity
 from hwmodel._activity import Bits
-from hwmodel._loading import whole_input_first_cycles
+from hwmodel._loading import with_waiting
 from hwmodel._mac_array import mac_array
 from hwmodel._passes import row_stationary_passes
 from hwmodel._row_stationary import row_stationary
@@ -60,7 +60,9 @@ def price(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> MidCost:
     crossing = crossing_of(shapes, demand, accelerator)
     traffic, network = _traffic(demand, accelerator, activity, crossing)
 
-    cycles = _busy_cycles(demand, accelerator, activity, traffic["dram"].reads)
+    cycles = with_waiting(
+        activity.cycles * demand.cycles_per_step, demand, accelerator, traffic["dram"].reads
+    )
     for role in ("buffer", "dram"):
         for transfer in _transfer_cycles(accelerator, role, traffic[role]):
             cycles = np.maximum(cycles, transfer)
@@ -105,32 +107,6 @@ def _activity(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activ
     if array.interconnect == "systolic":
         return systolic(shapes, demand, accelerator)
     return mac_array(shapes, demand, accelerator)
-
-
-def _busy_cycles(
-    demand: Demand, accelerator: Accelerator, activity: Activity, fetched: Bits
-) -> Array:
-    """Cycles of the array, with what it waits for before and between computing."""
-    array = accelerator.array
-    cycles = activity.cycles * demand.cycles_per_step
-    if array.whole_input_first:
-
-        def load(operand: Operand, bits: Array) -> Array:
-            memory = accelerator.holding("dram", operand)[0]
-            bytes_per_cycle = memory.read_bytes_per_cycle or memory.bytes_per_cycle
-            assert bytes_per_cycle  # checked when the accelerator was made
-            return bits / (8 * bytes_per_cycle)
-
-        buffer = accelerator.holding("buffer", "input")[0]
-        cycles = whole_input_first_cycles(
-            cycles,
-            load("input", fetched["input"]),
-            load("weight", fetched["weight"]),
-            turns=np.ceil(demand.group_outputs / array.units("out_channels")),
-            groups=demand.groups,
-            buffer_load=float(load("input", np.asarray(buffer.capacity_bits("input")))),
-        )
-    return cycles + array.startup_cycles * (demand.macs > 0)
 
 
 def _traffic(
