@@ -232,3 +232,29 @@ def test_eyeriss_draws_the_power_of_the_chip() -> None:
     on_chip = report.layer_energy_pj[0] - report.component_pj["dram"][0]
     milliwatts = on_chip / 1e9 * EYERISS.clock_hz / report.latency_cycles[0]
     np.testing.assert_allclose(milliwatts, [332, 288, 266, 235, 236], rtol=0.16)
+
+
+def test_a_processor_fills_its_vector_with_the_whole_window() -> None:
+    # 27 products of 3 channels and 9 kernel positions are 14 pairs, for 8 outputs at 16 places.
+    cortex = load_accelerator("cortex-m")
+    layer = LayerShape("conv", 3, 8, 4, 4, 4, 4, 3, 3, padding=(1, 1))
+    report = cost(network(layer), LayerStates.dense(network(layer), 8), cortex)
+    assert report.latency_cycles.item() == pytest.approx(14 * 8 * 16 * cortex.array.cycles_per_step)
+    assert report.utilization.item() == pytest.approx(27 / 28)
+
+
+def test_cells_along_output_positions_read_a_weight_for_all_of_them() -> None:
+    data = NVDLA.model_dump()
+    data["array"] = {
+        "dataflow": "output_stationary",
+        "axes": [
+            {"name": "rows", "size": 8, "unroll": ["out_height"]},
+            {"name": "columns", "size": 8, "unroll": ["out_width"]},
+        ],
+    }
+    grid = Accelerator.model_validate(data)
+    layer = LayerShape("conv", 4, 6, 16, 16, 9, 16, 3, 3, padding=(1, 1))
+    report = cost(network(layer), LayerStates.dense(network(layer), 8), grid)
+    assert report.utilization.item() == pytest.approx(9 / 16)
+    # 9 x 16 outputs are four grids: 216 weights are written once and read four times.
+    assert report.traffic_words["buffer", "weight"].item() * 2 == 216 * (1 + 4)
