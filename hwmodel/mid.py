@@ -63,6 +63,12 @@ def price(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> MidCost:
     cycles = with_waiting(
         activity.cycles * demand.cycles_per_step, demand, accelerator, traffic["dram"].reads
     )
+    additions = demand.out_channels * shapes.additions
+    multiplications = demand.out_channels * shapes.multiplications
+    vector = accelerator.vector_unit
+    if vector:
+        vector_cycles = (additions + multiplications) / vector.operations_per_cycle
+        cycles = np.maximum(cycles, vector_cycles) if vector.overlaps else cycles + vector_cycles
     for role in ("buffer", "dram"):
         for transfer in _transfer_cycles(accelerator, role, traffic[role]):
             cycles = np.maximum(cycles, transfer)
@@ -80,6 +86,10 @@ def price(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> MidCost:
         "buffer": _energy(traffic["buffer"], *unit.buffer, cycles.shape),
         "dram": _energy(traffic["dram"], *unit.dram, cycles.shape),
     }
+    if vector:
+        component["vector"] = (
+            additions * vector.add_energy + multiplications * vector.multiply_energy
+        )
     for name, per_cycle in static_energy_per_cycle(accelerator).items():
         component[name] = cycles * per_cycle
     words = _traffic_words(accelerator, traffic)
@@ -141,6 +151,10 @@ def _traffic(
                 fetched[operand] = reads.pop(operand)
             if operand in activity.buffer_writes:
                 written[operand] = activity.buffer_writes[operand]
+    if accelerator.vector_unit:
+        fetched = _add(fetched, {"input": np.asarray(crossing.reread_bits)})
+        if accelerator.feature_maps_stay_on_chip and "input" in reads:
+            reads = _add(reads, {"input": np.asarray(crossing.kept_reread_bits)})
     traffic = {
         "register_file": _Traffic(activity.register_reads, activity.register_writes),
         "buffer": _Traffic(reads, writes),
