@@ -113,8 +113,7 @@ def prepare_evaluator(task: Task, directory: Path | None = None, device: str = "
         statistics = collect_statistics(network, task.calibration)
         if path is not None:
             _write(path, lambda partial: save_statistics(partial, statistics))
-    images = [inputs for inputs, _ in task.calibration]
-    return Evaluator(task, Compressor(network, statistics, images), device)
+    return Evaluator(task, Compressor(network, statistics), device)
 
 
 def prepare_problem(

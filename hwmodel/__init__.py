@@ -10,7 +10,6 @@ from hwmodel.pricing import cost
 from hwmodel.report import CostReport
 from hwmodel.states import LayerStates
 from hwmodel.workload import LayerShape
-from hwmodel.workload import VectorOperation
 from hwmodel.workload import Workload
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     "InputError",
     "LayerShape",
     "LayerStates",
-    "VectorOperation",
     "Workload",
     "cost",
     "load_accelerator",

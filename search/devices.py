@@ -90,6 +90,4 @@ def device_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _ratio(value: float | None) -> str:
-    if value is None:
-        return MISSING
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    return MISSING if value is None else f"{value:.3g}"

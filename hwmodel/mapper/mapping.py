@@ -1,0 +1,198 @@
+"""A mapping as its user sees it: loop nest, traffic, energy and cycles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hwmodel.mapper.problem import INPUT
+from hwmodel.mapper.problem import LOOPS
+from hwmodel.mapper.problem import OPERANDS
+from hwmodel.mapper.problem import OUTPUT
+from hwmodel.mapper.problem import SETS
+from hwmodel.mapper.problem import WEIGHT
+from hwmodel.mapper.problem import G
+from hwmodel.mapper.problem import Problem
+from hwmodel.mapper.registers import ORDERS
+from hwmodel.mapper.registers import values
+from hwmodel.mapper.search import Found
+from hwmodel.mapper.timing import transfers
+from hwmodel.mapper.traffic import Moves
+from hwmodel.mapper.traffic import register_energy
+from hwmodel.mapper.traffic import total_values
+from hwmodel.mapper.windows import Array
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """How a layer runs on an array.
+
+    Attributes:
+        nest: The loop nest from the outermost loop inwards, one line each.
+        traffic_bits: Bits read and written by (memory, operand).
+        energy: Energy by component, in the accelerator's unit; leakage and clock not included.
+        cycles: Cycles, stalls included.
+        compute_cycles: Cycles without stalls.
+        utilization: Fraction of the multipliers at work while computing.
+    """
+
+    nest: tuple[str, ...]
+    traffic_bits: dict[tuple[str, str], float]
+    energy: dict[str, float]
+    cycles: float
+    compute_cycles: float
+    utilization: float
+
+    @property
+    def total_energy(self) -> float:
+        """Sum of all components."""
+        return sum(self.energy.values())
+
+    @property
+    def stall_cycles(self) -> float:
+        """Cycles in which the array waits for a memory."""
+        return self.cycles - self.compute_cycles
+
+    def __str__(self) -> str:
+        return "\n".join(self.nest)
+
+
+def mapping_of(problem: Problem, found: Found) -> Mapping:
+    """The mapping that a search found, with everything counted."""
+    inner, outer = found.inner, found.outer
+    groups = problem.layer.sizes[G]
+    near = [Moves(np.array([fetched]), np.array([delivered])) for fetched, delivered in outer.near]
+    far = [np.array([amount]) for amount in outer.far]
+    dram, buffer = transfers(problem, near, far, found.past)
+    outputs = total_values(problem.layer)[OUTPUT]
+    visits = near[OUTPUT].fetched[0]
+    first = problem.rules.first_sums
+    back = (visits if visits > outputs else 0.0) if first else visits - outputs
+    back *= near[OUTPUT].delivered[0] / visits if first else 1.0
+    delivered = [move.delivered[0] * groups for move in near]
+    held = problem.registers.bits
+    traffic: dict[tuple[str, str], float] = {}
+    energy = {"mac": problem.mac}
+    energy["register_file"] = float(register_energy(problem, inner)[0]) + sum(
+        delivered[operand] * held[operand] * problem.registers.write[operand]
+        for operand in (WEIGHT, INPUT)
+    )
+    energy["register_file"] += held[OUTPUT] * (
+        delivered[OUTPUT] * problem.registers.read[OUTPUT]
+        + back * groups * problem.registers.write[OUTPUT]
+    )
+    hops = [delivered[WEIGHT], delivered[INPUT], delivered[OUTPUT] + back * groups]
+    network = problem.hop if problem.rules.network else (0.0, 0.0, 0.0)
+    energy["array_network"] = sum(hop * one for hop, one in zip(hops, network, strict=True))
+    _count_registers(problem, inner, hops, traffic)
+    for name, level, (reads, writes) in (
+        ("buffer", problem.buffer, buffer),
+        ("dram", problem.dram, dram),
+    ):
+        energy[name] = 0.0
+        for operand in range(len(OPERANDS)):
+            read, written = float(reads[operand][0]), float(writes[operand][0])
+            energy[name] += read * level.read[operand] + written * level.write[operand]
+            memory = level.names[operand]
+            if memory is not None:
+                traffic[memory, OPERANDS[operand]] = read + written
+    compute = np.ceil(np.array(problem.layer.sizes) / (inner.axes * inner.lanes)[0]).prod()
+    compute *= problem.cycles_per_mac
+    return Mapping(
+        nest=_nest(problem, found),
+        traffic_bits=traffic,
+        energy=energy,
+        cycles=outer.cycles + problem.startup_cycles,
+        compute_cycles=float(compute),
+        utilization=problem.layer.macs * problem.cycles_per_mac / (compute * _multipliers(problem)),
+    )
+
+
+def _multipliers(problem: Problem) -> int:
+    count = problem.vector.size
+    for axis in problem.axes:
+        count *= axis.size
+    return count
+
+
+def _count_registers(
+    problem: Problem, inner: object, hops: list[float], traffic: dict[tuple[str, str], float]
+) -> None:
+    level = problem.registers
+    macs = problem.layer.macs * problem.active
+    for operand, accesses in ((WEIGHT, macs), (INPUT, macs), (OUTPUT, 2 * macs)):
+        memory = level.names[operand]
+        if memory is not None:
+            traffic[memory, OPERANDS[operand]] = float(
+                (accesses + hops[operand]) * level.bits[operand]
+            )
+
+
+def _nest(problem: Problem, found: Found) -> tuple[str, ...]:
+    """Lines from the outermost loop inwards.
+
+    A line ``NAME keeps ...`` stands above the loops that run on what a memory keeps.
+    """
+    inner, outer = found.inner, found.outer
+    sizes = np.array(problem.layer.sizes, dtype=np.float64)
+    side_by_side = (inner.axes * inner.lanes)[0]
+    base = np.minimum(side_by_side * inner.base[0], sizes)
+    step = np.minimum(inner.step[0], sizes)
+    inner_order, outer_order = ORDERS[inner.order[0]], ORDERS[outer.order]
+
+    upwards: list[str] = []
+    _append(upwards, side_by_side, base)
+    current = base.copy()
+    per_element = inner.lanes[0] * inner.base[0]
+    for block in inner_order:
+        _keep(upwards, problem, problem.registers.names[block], block, per_element)
+        loops = list(SETS[block])
+        grown = current.copy()
+        grown[loops] = outer.tile[loops] if block == inner_order[2] else step[loops]
+        _append(upwards, current, grown)
+        per_element[loops] = (inner.lanes * inner.tile)[0][loops]
+        current = grown
+    current = outer.tile.copy()
+    current[G] = side_by_side[G]
+    for block in outer_order:
+        if not found.past[0, block]:
+            _keep(upwards, problem, problem.buffer.names[block], block, current)
+        loops = list(SETS[block])
+        grown = current.copy()
+        grown[loops] = sizes[loops] if block == outer_order[2] else outer.blocks[loops]
+        _append(upwards, current, grown)
+        current = grown
+    _append(upwards, current, sizes)
+    lines = []
+    depth = 0
+    for line in reversed(upwards):
+        lines.append("  " * depth + line)
+        depth += line.startswith("for ")
+    lines.append("  " * depth + _array_line(inner.axes[0], inner.lanes[0]))
+    return tuple(lines)
+
+
+def _append(upwards: list[str], small: Array, large: Array) -> None:
+    """Loops from one tile to a larger one, innermost first; a set's own order within a block."""
+    order = [loop for block in SETS for loop in block] + [G]
+    for loop in order:
+        count = int(np.ceil(large[loop] / small[loop]))
+        if count > 1:
+            upwards.append(f"for {LOOPS[loop]} in {count}")
+
+
+def _keep(
+    upwards: list[str], problem: Problem, memory: str | None, operand: int, extent: Array
+) -> None:
+    if memory is None:
+        return
+    held = values(problem.layer, operand, extent) * extent[G]
+    upwards.append(f"{memory} keeps {OPERANDS[operand]}: {held:.0f} values")
+
+
+def _array_line(axes: Array, lanes: Array) -> str:
+    units = [f"{LOOPS[loop]} {int(count)}" for loop, count in enumerate(axes) if count > 1]
+    inside = [f"{LOOPS[loop]} {int(count)}" for loop, count in enumerate(lanes) if count > 1]
+    line = "side by side: " + (" x ".join(units) or "nothing")
+    return line + (f"; in each element {' x '.join(inside)}" if inside else "")

@@ -1,0 +1,83 @@
+"""Mappings found before, by content: in this process, and in a folder shared by processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from hwmodel.mapper.mapping import Mapping
+from hwmodel.mapper.problem import Problem
+
+MAPPER_VERSION = 1
+"""Part of every key: raise it when the same problem gets another answer."""
+
+
+def key_of(problem: Problem, counting: str) -> str:
+    """SHA-256 of everything that decides the answer."""
+    content = json.dumps([MAPPER_VERSION, counting, dataclasses.asdict(problem)])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+class Store:
+    """A folder with one immutable JSON file for each mapping.
+
+    A file is written under a name of its own and then renamed, so that any number of processes
+    may share a folder: readers see whole files, and who comes second writes the same content.
+    A folder that cannot be written or a file that cannot be read costs a search, nothing else.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get(self, key: str) -> Mapping | None:
+        """The mapping of a key, or None."""
+        try:
+            data = json.loads(self._path(key).read_text(encoding="utf-8"))
+            return _decoded(data)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def put(self, key: str, mapping: Mapping) -> None:
+        """Keep a mapping."""
+        path = self._path(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(_encoded(mapping), file)
+            os.replace(name, path)
+        except OSError:
+            return
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.json"
+
+
+def default_folder() -> Path:
+    """``$JOULECUT_CACHE/mappings``, or the same below ~/.cache/joulecut."""
+    configured = os.environ.get("JOULECUT_CACHE")
+    return (Path(configured) if configured else Path.home() / ".cache" / "joulecut") / "mappings"
+
+
+def _encoded(mapping: Mapping) -> dict[str, object]:
+    data = dataclasses.asdict(mapping)
+    data["traffic_bits"] = [[*key, bits] for key, bits in mapping.traffic_bits.items()]
+    return data
+
+
+def _decoded(data: dict[str, object]) -> Mapping:
+    traffic = data["traffic_bits"]
+    assert isinstance(traffic, list)
+    nest = data["nest"]
+    assert isinstance(nest, list)
+    return Mapping(
+        **{
+            **data,
+            "nest": tuple(nest),
+            "traffic_bits": {(memory, operand): bits for memory, operand, bits in traffic},
+        }  # type: ignore[arg-type]
+    )

@@ -1,0 +1,107 @@
+"""Cycles: computing, and the transfers that it has to wait for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodel.mapper.prices import returning
+from hwmodel.mapper.problem import INPUT
+from hwmodel.mapper.problem import OUTPUT
+from hwmodel.mapper.problem import WEIGHT
+from hwmodel.mapper.problem import G
+from hwmodel.mapper.problem import Level
+from hwmodel.mapper.problem import Problem
+from hwmodel.mapper.traffic import Moves
+from hwmodel.mapper.traffic import total_values
+from hwmodel.mapper.windows import Array
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Cycles of inner halves.
+
+    Attributes:
+        compute: Cycles of the array alone, (candidates,).
+        matters: Whether cycles depend on transfers, or energy or objective on cycles.
+    """
+
+    compute: Array
+    matters: bool
+
+    def take(self, index: NDArray[np.int64]) -> Timing:
+        """Some of the candidates."""
+        return Timing(self.compute[index], self.matters)
+
+    def latency(
+        self,
+        problem: Problem,
+        near: list[Moves],
+        far: list[Array],
+        past: NDArray[np.int64],
+        twice: NDArray[np.bool_],
+    ) -> Array:
+        """Cycles with stalls, (candidates,).
+
+        Transfers hide behind computing where a second tile of what changes fits the buffer;
+        elsewhere the array waits for DRAM.
+        """
+        dram, buffer = transfers(problem, near, far, past)
+        outside = busy(problem.dram, *dram)
+        inside = np.maximum(self.compute, busy(problem.buffer, *buffer))
+        return np.where(twice, np.maximum(inside, outside), inside + outside)
+
+
+Traffic = tuple[list[Array], list[Array]]
+"""Bits read and bits written, by operand, of all groups."""
+
+
+def transfers(
+    problem: Problem, near: list[Moves], far: list[Array], past: NDArray[np.int64]
+) -> tuple[Traffic, Traffic]:
+    """Traffic of DRAM and of the buffer.
+
+    Args:
+        problem: The problem.
+        near: What moves inside the buffer's tile.
+        far: Values that cross DRAM into the buffer, and visits of partial sums to DRAM.
+        past: 1 where an operand goes past the buffer, (candidates, operands).
+    """
+    dram, buffer = problem.dram, problem.buffer
+    groups = problem.layer.sizes[G]
+    outputs = total_values(problem.layer)[OUTPUT]
+    dram_reads, dram_writes, reads, writes = [], [], [], []
+    for operand in (WEIGHT, INPUT):
+        direct = past[:, operand]
+        crossing = np.where(direct, near[operand].fetched, far[operand])
+        dram_reads.append(crossing * (groups * dram.bits[operand]))
+        dram_writes.append(np.zeros_like(crossing))
+        through = (1 - direct) * (groups * buffer.bits[operand])
+        reads.append(near[operand].fetched * through)
+        writes.append(far[operand] * through)
+    direct = past[:, OUTPUT]
+    visits = np.where(direct, near[OUTPUT].fetched, far[OUTPUT])
+    spilled, refilled = visits - outputs, returning(problem, visits, outputs)
+    final = groups * outputs * dram.final_bits
+    dram_reads.append(refilled * (groups * dram.bits[OUTPUT]))
+    dram_writes.append(spilled * (groups * dram.bits[OUTPUT]) + final)
+    bits = (1 - direct) * (groups * buffer.bits[OUTPUT])
+    finished = (1 - direct) * (groups * outputs * buffer.final_bits)
+    inner = near[OUTPUT].fetched
+    reads.append((returning(problem, inner, outputs) + spilled) * bits + finished)
+    writes.append((inner - outputs + refilled) * bits + finished)
+    return (dram_reads, dram_writes), (reads, writes)
+
+
+def busy(level: Level, reads: list[Array], writes: list[Array]) -> Array:
+    """Cycles of the slowest port of a level."""
+    slowest: Array = np.zeros(1)
+    for port in level.ports:
+        bits: Array | float = 0.0
+        for operand in port.operands:
+            bits = bits + (reads[operand] if port.reads else 0.0)
+            bits = bits + (writes[operand] if port.writes else 0.0)
+        slowest = np.maximum(slowest, bits / port.bits_per_cycle)
+    return slowest

@@ -1,0 +1,120 @@
+"""Ways to lay loops side by side on the array."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+
+from hwmodel.mapper.problem import LOOPS
+from hwmodel.mapper.problem import Axis
+from hwmodel.mapper.problem import Problem
+from hwmodel.mapper.problem import R
+from hwmodel.mapper.windows import Array
+from hwmodel.mapper.windows import balanced
+
+MOST_UNROLLINGS = 256
+"""Unrollings that are tried, those of fewest cycles first (our choice)."""
+
+SLOWEST = 2.0
+"""Unrollings that need more than so many times the fewest cycles are left out (our choice)."""
+
+
+def unrollings(problem: Problem) -> tuple[Array, Array]:
+    """Iterations side by side of every loop: on the axes, and on the lanes of an element.
+
+    Each axis is filled: nothing more fits on it. Energy alone might prefer to leave multipliers
+    idle, which nobody builds them for, so slow unrollings are left out.
+
+    Returns:
+        Two arrays (unrollings, loops). Their product is at most the loops' sizes, rounded up.
+    """
+    sizes = problem.layer.sizes
+    if problem.rules.one_loop_per_axis:
+        units = _single(problem)
+    else:
+        units = {(1,) * len(LOOPS)}
+        for axis in problem.axes:
+            units = {
+                tuple(a * b for a, b in zip(before, fill, strict=True))
+                for before in sorted(units)
+                for fill in _fills(axis, _left(sizes, before), problem.row_stationary)
+            }
+    both = sorted(
+        (before, lanes)
+        for before in units
+        for lanes in _fills(problem.vector, _left(sizes, before), False)
+    )
+    axes = np.array([first for first, _ in both], dtype=np.float64)
+    lanes = np.array([second for _, second in both], dtype=np.float64)
+    cycles = np.ceil(np.array(sizes) / (axes * lanes)).prod(axis=1)
+    order = np.argsort(cycles, kind="stable")[:MOST_UNROLLINGS]
+    if not problem.rules.one_loop_per_axis:
+        order = order[cycles[order] <= SLOWEST * cycles[order[0]]]
+    return axes[order], lanes[order]
+
+
+def _left(sizes: tuple[int, ...], units: tuple[int, ...]) -> list[int]:
+    return [-(-size // unit) for size, unit in zip(sizes, units, strict=True)]
+
+
+def _fills(axis: Axis, left: list[int], rows_first: bool) -> list[tuple[int, ...]]:
+    """Fillings of one axis to which nothing can be added."""
+    limits = [(loop, min(most, left[loop])) for loop, most in axis.limits]
+    room = axis.size
+    fixed: dict[int, int] = {}
+    if rows_first and any(loop == R for loop, _ in limits):
+        folds = -(-left[R] // min(room, dict(limits)[R]))
+        fixed[R] = -(-left[R] // folds)
+        room //= fixed[R]
+        limits = [(loop, most) for loop, most in limits if loop != R]
+
+    found: set[tuple[int, ...]] = set()
+
+    def extend(index: int, room: int, chosen: dict[int, int]) -> None:
+        if index == len(limits):
+            found.add(tuple(chosen.get(loop, 1) for loop in range(len(LOOPS))))
+            return
+        loop, most = limits[index]
+        fitting = balanced(left[loop], min(most, room))
+        # A limit below the size cuts it in parts that balance nothing: the limit itself counts too.
+        options = sorted({*fitting, _even(left[loop], min(most, room))})
+        for units in options if index < len(limits) - 1 else options[-1:]:
+            extend(index + 1, room // units, {**chosen, loop: units})
+
+    extend(0, room, fixed)
+    return _undominated(found)
+
+
+def _even(size: int, limit: int) -> int:
+    """The smallest size that needs no more parts than ``limit`` does."""
+    return -(-size // -(-size // limit))
+
+
+def _undominated(fills: set[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    ordered = sorted(fills, key=lambda fill: (-math.prod(fill), fill))
+    kept: list[tuple[int, ...]] = []
+    for fill in ordered:
+        if not any(all(a <= b for a, b in zip(fill, other, strict=True)) for other in kept):
+            kept.append(fill)
+    return kept
+
+
+def _single(problem: Problem) -> set[tuple[int, ...]]:
+    """At most one loop on each axis, any loop, filled or not."""
+    sizes = problem.layer.sizes
+    options = []
+    for axis in problem.axes:
+        here = {(loop, units) for loop, size in enumerate(sizes)
+                for units in balanced(size, axis.size)}  # fmt: skip
+        here |= {(loop, _even(size, axis.size)) for loop, size in enumerate(sizes)}
+        options.append(sorted(here))
+    found = set()
+    for choice in itertools.product(*options):
+        units = [1] * len(LOOPS)
+        for loop, count in choice:
+            units[loop] *= count
+        if all(unit <= size for unit, size in zip(units, sizes, strict=True)):
+            found.add(tuple(units))
+    return found
