@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from envs.reconstruction import inverse_diagonal
 from envs.reconstruction import reconstruct_masked
 from envs.reconstruction import reconstruct_rounded
 from envs.reconstruction import reconstruct_sparse
+from envs.sequential import compress_in_sequence
 from envs.statistics import LayerStatistics
 from envs.trace import TracedLayer
 from envs.trace import TracedNetwork
@@ -37,7 +39,7 @@ from envs.units import is_removed
 from hwmodel import InputError
 from hwmodel import LayerStates
 
-COMPRESSION_VERSION = "1"
+COMPRESSION_VERSION = "2"
 """Changes whenever the same configuration would give other weights: part of every cache key."""
 
 _CACHED_BYTES = 1 << 30
@@ -88,11 +90,18 @@ class Compressor:
     Args:
         network: Traced network.
         statistics: One entry for each of its layers.
+        images: Batches of calibration images for ``repair="sequential"``.
     """
 
-    def __init__(self, network: TracedNetwork, statistics: tuple[LayerStatistics, ...]) -> None:
+    def __init__(
+        self,
+        network: TracedNetwork,
+        statistics: tuple[LayerStatistics, ...],
+        images: Sequence[Tensor] = (),
+    ) -> None:
         self.network = network
         self.statistics = statistics
+        self.images = images
         self._cache: OrderedDict[tuple[object, ...], tuple[Tensor, Tensor, Tensor | None]]
         self._cache = OrderedDict()
         self._cached_bytes = 0
@@ -106,17 +115,28 @@ class Compressor:
         """
         check_config(self.network, config)
         removed = self.removed_units(config)
-        layers = []
-        for index, layer in enumerate(self.network.layers):
-            decision = config.layers[layer.name]
-            kept_in = ~is_removed(self.network.units.in_units[index], removed)
-            kept_out = ~is_removed(self.network.units.out_units[index], removed)
-            weight, bias, scale = self._weights(index, decision, kept_in, kept_out, config.repair)
-            input_range = self.statistics[index].inputs[decision.activation_bits].range
-            layers.append(
-                CompressedLayer(weight, bias, scale, input_range, kept_in, kept_out, decision)
+        units = self.network.units
+        kept_in = [~is_removed(ids, removed) for ids in units.in_units]
+        kept_out = [~is_removed(ids, removed) for ids in units.out_units]
+        decisions = [config.layers[name] for name in self.network.names]
+        ranges = [
+            statistics.inputs[decision.activation_bits].range
+            for statistics, decision in zip(self.statistics, decisions, strict=True)
+        ]
+        if config.repair == "sequential":
+            weights = self._sequential_weights(decisions, ranges, kept_in, kept_out)
+        else:
+            weights = [
+                self._weights(index, decision, kept_in[index], kept_out[index], config.repair)
+                for index, decision in enumerate(decisions)
+            ]
+        layers = tuple(
+            CompressedLayer(
+                *weights[index], ranges[index], kept_in[index], kept_out[index], decision
             )
-        return CompressedNetwork(tuple(layers), removed)
+            for index, decision in enumerate(decisions)
+        )
+        return CompressedNetwork(layers, removed)
 
     def states(self, compressed: CompressedNetwork) -> LayerStates:
         """What the hardware sees of a compressed network: one candidate."""
@@ -193,23 +213,38 @@ class Compressor:
         statistics = self.statistics[index]
         columns = removed_columns(layer, kept_in)
         rows, scale = compressed_rows(layer, statistics, decision, columns, repair)
-        weight = rows.reshape(layer.weight.shape)
         bias = layer.bias
         if repair == "layerwise" and decision.weight_bits not in FLOAT_BITS:
             shift = bias_correction(layer.rows, rows[None], statistics.mean)[0].flatten()
             bias = bias + shift * layer.fold_scale
-        broadcast = [-1] + [1] * (weight.ndim - 1)
-        weight = weight * (layer.fold_scale * kept_out).view(broadcast)
-        folded_scale = None if scale is None else scale * layer.fold_scale.abs()
-        # From here on, to the last bit, what an export stores and its reader computes.
-        if folded_scale is not None:
-            step = folded_scale.view(broadcast)
-            weight = integer_weights(weight, folded_scale).float() * step
-        elif decision.weight_bits == 16:
-            weight = weight.half().float()
-        result = (weight, bias * kept_out, folded_scale)
+        weight, scale = folded(layer, rows, scale, decision.weight_bits, kept_out)
+        result = (weight, bias * kept_out, scale)
         self._remember(key, result)
         return result
+
+    def _sequential_weights(
+        self,
+        decisions: Sequence[LayerDecision],
+        ranges: Sequence[ActivationRange],
+        kept_in: Sequence[Tensor],
+        kept_out: Sequence[Tensor],
+    ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """Folded weight, bias and scale of every layer."""
+        if not self.images:
+            raise InputError("repair", "sequential", "it needs calibration images; use 'layerwise'")
+        found: list[tuple[Tensor, Tensor | None]] = []
+
+        def compress_layer(index: int, target: Tensor, covariance: Tensor) -> Tensor:
+            decision, traced = decisions[index], self.network.layers[index]
+            layer = replace(traced, weight=target.reshape(traced.weight.shape))
+            statistics = replace(self.statistics[index], second_moment=covariance)
+            columns = removed_columns(layer, kept_in[index])
+            rows, scale = compressed_rows(layer, statistics, decision, columns, "layerwise")
+            found.append(folded(layer, rows, scale, decision.weight_bits, kept_out[index]))
+            return found[-1][0]
+
+        biases = compress_in_sequence(self.network, self.images, ranges, kept_out, compress_layer)
+        return [(weight, bias, scale) for (weight, scale), bias in zip(found, biases, strict=True)]
 
     def _remember(
         self, key: tuple[object, ...], result: tuple[Tensor, Tensor, Tensor | None]
@@ -300,6 +335,31 @@ def rounded_rows(
     scales = torch.stack([weight_scales(pruned, width) for width in bits], dim=1)
     rounded = [round_weights(pruned, scales[:, i], width) for i, width in enumerate(bits)]
     return torch.stack(rounded, dim=1), scales
+
+
+def folded(
+    layer: TracedLayer, rows: Tensor, scale: Tensor | None, bits: int, kept_out: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Weights with the batch norm folded in, to the last bit what an export's reader computes.
+
+    Args:
+        layer: The layer.
+        rows: Its compressed weights, (groups, rows, columns).
+        scale: Step of every output channel's grid, (out_channels,), or None for floats.
+        bits: Their width.
+        kept_out: Output channels that stay, bool, (out_channels,).
+
+    Returns:
+        Weights in the layer's own shape, and the scale after folding.
+    """
+    broadcast = [-1] + [1] * (layer.weight.ndim - 1)
+    weight = rows.reshape(layer.weight.shape) * (layer.fold_scale * kept_out).view(broadcast)
+    if scale is not None:
+        scale = scale * layer.fold_scale.abs()
+        weight = integer_weights(weight, scale).float() * scale.view(broadcast)
+    elif bits == 16:
+        weight = weight.half().float()
+    return weight, scale
 
 
 def integer_weights(weight: Tensor, scale: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ norm into them rescales the rows and ruins the order of the scores across rows.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -108,3 +110,30 @@ def keep_units(scores: Tensor, signature: Tensor, sparsity: float) -> Tensor:
         removed = lowest(scores[members], min(round(sparsity * size), size - 1))
         keep[members[removed]] = False
     return keep
+
+
+class Pattern(Protocol):
+    """What a layer's weights are removed in: single weights, or several together."""
+
+    def keep(self, scores: Tensor, candidates: Tensor, density: float) -> Tensor:
+        """Which weights stay.
+
+        Args:
+            scores: Shape (groups, rows, columns); -1 where a weight is gone already, >= 0 else.
+            candidates: Weights that ``density`` counts, bool, shape of ``scores``.
+            density: Fraction of the candidates that stay, 0 < density <= 1.
+
+        Returns:
+            Bool, shape of ``scores``.
+        """
+
+
+class Elements:
+    """Single weights."""
+
+    def keep(self, scores: Tensor, candidates: Tensor, density: float) -> Tensor:
+        kept = kept_count(int(candidates.sum()), 1 - density)
+        return ~lowest(scores, scores.numel() - kept)
+
+
+ELEMENTS = Elements()

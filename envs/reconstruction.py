@@ -1,38 +1,50 @@
-"""Prune and round a layer so that its output changes least, column by column.
+"""Prune and round a layer so that its output changes least.
 
 The output error of a layer is tr((W - W') H (W - W')^T), where H is the second moment of its
-inputs. Columns are fixed one after the other, and the columns still free make up for the error of
-each (Frantar and Alistarh, SparseGPT, 2023; Frantar et al., GPTQ, 2023): with U the upper Cholesky
-factor of the damped inverse, H^-1 = U^T U, fixing column j to q costs ((w_j - q) / U_jj)^2 and
-moves the columns k > j by -(w_j - q) / U_jj * U_jk.
+inputs. Pruning (:func:`reconstruct_sparse`, :func:`reconstruct_masked`) removes weights a few at a
+time, each time those that Optimal Brain Surgeon would miss least, and in between lets the weights
+that stay make up for them: conjugate gradients solve the least-squares problem on the kept weights
+of all rows at once, with products by H alone and no inverse for every row. Where Optimal Brain
+Compression (Frantar and Alistarh, 2022) removes one weight at a time exactly, and SparseGPT
+(Frantar and Alistarh, 2023) fixes columns in a given order so that early ones cannot make up for
+late ones, this ends at the least-squares optimum of its mask.
 
-First prune (:func:`reconstruct_sparse` or :func:`reconstruct_masked`), then round what is left
-(:func:`reconstruct_rounded`): scales that fit the pruned weights lose less than scales of the
-original ones, and the order of the columns that is best for rounding is not good for pruning.
+Rounding (:func:`reconstruct_rounded`) comes after, since scales that fit the pruned weights lose
+less. Columns are fixed one after the other, and the columns still free make up for the error of
+each (Frantar et al., GPTQ, 2023): with U the upper Cholesky factor of the damped inverse,
+H^-1 = U^T U, fixing column j to q costs ((w_j - q) / U_jj)^2 and moves the columns k > j by
+-(w_j - q) / U_jj * U_jk.
 
 Weights have shape (groups, rows, columns): rows are the output channels of a group, columns its
 input channels times the kernel's positions. H is (groups, columns, columns), the mean of x x^T
 over positions and images. Options, several compressed versions of one layer, come first and do
-not depend on each other. Columns that are removed as a whole (``removed_columns``) are fixed before
-all others, which makes up for their removal exactly as least squares does. Weights of inputs that
-are always zero become zero.
+not depend on each other. Columns that are removed as a whole (``removed_columns``) are made up for
+exactly, before anything else is removed. Weights of inputs that are always zero become zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from envs.pruning import kept_count
-from envs.pruning import lowest
+from envs.pruning import ELEMENTS
+from envs.pruning import Pattern
 from envs.quantization import round_weights
 from envs.quantization import weight_scales
 
 DAMPING = 0.01
 """Added to the diagonal of H, as a fraction of the diagonal's mean."""
+
+# Of the weights left, the fraction that stays each time; and the steps of conjugate gradients
+# after each time and at the end. On ResNets, halving the fraction that goes, or doubling the
+# steps, lowers the output error by a few percent more.
+_STAYS = 0.9
+_STEPS = 4
+_LAST_STEPS = 16
 
 # Columns between two updates of everything behind them.
 _BLOCK = 128
@@ -44,16 +56,21 @@ def reconstruct_sparse(
     second_moment: Tensor,
     sparsities: Sequence[float],
     *,
+    pattern: Pattern = ELEMENTS,
     removed_columns: Tensor | None = None,
     damping: float = DAMPING,
 ) -> Tensor:
-    """Remove single weights, those whose removal can be made up for best.
+    """Remove weights, those whose removal can be made up for best.
+
+    The saliency of a weight is w^2 over the geometric mean of [H^-1]_jj, which is right while all
+    others may make up for it, and 1 / H_jj, which is right once none are left that could.
 
     Args:
         weight: Shape (groups, rows, columns).
         second_moment: Shape (groups, columns, columns).
         sparsities: Fraction removed by each option, 0 <= sparsity < 1, of the weights outside
-            ``removed_columns``: exactly ``kept_count(weights, sparsity)`` of them are kept.
+            ``removed_columns``.
+        pattern: What can be removed, and together with what else; single weights by default.
         removed_columns: Columns that go altogether, bool, (groups, columns).
         damping: See :data:`DAMPING`; > 0.
 
@@ -61,29 +78,24 @@ def reconstruct_sparse(
         Shape (options, groups, rows, columns).
     """
     removed = _removed(second_moment, removed_columns)
-    order = _descending(removed.int())
-    factor = _factor_in(order, second_moment, damping)
-    candidates = ~removed.gather(1, order)[:, :, None].expand(-1, -1, weight.shape[1])
-    dense = _to_columns(_living(weight, second_moment)[None], order)
-    # How much of each block goes is set once by the scores of the dense weights; which ones go is
-    # decided when the block's turn comes and its weights have made up for those before.
-    scores = _scores(dense.squeeze(2), factor.diagonal(dim1=1, dim2=2), candidates)
-    total = int(candidates.sum())
+    problem = _least_squares(weight, second_moment, removed, damping)
+    importance = (problem.power / inverse_diagonal(problem.matrix, damping=0)).sqrt()[:, None]
+    candidates = ~removed[:, None].expand_as(weight)
     result = weight.new_empty(len(sparsities), *weight.shape)
-    for part in _parts(result):
-        columns = dense.expand(-1, -1, len(result[part]), -1).clone()
-        quotas = [
-            lowest(scores, total - kept_count(total, sparsity)) for sparsity in sparsities[part]
-        ]
-        for start, block, errors in _blocks(columns, factor):
-            span = slice(start, start + block.shape[1])
-            diagonal = factor.diagonal(dim1=1, dim2=2)[:, span]
-            keep = candidates[:, span, None].expand_as(block).clone()
-            for option, quota in enumerate(quotas):
-                now = _scores(block[:, :, option], diagonal, candidates[:, span])
-                keep[:, :, option] &= ~lowest(now, int(quota[:, span].sum()))
-            _fix_block(block, errors, factor[:, span, span], keep)
-        result[part] = _from_columns(columns, order)
+
+    def thinned(left: Tensor, keep: Tensor, density: float) -> Tensor:
+        scores = torch.where(keep, left.square() * importance, -1.0)
+        return keep & pattern.keep(scores, candidates, density)
+
+    left, keep, density = problem.target, candidates, 1.0
+    for option in sorted(range(len(sparsities)), key=lambda option: sparsities[option]):
+        goal = 1 - sparsities[option]
+        while density * _STAYS > goal:
+            density *= _STAYS
+            keep = thinned(left, keep, density)
+            left = problem.solve(left, keep, _STEPS)
+        chosen = thinned(left, keep, goal)
+        result[option] = problem.solve(left, chosen, _LAST_STEPS)
     return result
 
 
@@ -108,18 +120,9 @@ def reconstruct_masked(
         Shape of ``keep``; zero wherever ``keep`` is false.
     """
     removed = _removed(second_moment, removed_columns)
-    order = _descending(removed.int())
-    factor = _factor_in(order, second_moment, damping)
-    dense = _to_columns(_living(weight, second_moment)[None], order)
-    result = weight.new_empty(keep.shape)
-    for part in _parts(result):
-        columns = dense.expand(-1, -1, len(keep[part]), -1).clone()
-        keep_columns = _to_columns(keep[part] & ~removed[:, None], order)
-        for start, block, errors in _blocks(columns, factor):
-            span = slice(start, start + block.shape[1])
-            _fix_block(block, errors, factor[:, span, span], keep_columns[:, span])
-        result[part] = _from_columns(columns, order)
-    return result
+    problem = _least_squares(weight, second_moment, removed, damping)
+    keep = keep & ~removed[:, None]
+    return torch.stack([problem.solve(problem.target, mask, _LAST_STEPS) for mask in keep])
 
 
 def reconstruct_rounded(
@@ -232,6 +235,66 @@ def bias_correction(weight: Tensor, compressed: Tensor, mean: Tensor) -> Tensor:
     return ((weight - compressed) @ mean[:, :, None]).squeeze(-1)
 
 
+@dataclass(frozen=True)
+class _LeastSquares:
+    """tr((T - W) A (T - W)^T): the output error of weights W, up to a constant.
+
+    Attributes:
+        target: T, what W would be if nothing but whole columns had to go, (groups, rows, columns).
+        matrix: A, the damped second moment, (groups, columns, columns); the identity in the
+            columns that are gone.
+    """
+
+    target: Tensor
+    matrix: Tensor
+
+    @property
+    def power(self) -> Tensor:
+        """Diagonal of A, (groups, columns), > 0."""
+        return self.matrix.diagonal(dim1=1, dim2=2)
+
+    def solve(self, start: Tensor, keep: Tensor, steps: int) -> Tensor:
+        """The best weights with zeros outside ``keep``, by conjugate gradients from ``start``.
+
+        Preconditioned with the diagonal; every row is a problem of its own. Never worse than
+        ``start`` with zeros outside ``keep``.
+        """
+        inverse = 1 / self.power[:, None]
+        tiny = torch.finfo(start.dtype).tiny
+        weight = start * keep
+        residual = torch.bmm(self.target - weight, self.matrix) * keep
+        direction = residual * inverse
+        slope = (residual * direction).sum(dim=-1, keepdim=True)
+        for _ in range(steps):
+            image = torch.bmm(direction, self.matrix) * keep
+            curvature = (direction * image).sum(dim=-1, keepdim=True)
+            step = torch.where(curvature > tiny, slope / curvature.clamp_min(tiny), 0.0)
+            weight = weight.addcmul(step, direction)
+            residual = residual.addcmul(step, image, value=-1)
+            scaled = residual * inverse
+            before, slope = slope, (residual * scaled).sum(dim=-1, keepdim=True)
+            direction = scaled.addcmul(slope / before.clamp_min(tiny), direction)
+        return weight
+
+
+def _least_squares(
+    weight: Tensor, second_moment: Tensor, removed: Tensor, damping: float
+) -> _LeastSquares:
+    """The problem that is left when the removed columns, bool (groups, columns), are gone."""
+    stays = ~removed.to(weight.device)
+    power = second_moment.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True)
+    ridge = torch.where(power > 0, damping * power, 1.0)
+    matrix = second_moment + torch.diag_embed(ridge.expand_as(removed))
+    target = _living(weight, second_moment)
+    if bool(removed.any()):
+        gone = torch.diag_embed(removed.to(matrix))
+        reads = (target @ matrix) * stays[:, None]
+        matrix = matrix * stays[:, :, None] * stays[:, None] + gone
+        target = torch.linalg.solve(matrix.double(), reads.double().mT).mT.to(weight)
+        target = _living(target * stays[:, None], second_moment)
+    return _LeastSquares(target, matrix)
+
+
 def _blocks(columns: Tensor, factor: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Walk over blocks of ``columns``; what the caller leaves in the errors moves the rest.
 
@@ -281,12 +344,6 @@ def _fix_block(
         before.copy_(after)
         coefficients = factor[:, column, column + 1 :, None, None]
         block[:, column + 1 :].addcmul_(coefficients, error[:, None], value=-1)
-
-
-def _scores(columns: Tensor, diagonal: Tensor, candidates: Tensor) -> Tensor:
-    """Cost of removing each weight, (groups, columns, rows); infinite outside ``candidates``."""
-    scores = (columns / diagonal[:, :, None]).square_()
-    return torch.where(candidates, scores, torch.inf)
 
 
 def _living(weight: Tensor, second_moment: Tensor) -> Tensor:

@@ -113,7 +113,8 @@ def prepare_evaluator(task: Task, directory: Path | None = None, device: str = "
         statistics = collect_statistics(network, task.calibration)
         if path is not None:
             _write(path, lambda partial: save_statistics(partial, statistics))
-    return Evaluator(task, Compressor(network, statistics), device)
+    images = [inputs for inputs, _ in task.calibration]
+    return Evaluator(task, Compressor(network, statistics, images), device)
 
 
 def prepare_problem(

@@ -120,13 +120,16 @@ class _Gatherer(nn.Module):
         )
 
 
-def sample_patches(layer: TracedLayer, x: Tensor, generator: torch.Generator) -> Tensor:
+def sample_patches(
+    layer: TracedLayer, x: Tensor, generator: torch.Generator, times: int = 1
+) -> Tensor:
     """Columns of the unfolded input at random output positions, the same for a batch's images.
 
     Args:
         layer: Convolution or linear layer.
         x: Its input, (batch, channels, *spatial) or (batch, *tokens, features).
         generator: Chooses the positions.
+        times: Takes so many times as many positions.
 
     Returns:
         Shape (groups, batch * positions, columns); about 32 positions for each column over a
@@ -134,7 +137,7 @@ def sample_patches(layer: TracedLayer, x: Tensor, generator: torch.Generator) ->
     """
     shape = layer.shape
     groups, _, columns = layer.rows.shape
-    budget = max(16, columns // 16)
+    budget = times * max(16, columns // 16)
     if layer.weight.ndim == 2:
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])
         chosen = _positions(tokens.shape[1], budget, generator)

@@ -17,6 +17,7 @@ from envs.channels import LabelInterpreter
 from envs.channels import group_count
 from envs.units import ChannelUnits
 from envs.units import channel_units
+from envs.vector_operations import between_layers
 from hwmodel import InputError
 from hwmodel import LayerShape
 from hwmodel import Workload
@@ -110,7 +111,14 @@ def trace(network: nn.Module, example: Tensor, name: str) -> TracedNetwork:
     layers = tuple(_layer(graph_module, node) for node in nodes)
     _fold_batch_norms(graph_module, nodes)
     interpreter = LabelInterpreter(graph_module)
-    workload = Workload(name, tuple(layer.shape for layer in layers), _feeds(graph_module, nodes))
+    between = between_layers(graph_module.graph, nodes, EXAMPLE_BATCH)
+    workload = Workload(
+        name,
+        tuple(layer.shape for layer in layers),
+        _feeds(graph_module, nodes),
+        tuple(between.operations),
+        tuple(between.sources),
+    )
     units = channel_units(interpreter, graph_module, [layer.node for layer in layers])
     for index, (node, layer) in enumerate(zip(nodes, layers, strict=True)):
         _attach_layer(graph_module, index, node, layer)

@@ -10,6 +10,7 @@ from hwmodel.pricing import cost
 from hwmodel.report import CostReport
 from hwmodel.states import LayerStates
 from hwmodel.workload import LayerShape
+from hwmodel.workload import VectorOperation
 from hwmodel.workload import Workload
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "InputError",
     "LayerShape",
     "LayerStates",
+    "VectorOperation",
     "Workload",
     "cost",
     "load_accelerator",

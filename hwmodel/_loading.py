@@ -4,7 +4,44 @@ from __future__ import annotations
 
 import numpy as np
 
+from hwmodel._activity import Bits
+from hwmodel.accelerator import Accelerator
+from hwmodel.coarse import Demand
+from hwmodel.parts import Operand
 from hwmodel.technology import Array
+
+
+def with_waiting(
+    computing: Array, demand: Demand, accelerator: Accelerator, fetched: Bits
+) -> Array:
+    """Cycles of every layer with the start-up and the loads that its array waits for.
+
+    Args:
+        computing: Cycles of the multipliers, (candidates, layers).
+        demand: What is computed.
+        accelerator: Its array says what it waits for.
+        fetched: Bits of weights and inputs read from DRAM.
+    """
+    array = accelerator.array
+    cycles = computing
+    if array.whole_input_first:
+
+        def load(operand: Operand, bits: Array) -> Array:
+            memory = accelerator.holding("dram", operand)[0]
+            bytes_per_cycle = memory.read_bytes_per_cycle or memory.bytes_per_cycle
+            assert bytes_per_cycle  # checked when the accelerator was made
+            return bits / (8 * bytes_per_cycle)
+
+        buffer = accelerator.holding("buffer", "input")[0]
+        cycles = whole_input_first_cycles(
+            computing,
+            load("input", fetched["input"]),
+            load("weight", fetched["weight"]),
+            turns=np.ceil(demand.group_outputs / array.units("out_channels")),
+            groups=demand.groups,
+            buffer_load=float(load("input", np.asarray(buffer.capacity_bits("input")))),
+        )
+    return cycles + array.startup_cycles * (demand.macs > 0)
 
 
 def whole_input_first_cycles(

@@ -1,8 +1,10 @@
-"""A weight-fed MAC array such as NVDLA's convolution core, in closed form.
+"""Arrays of cells that each add up a vector of products, in closed form.
 
 In a cycle one vector of input channels is broadcast to all cells; each cell multiplies it with its
-own weights and adds the products to its own output channel. Channels that do not fill the lanes
-leave multipliers idle, but neither cycles nor vectors get fewer.
+own weights and adds the products to its own output channel, as in NVDLA's convolution core. Cells
+may also lie along output positions, each with inputs of its own, and one cell alone is a processor
+with a multiply-accumulate instruction. Channels that do not fill the lanes leave multipliers idle,
+but neither cycles nor vectors get fewer.
 """
 
 from __future__ import annotations
@@ -13,22 +15,30 @@ from hwmodel._activity import Activity
 from hwmodel._shapes import Shapes
 from hwmodel.accelerator import Accelerator
 from hwmodel.coarse import Demand
+from hwmodel.parts import Array as ArrayPart
+from hwmodel.technology import Array
 
 
 def mac_array(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activity:
     """Counts on a MAC array; groups follow one another."""
     array = accelerator.array
     lanes = array.units("in_channels")
-    steps = np.ceil(demand.group_inputs / (lanes * demand.lane_products))  # along the channels
+    # A vector that also takes the kernel is filled by all values of a window, others by channels.
+    takes_kernel = "kernel_width" in array.vector.unroll
+    values = demand.group_inputs * (shapes.kernel if takes_kernel else 1)
+    windows = 1 if takes_kernel else shapes.kernel
+    steps = np.ceil(values / (lanes * demand.lane_products))
     cells = np.ceil(demand.group_outputs / array.units("out_channels"))
-    turns = demand.groups * cells * shapes.kernel
-    places = turns * shapes.out_pixels
-    paced = np.maximum(shapes.out_pixels, array.min_positions_per_weight_load)
-    # Whole vectors of channels are read, full or not.
-    vector_words = places * np.ceil(demand.group_inputs / lanes) * lanes
-    loads = np.ceil(shapes.out_pixels / (array.positions_per_weight_load or shapes.out_pixels))
+    positions = _positions(shapes, array)
+    turns = demand.groups * cells * windows
+    paced = np.maximum(positions, array.min_positions_per_weight_load)
+    # Whole vectors are read, full or not.
+    vector_words = turns * shapes.out_pixels * np.ceil(values / lanes) * lanes
+    loads = np.ceil(positions / (array.positions_per_weight_load or positions))
+    if array.dataflow == "output_stationary":  # sums stay, so weights come again for the next ones
+        loads = positions
     # Each cell adds a whole vector of products before it updates its accumulator.
-    sum_bits = demand.output_words * steps * shapes.kernel * accelerator.precision.accumulator_bits
+    sum_bits = demand.output_words * steps * windows * accelerator.precision.accumulator_bits
     return Activity(
         cycles=turns * paced * steps,
         register_reads={
@@ -50,3 +60,13 @@ def mac_array(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activ
         fetch_buffer_bits=0.0,
         sums_in_buffer=False,
     )
+
+
+def _positions(shapes: Shapes, array: ArrayPart) -> Array:
+    """Output positions that follow each other, those side by side in the array taken as one."""
+    rows, columns = array.axes_of("out_height"), array.axes_of("out_width")
+    if any(axis in columns for axis in rows):  # one axis for both takes them as they come
+        cells = np.prod([axis.size for axis in {*rows, *columns}])
+        return np.ceil(shapes.out_pixels / cells)
+    height = np.ceil(shapes.out_height / array.units("out_height"))
+    return height * np.ceil(shapes.out_width / array.units("out_width")) * shapes.batch

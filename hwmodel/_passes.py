@@ -93,6 +93,7 @@ class _Mapping:
     """How layers run; ``turns`` follow each other and ``blocks`` are those that share inputs.
 
     Attributes:
+        images, strip, channels, stacked, parallel: As in ``_Choices``.
         filters: Filters in one set.
         blocks: Blocks of filters whose sums fit the buffer together.
         filter_turns, channel_turns: Passes over all filters and over all channels.
@@ -102,8 +103,11 @@ class _Mapping:
         pass_cycles: Cycles of one pass.
     """
 
+    images: Array
     strip: Array
+    channels: Array
     stacked: Array
+    parallel: Array
     filters: Array
     blocks: Array
     filter_turns: Array
@@ -119,6 +123,53 @@ class _Mapping:
         """Cycles of one group."""
         passes = self.filter_turns * self.channel_turns * self.strips * self.image_turns
         return passes * self.pass_cycles
+
+
+@dataclass(frozen=True)
+class PassMapping:
+    """How one layer runs in passes; ``str`` prints it as a loop nest, from DRAM inwards."""
+
+    loops: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join("  " * depth + line for depth, line in enumerate(self.loops))
+
+
+def pass_mappings(
+    shapes: Shapes, demand: Demand, accelerator: Accelerator
+) -> tuple[tuple[PassMapping | None, ...], ...]:
+    """The mapping of every candidate and layer, None for layers that are gone.
+
+    Raises:
+        InputError: the inputs and sums of the smallest possible pass do not fit the buffer.
+    """
+    mapping = _map(shapes, demand, _Chip.of(accelerator))
+
+    def loops(candidate: int, layer: int) -> PassMapping | None:
+        if demand.macs[candidate, layer] == 0:
+            return None
+        at = {item.name: int(getattr(mapping, item.name)[candidate, layer])
+              for item in fields(_Mapping)}  # fmt: skip
+        block_turns = at["filter_turns"] // at["blocks"]
+        return PassMapping(
+            (
+                f"for {int(demand.groups[candidate, layer])} groups",
+                f"for {at['blocks']} blocks of filters: their sums stay in the buffer",
+                f"for {at['strips']} strips of {at['strip']} output rows, "
+                f"{at['image_turns']} times {at['images']} images: weights from DRAM",
+                f"for {at['channel_turns']} times {at['channels'] * at['stacked']} input channels: "
+                "inputs from DRAM to the buffer",
+                f"for {block_turns} passes of {at['pass_cycles']} cycles: weights to the elements",
+                f"at once: {at['chain']} kernel rows x {at['strip']} output rows x "
+                f"{at['stacked']} channel sets x {at['parallel']} filter sets",
+                f"inside: {at['images']} images x {int(shapes.out_width[layer])} columns x "
+                f"{at['channels']} channels x {at['filters']} filters x "
+                f"{int(shapes.kernel_width[layer])} kernel columns",
+            )
+        )
+
+    candidates, layers = demand.macs.shape
+    return tuple(tuple(loops(c, index) for index in range(layers)) for c in range(candidates))
 
 
 def row_stationary_passes(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activity:
@@ -264,8 +315,11 @@ def _evaluate(
     )
     overlap = np.maximum(reach - stride, 0)
     mapping = _Mapping(
+        images=choice.images,
         strip=choice.strip,
+        channels=channels,
         stacked=choice.stacked,
+        parallel=choice.parallel,
         filters=filters,
         blocks=blocks,
         filter_turns=blocks * block_turns,

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.workload import LayerShape
+from hwmodel.workload import VectorKind
 from hwmodel.workload import Workload
 
 
@@ -19,9 +20,13 @@ class Shapes:
     Attributes:
         input_row: Width of the input row that one row of outputs reads, with padding.
         row_stride, row_reach: Input rows from one row of outputs to the next, and that one reads.
-        exchanges: (layers, exchanges), 1 where a layer writes or reads an exchange: the smallest
-            sets of feature maps that are kept on chip together or not at all.
-        inner_output, inner_input: (exchanges, layers), 1 where the layer writes or reads there.
+        live: (layers, layers), 1 where the output of the second is in memory while the first
+            runs: from when it is written until its last reader has it.
+        share: (layers, layers), of the second one's input that comes from the first one's output;
+            a column of zeros reads the network's input.
+        rereads: (layers, layers), how often the first one's output is read for operations behind
+            the second.
+        additions, multiplications: Operations behind a layer, for each of its output channels.
     """
 
     in_channels: NDArray[np.float64]
@@ -38,9 +43,11 @@ class Shapes:
     input_row: NDArray[np.float64]
     row_stride: NDArray[np.float64]
     row_reach: NDArray[np.float64]
-    exchanges: NDArray[np.float64]
-    inner_output: NDArray[np.float64]
-    inner_input: NDArray[np.float64]
+    live: NDArray[np.float64]
+    share: NDArray[np.float64]
+    rereads: NDArray[np.float64]
+    additions: NDArray[np.float64]
+    multiplications: NDArray[np.float64]
 
 
 @functools.lru_cache(maxsize=64)
@@ -51,7 +58,7 @@ def shapes_of(workload: Workload) -> Shapes:
     def stack(values: list[int]) -> NDArray[np.float64]:
         return np.asarray(values, dtype=np.float64)
 
-    writes, reads = _exchanges(workload)
+    share, rereads = _readers(workload)
     return Shapes(
         in_channels=stack([layer.in_channels for layer in layers]),
         out_channels=stack([layer.out_channels for layer in layers]),
@@ -67,9 +74,11 @@ def shapes_of(workload: Workload) -> Shapes:
         input_row=stack([_input_row(layer) for layer in layers]),
         row_stride=stack([layer.stride[0] for layer in layers]),
         row_reach=stack([(layer.kernel_height - 1) * layer.dilation[0] + 1 for layer in layers]),
-        exchanges=np.maximum(writes, reads).T,
-        inner_output=writes,
-        inner_input=reads,
+        live=_live(share, rereads),
+        share=share,
+        rereads=rereads,
+        additions=_operations(workload, ("add", "pool", "activation")),
+        multiplications=_operations(workload, ("multiply", "requantize")),
     )
 
 
@@ -78,27 +87,32 @@ def _input_row(layer: LayerShape) -> int:
     return (layer.out_width - 1) * layer.stride[1] + reach + 1
 
 
-def _exchanges(workload: Workload) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Who writes and who reads each exchange, both (exchanges, layers).
+def _readers(workload: Workload) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Who reads whose output, as its input and again; both (layers, layers)."""
+    share = np.zeros((len(workload), len(workload)))
+    for reader, writers in enumerate(workload.sources or workload.feeds):
+        sizes = [workload.layers[writer].out_channels for writer in writers]
+        for writer, size in zip(writers, sizes, strict=True):
+            share[writer, reader] = size / sum(sizes)
+    rereads = np.zeros_like(share)
+    for operation in workload.operations:
+        for writer in operation.reads:
+            rereads[writer, operation.layer] += 1
+    return share, rereads
 
-    Maps that meet in one consumer, or one map with several consumers, are one exchange: it stays
-    on chip only as a whole, or a consumer would look in both places.
-    """
-    groups: list[tuple[set[int], set[int]]] = []
-    for reader, writers in enumerate(workload.feeds):
-        if not writers:
-            continue
-        joined = (set(writers), {reader})
-        apart = []
-        for group in groups:
-            if group[0] & joined[0]:
-                joined = (joined[0] | group[0], joined[1] | group[1])
-            else:
-                apart.append(group)
-        groups = [*apart, joined]
-    writes = np.zeros((len(groups), len(workload)))
-    reads = np.zeros((len(groups), len(workload)))
-    for index, (writers_of, readers_of) in enumerate(groups):
-        writes[index, list(writers_of)] = 1
-        reads[index, list(readers_of)] = 1
-    return writes, reads
+
+def _live(share: NDArray[np.float64], rereads: NDArray[np.float64]) -> NDArray[np.float64]:
+    layers = len(share)
+    live = np.eye(layers)
+    for writer in range(layers):
+        last = np.flatnonzero(share[writer] + rereads[writer]).max(initial=writer)
+        live[writer : last + 1, writer] = 1
+    return live
+
+
+def _operations(workload: Workload, kinds: tuple[VectorKind, ...]) -> NDArray[np.float64]:
+    operations = np.zeros(len(workload))
+    for operation in workload.operations:
+        if operation.kind in kinds:
+            operations[operation.layer] += operation.operations
+    return operations

@@ -27,6 +27,8 @@ class Crossing:
         input_bits, weight_bits, output_bits: As stored in DRAM; 0 for maps that stay on chip.
         filled_input_bits: What the buffer gets of the input, as stored there.
         kept_output_bits: Outputs that stay on chip.
+        reread_bits, kept_reread_bits: Maps that operations behind the layer read once more, from
+            DRAM and from the chip; only priced with a vector unit.
     """
 
     input_bits: Array
@@ -34,6 +36,8 @@ class Crossing:
     output_bits: Array
     filled_input_bits: Array
     kept_output_bits: Array | float
+    reread_bits: Array | float
+    kept_reread_bits: Array | float
 
 
 def crossing_of(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Crossing:
@@ -59,20 +63,24 @@ def crossing_of(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Cro
         weight_atom_bits = 8 * home["weight"].weight_atom_bytes
         weight_bits = np.ceil(weight_bits / weight_atom_bits) * weight_atom_bits
     if not accelerator.feature_maps_stay_on_chip:
-        return Crossing(input_bits, weight_bits, output_bits, filled_bits, 0.0)
-    # Both maps of a layer share what the streaming operand leaves; an exchange stays if the maps
-    # of all its layers do.
+        rereads = output_bits @ shapes.rereads if accelerator.vector_unit else 0.0
+        return Crossing(input_bits, weight_bits, output_bits, filled_bits, 0.0, rereads, 0.0)
+    # What is live shares the half of the buffer that the operand that stays leaves. A map is kept
+    # if all that is live with it would fit, kept or not: so smaller maps never cost others a place.
     available = _buffer_bits(accelerator, "input") * (1 - STATIONARY_SHARE)
-    too_large = (filled_bits + output_bits > available) @ shapes.exchanges
-    stays = (too_large == 0).astype(np.float64)
-    keeps_input = stays @ shapes.inner_input
-    keeps_output = stays @ shapes.inner_output
+    from_outside = filled_bits * (1 - shapes.share.sum(axis=0))
+    too_large = output_bits @ shapes.live.T + from_outside > available
+    is_read = (shapes.share.sum(axis=1) > 0).astype(np.float64)
+    kept = (too_large @ shapes.live == 0) * is_read
+    keeps_input = kept @ shapes.share
     return Crossing(
         input_bits=input_bits * (1 - keeps_input),
         weight_bits=weight_bits,
-        output_bits=output_bits * (1 - keeps_output),
+        output_bits=output_bits * (1 - kept),
         filled_input_bits=filled_bits * (1 - keeps_input),
-        kept_output_bits=output_bits * keeps_output,
+        kept_output_bits=output_bits * kept,
+        reread_bits=(output_bits * (1 - kept)) @ shapes.rereads,
+        kept_reread_bits=(output_bits * kept) @ shapes.rereads,
     )
 
 

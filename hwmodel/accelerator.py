@@ -25,6 +25,7 @@ from hwmodel.parts import Positive
 from hwmodel.parts import Precision
 from hwmodel.parts import Sparsity
 from hwmodel.parts import Static
+from hwmodel.parts import VectorUnit
 
 _RENAMED = {"nvdla-like": "nvdla-small"}
 """Names that presets had before."""
@@ -46,6 +47,7 @@ class Accelerator(Part):
         precision: Widths, and how fast each is.
         memories: From the multipliers outwards.
         array_network: What moves words between the elements.
+        vector_unit: Additions, pooling and requantization; null leaves them out.
         static: Leakage and clock; null leaves them out.
         sparsity: What zeros save.
         feature_maps_stay_on_chip: Maps that fit the buffer pass to the next layer without DRAM.
@@ -60,6 +62,7 @@ class Accelerator(Part):
     precision: Precision
     memories: Annotated[tuple[Memory, ...], Field(strict=False, min_length=1)]
     array_network: ArrayNetwork | None = None
+    vector_unit: VectorUnit | None = None
     static: Static | None = None
     sparsity: Sparsity
     feature_maps_stay_on_chip: bool = False

@@ -9,7 +9,7 @@ import numpy as np
 
 from hwmodel._activity import Activity
 from hwmodel._activity import Bits
-from hwmodel._loading import whole_input_first_cycles
+from hwmodel._loading import with_waiting
 from hwmodel._mac_array import mac_array
 from hwmodel._passes import row_stationary_passes
 from hwmodel._row_stationary import row_stationary
@@ -60,7 +60,15 @@ def price(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> MidCost:
     crossing = crossing_of(shapes, demand, accelerator)
     traffic, network = _traffic(demand, accelerator, activity, crossing)
 
-    cycles = _busy_cycles(demand, accelerator, activity, traffic["dram"].reads)
+    cycles = with_waiting(
+        activity.cycles * demand.cycles_per_step, demand, accelerator, traffic["dram"].reads
+    )
+    additions = demand.out_channels * shapes.additions
+    multiplications = demand.out_channels * shapes.multiplications
+    vector = accelerator.vector_unit
+    if vector:
+        vector_cycles = (additions + multiplications) / vector.operations_per_cycle
+        cycles = np.maximum(cycles, vector_cycles) if vector.overlaps else cycles + vector_cycles
     for role in ("buffer", "dram"):
         for transfer in _transfer_cycles(accelerator, role, traffic[role]):
             cycles = np.maximum(cycles, transfer)
@@ -78,6 +86,10 @@ def price(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> MidCost:
         "buffer": _energy(traffic["buffer"], *unit.buffer, cycles.shape),
         "dram": _energy(traffic["dram"], *unit.dram, cycles.shape),
     }
+    if vector:
+        component["vector"] = (
+            additions * vector.add_energy + multiplications * vector.multiply_energy
+        )
     for name, per_cycle in static_energy_per_cycle(accelerator).items():
         component[name] = cycles * per_cycle
     words = _traffic_words(accelerator, traffic)
@@ -105,32 +117,6 @@ def _activity(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activ
     if array.interconnect == "systolic":
         return systolic(shapes, demand, accelerator)
     return mac_array(shapes, demand, accelerator)
-
-
-def _busy_cycles(
-    demand: Demand, accelerator: Accelerator, activity: Activity, fetched: Bits
-) -> Array:
-    """Cycles of the array, with what it waits for before and between computing."""
-    array = accelerator.array
-    cycles = activity.cycles * demand.cycles_per_step
-    if array.whole_input_first:
-
-        def load(operand: Operand, bits: Array) -> Array:
-            memory = accelerator.holding("dram", operand)[0]
-            bytes_per_cycle = memory.read_bytes_per_cycle or memory.bytes_per_cycle
-            assert bytes_per_cycle  # checked when the accelerator was made
-            return bits / (8 * bytes_per_cycle)
-
-        buffer = accelerator.holding("buffer", "input")[0]
-        cycles = whole_input_first_cycles(
-            cycles,
-            load("input", fetched["input"]),
-            load("weight", fetched["weight"]),
-            turns=np.ceil(demand.group_outputs / array.units("out_channels")),
-            groups=demand.groups,
-            buffer_load=float(load("input", np.asarray(buffer.capacity_bits("input")))),
-        )
-    return cycles + array.startup_cycles * (demand.macs > 0)
 
 
 def _traffic(
@@ -165,6 +151,10 @@ def _traffic(
                 fetched[operand] = reads.pop(operand)
             if operand in activity.buffer_writes:
                 written[operand] = activity.buffer_writes[operand]
+    if accelerator.vector_unit:
+        fetched = _add(fetched, {"input": np.asarray(crossing.reread_bits)})
+        if accelerator.feature_maps_stay_on_chip and "input" in reads:
+            reads = _add(reads, {"input": np.asarray(crossing.kept_reread_bits)})
     traffic = {
         "register_file": _Traffic(activity.register_reads, activity.register_writes),
         "buffer": _Traffic(reads, writes),

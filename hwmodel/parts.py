@@ -380,3 +380,19 @@ class Static(Part):
 
     leakage_mw: NonNegative = 0.0
     clock_mw: NonNegative = 0.0
+
+
+class VectorUnit(Part):
+    """What adds, pools and requantizes outputs on their way to memory.
+
+    Attributes:
+        add_energy: Of one addition or comparison, in the accelerator's ``energy_unit``.
+        multiply_energy: Of one multiplication, also that of a requantization.
+        operations_per_cycle: Throughput.
+        overlaps: Works while the array does; else one after the other, as on a processor.
+    """
+
+    add_energy: NonNegative
+    multiply_energy: NonNegative
+    operations_per_cycle: Positive
+    overlaps: bool = True

@@ -17,6 +17,7 @@ from hwmodel.fine import map_layers
 from hwmodel.mapper.solve import Counting
 from hwmodel.mid import MidCost
 from hwmodel.mid import price
+from hwmodel.parts import Precision
 from hwmodel.report import CostReport
 from hwmodel.states import LayerStates
 from hwmodel.workload import Workload
@@ -85,19 +86,27 @@ def cost(
         dram_words=priced.dram_words if priced else unknown,
         utilization=priced.utilization if priced else unknown,
         traffic_words=priced.traffic_words if priced else {},
-        notes=_notes(states, demand),
+        notes=_notes(states, demand, accelerator.precision),
         mappings=priced.mappings if isinstance(priced, FineCost) else None,
     )
 
 
-def _notes(states: LayerStates, demand: Demand) -> tuple[str, ...]:
+def _notes(states: LayerStates, demand: Demand, precision: Precision) -> tuple[str, ...]:
     """Widths that the accelerator lacks, and what they became."""
     notes = []
-    for name in ("weight_bits", "activation_bits", "output_bits"):
-        asked, given = getattr(states, name), getattr(demand, name)
-        differs = asked != given
+    for name, supported in (
+        ("weight_bits", precision.weight_bits),
+        ("activation_bits", precision.activation_bits),
+        ("output_bits", precision.activation_bits),
+    ):
+        asked = getattr(states, name)
+        differs = asked != getattr(demand, name)
         if differs.any():
-            pairs = sorted({*zip(asked[differs].tolist(), given[differs].tolist(), strict=True)})
-            widths = ", ".join(f"{ask:g} to {got:g}" for ask, got in pairs)
+            # Counting is much faster than a set of what may be a hundred thousand values.
+            counts = np.bincount(np.ceil(asked[differs]).astype(np.int64))
+            widths = ", ".join(
+                f"{width} to {min(each for each in supported if each >= width)}"
+                for width in np.flatnonzero(counts).tolist()
+            )
             notes.append(f"{name} rounded up to what the accelerator has: {widths}")
     return tuple(notes)

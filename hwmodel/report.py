@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COMPONENTS = ("mac", "register_file", "array_network", "buffer", "dram")
-"""Where energy goes; ``leakage`` and ``clock`` follow where the accelerator states them."""
+"""Where energy goes; ``vector``, ``leakage`` and ``clock`` follow where
+the accelerator states them."""
 
 _TABLE_COLUMNS = (
     "latency_cycles",

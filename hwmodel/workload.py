@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from dataclasses import field
+from typing import Literal
 
 from hwmodel.errors import InputError
 
@@ -53,6 +54,17 @@ class LayerShape:
             if getattr(self, key) % self.groups:
                 allowed = f"use a multiple of groups={self.groups}"
                 raise InputError(f"{self.name}.{key}", getattr(self, key), allowed)
+        for key, least in (("stride", 1), ("dilation", 1), ("padding", 0)):
+            if min(getattr(self, key)) < least:
+                allowed = f"use numbers >= {least}"
+                raise InputError(f"{self.name}.{key}", getattr(self, key), allowed)
+        for axis, side in enumerate(("height", "width")):
+            kernel = getattr(self, f"kernel_{side}")
+            reach = (kernel - 1) * self.dilation[axis] + 1
+            padded = getattr(self, f"in_{side}") + 2 * self.padding[axis]
+            if reach > padded:
+                allowed = f"its padded input is {padded} and the dilated kernel {reach}"
+                raise InputError(f"{self.name}.kernel_{side}", kernel, allowed)
 
     @property
     def macs(self) -> int:
@@ -72,6 +84,27 @@ class LayerShape:
         return self.groups > 1 and self.groups == self.in_channels == self.out_channels
 
 
+VectorKind = Literal["add", "multiply", "pool", "activation", "requantize"]
+
+
+@dataclass(frozen=True)
+class VectorOperation:
+    """Work without weights on a layer's output, on its way to memory.
+
+    Attributes:
+        kind: What is done. ``multiply`` and ``requantize`` multiply, the others add or compare.
+        layer: Index of the layer that it comes behind and whose output channels it has.
+        operations: For each of these channels, all images of the batch together.
+        reads: Indices of earlier layers whose outputs are read for it once more (the other
+            operand of a residual addition).
+    """
+
+    kind: VectorKind
+    layer: int
+    operations: float
+    reads: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True)
 class Workload:
     """The layers of a network in execution order.
@@ -81,11 +114,16 @@ class Workload:
         layers: In execution order, with unique names.
         feeds: For every layer, the indices of the layers whose outputs (through any operations
             without weights) reach its input. Empty for a layer that reads the network's input.
+        operations: Additions, pooling and the like between the layers; none are priced if empty.
+        sources: For every layer, those of ``feeds`` whose maps it reads itself: the sum of an
+            addition is written by the layer that the addition comes behind. ``feeds`` if empty.
     """
 
     name: str
     layers: tuple[LayerShape, ...]
     feeds: tuple[tuple[int, ...], ...] = field(default=())
+    operations: tuple[VectorOperation, ...] = ()
+    sources: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         names = [layer.name for layer in self.layers]
@@ -95,6 +133,18 @@ class Workload:
             raise InputError("layers", names, "layer names must be unique")
         if self.feeds and len(self.feeds) != len(names):
             raise InputError("feeds", self.feeds, f"give one entry for each of {len(names)} layers")
+        if self.sources and len(self.sources) != len(names):
+            raise InputError(
+                "sources", self.sources, f"give one entry for each of {len(names)} layers"
+            )
+        for index, operation in enumerate(self.operations):
+            if not 0 <= operation.layer < len(names):
+                allowed = f"use 0 to {len(names) - 1}"
+                raise InputError(f"operations[{index}].layer", operation.layer, allowed)
+            for read in operation.reads:
+                if not 0 <= read <= operation.layer:
+                    allowed = f"use 0 to {operation.layer}: a layer before the operation"
+                    raise InputError(f"operations[{index}].reads", read, allowed)
 
     def __len__(self) -> int:
         return len(self.layers)

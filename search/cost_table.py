@@ -15,8 +15,8 @@ from hwmodel import CostReport
 from search.table import scaled
 
 ADDED = (
-    *("energy_pj", "latency_cycles", "macs", "effective_macs", "bops", "parameters"),
-    *("weight_bytes", "dram_bytes", "dram_words"),
+    *("energy_pj", "latency_cycles", "macs", "effective_macs", "bops", "bops_linear"),
+    *("parameters", "weight_bytes", "dram_bytes", "dram_words"),
 )
 """Columns of ``CostReport.to_pandas`` that add up to the network's."""
 
@@ -25,6 +25,8 @@ WORK = {
     "utilization": "used",
     "macs": "MACs",
     "bops": "BOPs",
+    "bops_linear": "linear BOPs",
+    "arithmetic_intensity": "MACs/B",
     "weight_bytes": "weights",
     "activation_bytes": "maps",
     "dram_bytes": "DRAM",
@@ -98,7 +100,7 @@ def loop_nests(report: CostReport) -> Iterator[str]:
 
 def energy_text(value: float, unit: str) -> str:
     """An energy with an SI prefix; ``unit`` is the accelerator's."""
-    return f"{scaled(value * 1e-12)}J" if unit == "pJ" else f"{scaled(value)}{unit}"
+    return f"{scaled(value * 1e-12)}J" if unit == "pJ" else f"{scaled(value).strip()} {unit}"
 
 
 def _with_total(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -108,6 +110,8 @@ def _with_total(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _work_cells(name: str, values: NDArray[np.float64]) -> list[str]:
     if name == "utilization":
         return [f"{100 * value:.0f} %" for value in values] + [""]
+    if name == "arithmetic_intensity":
+        return [f"{value:.3g}" for value in values] + [""]
     unit = "B" if name.endswith("bytes") else ""
     return [f"{scaled(value)}{unit}".strip() for value in (*values, values.sum())]
 

@@ -90,4 +90,6 @@ def device_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _ratio(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.3g}"
+    if value is None:
+        return MISSING
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"

@@ -25,7 +25,8 @@ def make_evaluator(name: str) -> Evaluator:
     batches = [(torch.randn(16, 3, 16, 16), torch.randint(5, (16,))) for _ in range(2)]
     task = Task(name, network, batches, batches, batches, chance=0.2)
     traced = trace(network, batches[0][0], name)
-    return Evaluator(task, Compressor(traced, collect_statistics(traced, batches)))
+    images = [inputs for inputs, _ in batches]
+    return Evaluator(task, Compressor(traced, collect_statistics(traced, batches), images))
 
 
 def filter_config(evaluator: Evaluator, sparsity: float, criterion: Criterion) -> CompressionConfig:

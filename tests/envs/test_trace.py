@@ -149,3 +149,35 @@ def test_what_cannot_be_traced_is_named(
         trace(network, torch.randn(shape), "net")
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+
+
+class Pooled(nn.Module):
+    """Two convolutions, their sum, pooling, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.first(x).relu()
+        total = nn.functional.max_pool2d(first + self.second(first), 3, 2, 1)
+        return self.last(total.mean((2, 3)))
+
+
+def test_operations_between_layers_run_behind_the_last_one_they_depend_on() -> None:
+    workload = trace(Pooled().eval(), torch.zeros(1, 3, 8, 8), "pooled").workload
+    seen = [(each.kind, each.layer, each.operations, each.reads) for each in workload.operations]
+    assert seen == [
+        ("requantize", 0, 64, ()),
+        ("activation", 0, 64, ()),
+        ("requantize", 1, 64, ()),
+        ("add", 1, 64, (0,)),
+        ("pool", 1, 16 * 9, ()),
+        ("pool", 1, 16, ()),
+        ("requantize", 2, 1, ()),
+    ]
+    # The linear layer reads the sum, which the second convolution writes.
+    assert workload.feeds == ((), (0,), (0, 1))
+    assert workload.sources == ((), (0,), (1,))

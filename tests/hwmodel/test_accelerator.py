@@ -166,3 +166,20 @@ def test_unreadable_sources_are_refused(tmp_path: Path) -> None:
     for source in ("eyeris", "", "a\0b", tmp_path, tmp_path / "absent.yaml", binary):
         with pytest.raises(InputError, match="eyeriss-like, "):
             load_accelerator(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "values", "field"),
+    [
+        ("nvdla-small", "array", dict(passes=True), "array.passes"),
+        ("nvdla-small", "array", dict(startup_cycles=-1.0), "array.startup_cycles"),
+        ("eyeriss", "array_network", dict(bytes_per_cycle={}), "bytes_per_cycle.weight"),
+        ("eyeriss", "array_network", dict(bytes_per_cycle={"input": 0.0}), "bytes_per_cycle.input"),
+    ],
+)
+def test_what_an_array_waits_for_must_be_stated(tmp_path, name, section, values, field) -> None:
+    data = preset_data(name)
+    data[section] |= values
+    with pytest.raises(InputError) as caught:
+        load_accelerator(save(tmp_path, data))
+    assert caught.value.field.endswith(field)

@@ -61,6 +61,30 @@ BY_HAND = {
         2 * (1600 + 576 + 512),
         1600 + 576 + 512,
     ),
+    # 3 rows and columns of 5, two apart: a row of 8 outputs reads 12 columns of 12
+    "dilated": (
+        LayerShape("conv", 16, 16, 12, 12, 8, 8, 3, 3, dilation=(2, 2)),
+        16 * 16 * 9 * 64,
+        16 * 3 * 8 * 12 + 2304 * 8 + 1024 * 12,
+        2 * (2304 + 2304 + 1024),
+        2304 + 2304 + 1024,
+    ),
+    # a row of 4 outputs reads 9 columns of 9
+    "strided": (
+        LayerShape("conv", 16, 16, 9, 9, 4, 4, 3, 3, stride=(2, 2)),
+        16 * 16 * 9 * 16,
+        16 * 3 * 4 * 9 + 2304 * 4 + 256 * 12,
+        2 * (1296 + 2304 + 256),
+        1296 + 2304 + 256,
+    ),
+    # weights serve all four images
+    "batch": (
+        LayerShape("fc", 64, 10, batch=4),
+        4 * 640,
+        4 * 64 + 640 + 4 * 10 * 6,
+        2 * (4 * 64 + 640 + 4 * 10),
+        4 * 64 + 640 + 4 * 10,
+    ),
     # 12 channels in turn, 6 sets stacked: 64 channels in one pass
     "linear": (
         LayerShape("fc", 64, 10),

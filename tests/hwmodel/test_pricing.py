@@ -136,6 +136,31 @@ def test_the_report_adds_up(accelerator, data) -> None:
             assert np.all(report.latency_cycles >= busy * (1 - 1e-12))
 
 
+def enlarged(accelerator: Accelerator, key: str, factor: int) -> Accelerator:
+    """The same with a key of all its memories multiplied, where they state it."""
+    data = accelerator.model_dump()
+    for memory in data["memories"]:
+        if memory[key] is not None and not memory["per_element"]:
+            memory[key] *= factor
+    return Accelerator.model_validate(data)
+
+
+@every_accelerator
+@pytest.mark.parametrize("key", ["capacity_bytes", "bytes_per_cycle"])
+@settings(max_examples=8, deadline=None)
+@given(data=st.data(), factor=st.integers(2, 9))
+def test_bigger_buffers_and_more_bandwidth_never_cost_more(
+    accelerator, key: str, data, factor: int
+) -> None:
+    workload = data.draw(workloads())
+    states = data.draw(states_of(workload))
+    before = cost(workload, states, accelerator)
+    after = cost(workload, states, enlarged(accelerator, key, factor))
+    assert after.energy_pj[0] <= before.energy_pj[0] * (1 + 1e-12)
+    if key == "bytes_per_cycle":
+        assert np.all(after.latency_cycles <= before.latency_cycles)
+
+
 @every_accelerator
 def test_a_pruned_layer_costs_what_a_smaller_one_does(accelerator) -> None:
     dense = network(conv(48, 64, 14), conv(64, 64, 14, groups=64), conv(64, 32, 14, kernel=1))

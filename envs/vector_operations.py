@@ -1,0 +1,109 @@
+"""What happens between the layers of a traced network: additions, pooling, requantization."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from dataclasses import field
+from typing import Any
+
+from torch import fx
+
+from hwmodel import VectorOperation
+from hwmodel.workload import VectorKind
+
+_KINDS: dict[str, VectorKind] = {
+    **dict.fromkeys(("add", "sub", "maximum", "minimum"), "add"),
+    **dict.fromkeys(("mul", "div"), "multiply"),
+    **dict.fromkeys(
+        (
+            *("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d"),
+            *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean"),
+        ),
+        "pool",
+    ),
+    **dict.fromkeys(
+        (
+            *("relu", "relu6", "hardtanh", "clamp", "leaky_relu", "elu", "gelu", "silu"),
+            *("sigmoid", "tanh", "hardsigmoid", "hardswish", "softmax", "softplus"),
+        ),
+        "activation",
+    ),
+}
+"""Operations that are priced, by their names in ATen; views and the like cost nothing."""
+
+
+@dataclass(frozen=True)
+class BetweenLayers:
+    """What a workload needs to know of a graph besides its layers.
+
+    Attributes:
+        operations: See ``hwmodel.Workload``.
+        sources: For every layer, the layers whose maps it reads itself.
+    """
+
+    operations: list[VectorOperation] = field(default_factory=list)
+    sources: list[tuple[int, ...]] = field(default_factory=list)
+
+
+def between_layers(graph: fx.Graph, layers: list[fx.Node], batch: int) -> BetweenLayers:
+    """Find the operations behind every layer, and the maps that each layer reads.
+
+    An operation runs behind the last layer that it depends on, and writes what that layer would
+    have written. Its other operands are maps of earlier layers, read once more.
+
+    Args:
+        graph: With shapes recorded on its nodes.
+        layers: Nodes of its layers, in execution order.
+        batch: Examples in the recorded shapes.
+    """
+    index = {node: position for position, node in enumerate(layers)}
+    found = BetweenLayers()
+    writers: dict[fx.Node, frozenset[int]] = {}  # layers whose maps hold a node's values
+    for node in graph.nodes:
+        operands = [item for item in node.all_input_nodes if writers.get(item)]
+        held = frozenset[int]().union(*(writers[item] for item in operands))
+        if node in index:
+            found.sources.append(tuple(sorted(held)))
+            held = frozenset([index[node]])
+            values = math.prod(node.meta["shape"]) / batch
+            _append(found, layers, "requantize", index[node], values, ())
+        else:
+            kind = _KINDS.get(_name(node))
+            if kind is not None and held:
+                last = max(held)
+                others = sorted({max(writers[item]) for item in operands} - {last})
+                _append(found, layers, kind, last, _operations(node, kind, batch), tuple(others))
+                if others:  # one map takes the place of its operands
+                    held = frozenset([last])
+        writers[node] = held
+    return found
+
+
+def _append(
+    found: BetweenLayers,
+    layers: list[fx.Node],
+    kind: VectorKind,
+    layer: int,
+    values: float,
+    reads: tuple[int, ...],
+) -> None:
+    channels = layers[layer].args[1].meta["shape"][0]  # type: ignore[union-attr]
+    found.operations.append(VectorOperation(kind, layer, values / channels, reads))
+
+
+def _operations(node: fx.Node, kind: VectorKind, batch: int) -> float:
+    # Pooling looks at every value it reads; windows that overlap look at some of them again.
+    shape = node.meta["shape"]
+    read = math.prod(node.all_input_nodes[0].meta["shape"])
+    if kind == "pool" and "max_pool" in _name(node) and len(node.args) > 1:
+        window: Any = node.args[1]
+        sides = window if isinstance(window, list | tuple) else [window]
+        if all(isinstance(side, int) for side in sides):
+            read = max(read, math.prod(shape) * math.prod(sides))
+    return (read if kind == "pool" else math.prod(shape)) / batch
+
+
+def _name(node: fx.Node) -> str:
+    packet = getattr(node.target, "overloadpacket", None)
+    return str(getattr(packet, "__name__", "")).removesuffix("_")

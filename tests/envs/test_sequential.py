@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from envs.compression import Compressor
+from envs.config import CompressionConfig
+from envs.config import LayerDecision
+from envs.config import Repair
+from envs.config import uniform
+from envs.evaluator import Evaluator
+from envs.removal import remove_channels
+from hwmodel import InputError
+from tests.envs.networks import NETWORKS
+from tests.envs.test_removal import filter_config
+from tests.envs.test_removal import make_evaluator
+
+
+def output_change(evaluator: Evaluator, config: CompressionConfig) -> float:
+    """Mean squared change of the outputs for the calibration images."""
+    compressor = evaluator.compressor
+    dense = compressor.compress(uniform(compressor.network.names, 32))
+    before, _ = evaluator.outputs(dense, "calibration")
+    after, _ = evaluator.outputs(compressor.compress(config), "calibration")
+    return float((after - before).square().mean())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_every_kind_are_compressed_layer_after_layer(name: str) -> None:
+    evaluator = make_evaluator(name)
+    config = dataclasses.replace(filter_config(evaluator, 0.3, "l2"), repair="sequential")
+    compressed = evaluator.compressor.compress(config)
+    masked, _ = evaluator.outputs(compressed, "calibration")
+    assert torch.isfinite(masked).all()
+    module = remove_channels(evaluator.compressor.network, compressed)
+    inputs = torch.cat([batch for batch, _ in evaluator.task.calibration])
+    torch.testing.assert_close(module(inputs), masked, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["inverted", "padded_residual", "attention"])
+def test_outputs_change_less_than_if_every_layer_is_repaired_alone(name: str) -> None:
+    evaluator = make_evaluator(name)
+    decision = LayerDecision("element", "second_order", 0.4, 4, 4)
+    names = evaluator.compressor.network.names
+    change: dict[Repair, float] = {}
+    for repair in ("none", "layerwise", "sequential"):
+        config = CompressionConfig(dict.fromkeys(names, decision), repair)
+        change[repair] = output_change(evaluator, config)
+    assert change["sequential"] < change["layerwise"] < change["none"]
+
+
+def test_an_uncompressed_network_is_left_as_it_is() -> None:
+    evaluator = make_evaluator("inverted")
+    names = evaluator.compressor.network.names
+    config = dataclasses.replace(uniform(names, 32), repair="sequential")
+    assert output_change(evaluator, config) < 1e-8
+
+
+def test_weights_lie_on_their_grid_and_come_out_the_same_again() -> None:
+    evaluator = make_evaluator("inverted")
+    names = evaluator.compressor.network.names
+    config = dataclasses.replace(uniform(names, 4), repair="sequential")
+    first = evaluator.compressor.compress(config)
+    evaluator.evaluate(uniform(names, 2), "search")
+    again = evaluator.compressor.compress(config)
+    for one, other in zip(first.layers, again.layers, strict=True):
+        assert torch.equal(one.weight, other.weight)
+        assert torch.equal(one.bias, other.bias)
+        assert one.scale is not None
+        integers = one.weight / one.scale.view(-1, *[1] * (one.weight.ndim - 1))
+        torch.testing.assert_close(integers, integers.round(), atol=1e-3, rtol=0)
+
+
+def test_without_calibration_images_it_is_refused() -> None:
+    compressor = make_evaluator("mlp").compressor
+    bare = Compressor(compressor.network, compressor.statistics)
+    config = dataclasses.replace(uniform(compressor.network.names, 4), repair="sequential")
+    with pytest.raises(InputError, match="repair"):
+        bare.compress(config)
