@@ -39,8 +39,9 @@ from envs.units import is_removed
 from hwmodel import InputError
 from hwmodel import LayerStates
 
-COMPRESSION_VERSION = "2"
-"""Changes whenever the same configuration would give other weights: part of every cache key."""
+COMPRESSION_VERSION = "3"
+"""Changes whenever the same configuration would give other weights or another accuracy: part of
+every cache key."""
 
 _CACHED_BYTES = 1 << 30
 

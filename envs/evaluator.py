@@ -1,35 +1,33 @@
-"""From a configuration to its accuracy: one network skeleton whose weights are swapped in place."""
+"""From a configuration to its accuracy, as fast as the machine allows."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch import nn
 
+from envs import integer
 from envs.compression import CompressedNetwork
 from envs.compression import Compressor
 from envs.config import CompressionConfig
-from envs.quantization import ActivationRange
-from envs.quantization import quantize_activation
-from envs.removal import remove_channels
+from envs.config import uniform
+from envs.early_stopping import AccuracyLimit
+from envs.early_stopping import SequentialTest
+from envs.lowering import lower
+from envs.resident import ResidentData
+from envs.resident import images_in_cache
 from envs.tasks import Task
+from envs.tasks.task import top1
 from hwmodel import InputError
-from hwmodel import Workload
 
 BLOCKS = 10
 """Consecutive parts of a split whose accuracies are recorded apart, to tell chance from loss."""
-
-_RESIDENT_BYTES = 4 << 30
-
-_CACHED_BYTES = 8 << 20
-"""Feature maps of this size stay in a core's cache from one operation to the next."""
-_FEWEST_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -37,28 +35,19 @@ class EvaluationResult:
     """What a configuration reaches on one split.
 
     Attributes:
-        accuracy: The task's metric, 0..1.
+        accuracy: The task's metric, 0..1; an estimate where not all images were looked at.
         block_accuracies: The metric on ``BLOCKS`` consecutive parts of the split; NaN where it
-            is not defined on one.
+            is not defined on one; empty where not all images were looked at.
         images: Images looked at.
         seconds: Wall time, compression included.
+        holds_limit: Whether the loss is within the limit that was asked about, if one was.
     """
 
     accuracy: float
     block_accuracies: tuple[float, ...]
     images: int
     seconds: float
-
-
-class QuantizedInput(nn.Module):
-    """Rounds what passes to a grid that can be exchanged."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.range = ActivationRange(bits=32)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return quantize_activation(x, self.range)
+    holds_limit: bool | None = None
 
 
 class Evaluator:
@@ -74,97 +63,107 @@ class Evaluator:
         self.task = task
         self.compressor = compressor
         self.device = torch.device(device)
-        self._module = compressor.network.graph_module.to(self.device)
-        self._inputs: list[QuantizedInput] = []
-        for index in range(len(compressor.network.layers)):
-            quantizer = QuantizedInput()
-            setattr(self._module, f"input_{index}", quantizer)
-            self._inputs.append(quantizer)
-        self._resident: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        self._images_at_once = _images_at_once(compressor.network.workload)
+        images = images_in_cache(compressor.network.workload)
+        self._data = ResidentData(task, self.device, images)
+        self._dense: dict[str, tuple[float, Tensor]] = {}
 
-    def evaluate(self, config: CompressionConfig, split: str) -> EvaluationResult:
+    def evaluate(
+        self,
+        config: CompressionConfig,
+        split: str,
+        limit: AccuracyLimit | None = None,
+        *,
+        exact: bool = False,
+    ) -> EvaluationResult:
         """Accuracy of one configuration on one split of the task.
+
+        Args:
+            config: The configuration.
+            split: Name of the split.
+            limit: Stop as soon as it is known whether this limit holds. Only where the metric is
+                the accuracy of single images and the split is kept in memory; elsewhere all
+                images are looked at.
+            exact: In single precision throughout, with the very operations that an export
+                writes, instead of integer arithmetic where the machine has it.
 
         Raises:
             InputError: the configuration does not fit the network, the split does not exist, or
                 the metric is not a finite number.
         """
         start = time.perf_counter()
-        outputs, targets = self.outputs(self.compressor.compress(config), split)
-        accuracy = self._metric(outputs, targets)
-        parts = zip(outputs.chunk(BLOCKS), targets.chunk(BLOCKS), strict=True)
-        # A metric may not be defined on a part of a split: that block is NaN.
-        blocks = tuple(float(self.task.metric(*part)) for part in parts)
-        return EvaluationResult(accuracy, blocks, len(outputs), time.perf_counter() - start)
+        module = self._load(self.compressor.compress(config), exact)
+        if limit is not None and self.task.metric is top1 and self._data.is_shuffled(split):
+            accuracy, blocks, images, holds = self._until_known(module, split, limit)
+        else:
+            outputs, targets = self._run(module, split)
+            accuracy, blocks = self._metric(outputs, targets), self._blocks(outputs, targets)
+            images, holds = len(outputs), None
+            if limit is not None:
+                loss = self._dense_scores(split)[0] - accuracy
+                holds = 100 * loss <= limit.drop_points + 1e-9
+        return EvaluationResult(accuracy, blocks, images, time.perf_counter() - start, holds)
 
     def outputs(self, compressed: CompressedNetwork, split: str) -> tuple[Tensor, Tensor]:
-        """Outputs of a compressed network on a split, (images, ...), and the targets."""
-        module = self._load(compressed)
-        outputs, targets = [], []
-        with torch.inference_mode():
-            for inputs, labels in self._batches(split):
-                outputs.append(module(inputs).float().cpu())
-                targets.append(labels)
-        return torch.cat(outputs), torch.cat(targets)
+        """Outputs of a compressed network on a split, (images, ...), and the targets; exact."""
+        return self._run(self._load(compressed, exact=True), split)
 
     def log_probabilities(self, compressed: CompressedNetwork, images: int) -> Tensor:
-        """Log-softmax of the outputs for the first calibration images, (images, classes, ...)."""
-        module = self._load(compressed)
+        """Log-softmax of the outputs for some calibration images, (images, classes, ...)."""
+        module = self._load(compressed, exact=True)
         outputs: list[Tensor] = []
-        with torch.inference_mode():
-            for inputs, _ in self._batches("calibration"):
-                outputs.append(module(inputs[:images]).float().cpu())
+        with torch.inference_mode(), _full_precision():
+            for part in self._data.parts("calibration"):
+                outputs.append(module(part.inputs[:images]).float().cpu())
                 images -= len(outputs[-1])
                 if images <= 0:
                     break
         return torch.cat(outputs).log_softmax(dim=1)
 
-    def _load(self, compressed: CompressedNetwork) -> nn.Module:
-        """A module with the compressed weights: the skeleton, or a smaller one."""
-        if bool(compressed.removed_units.any()):
-            return self._smaller(compressed)
-        for index, layer in enumerate(compressed.layers):
-            weight = self._module.get_parameter(f"weight_{index}")
-            if weight.ndim == 4 and not weight.is_contiguous(memory_format=torch.channels_last):
-                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-            weight.data.copy_(layer.weight)
-            self._module.get_parameter(f"bias_{index}").data.copy_(layer.bias)
-            self._inputs[index].range = layer.input_range
-        return self._module
+    def _load(self, compressed: CompressedNetwork, exact: bool) -> nn.Module:
+        integers = not exact and self.device.type == "cpu" and integer.is_available()
+        return lower(self.compressor.network, compressed, integers).to(self.device)
 
-    def _smaller(self, compressed: CompressedNetwork) -> nn.Module:
-        """The network without its removed channels: what an export runs, and faster."""
-        module = remove_channels(self.compressor.network, compressed).to(self.device)
-        for buffer in module.buffers():
-            if buffer.ndim == 4:
-                buffer.data = buffer.data.contiguous(memory_format=torch.channels_last)
-        return module
+    def _run(self, module: nn.Module, split: str) -> tuple[Tensor, Tensor]:
+        """Outputs and targets of a whole split, in its own order."""
+        outputs, targets, rows = [], [], []
+        with torch.inference_mode(), _full_precision():
+            for part in self._data.parts(split):
+                outputs.append(module(part.inputs).float().cpu())
+                targets.append(part.targets)
+                rows.append(part.rows)
+        order = torch.cat(rows).argsort()
+        return torch.cat(outputs)[order], torch.cat(targets)[order]
 
-    def _batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """The split's batches on the device, kept there if all of them fit."""
-        if split in self._resident:
-            yield from self._resident[split]
-            return
-        kept: list[tuple[Tensor, Tensor]] | None = []
-        size = 0
-        for inputs, targets in self.task.split(split):
-            inputs = inputs.to(self.device)
-            if inputs.ndim == 4:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-            size += inputs.nbytes
-            parts = self._parts(inputs, targets)
-            kept = None if kept is None or size > _RESIDENT_BYTES else [*kept, *parts]
-            yield from parts
-        if kept is not None:
-            self._resident[split] = kept
+    def _until_known(
+        self, module: nn.Module, split: str, limit: AccuracyLimit
+    ) -> tuple[float, tuple[float, ...], int, bool]:
+        """Accuracy, its blocks, images looked at, and whether the limit holds."""
+        dense_accuracy, dense = self._dense_scores(split)
+        test = SequentialTest(len(dense), limit.drop_points / 100, limit.error_rate)
+        outputs, targets, rows = [], [], []
+        with torch.inference_mode(), _full_precision():
+            for part in self._data.parts(split):
+                outputs.append(module(part.inputs).float().cpu())
+                targets.append(part.targets)
+                rows.append(part.rows)
+                losses = dense[part.rows] - _scores(outputs[-1], part.targets)
+                if test.update(losses.numpy()) is not None:
+                    break
+        assert test.verdict is not None
+        if test.seen < len(dense):
+            return dense_accuracy - test.sum / test.seen, (), test.seen, test.verdict
+        order = torch.cat(rows).argsort()
+        whole = torch.cat(outputs)[order], torch.cat(targets)[order]
+        return self._metric(*whole), self._blocks(*whole), test.seen, test.verdict
 
-    def _parts(self, inputs: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
-        if self.device.type != "cpu":
-            return [(inputs, targets)]
-        # Parts of equal size: a network may treat a batch of one differently.
-        count = -(-len(inputs) // self._images_at_once)
-        return list(zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True))
+    def _dense_scores(self, split: str) -> tuple[float, Tensor]:
+        """Metric of the uncompressed network, and which images it gets right, (images,)."""
+        if split not in self._dense:
+            dense = self.compressor.compress(uniform(self.compressor.network.names, 32))
+            outputs, targets = self.outputs(dense, split)
+            scores = _scores(outputs, targets) if self.task.metric is top1 else torch.empty(0)
+            self._dense[split] = self._metric(outputs, targets), scores
+        return self._dense[split]
 
     def _metric(self, outputs: Tensor, targets: Tensor) -> float:
         value = float(self.task.metric(outputs, targets))
@@ -172,17 +171,22 @@ class Evaluator:
             raise InputError(f"metric of {self.task.name}", value, "it must be a finite number")
         return value
 
+    def _blocks(self, outputs: Tensor, targets: Tensor) -> tuple[float, ...]:
+        """The metric on parts of a split; one on which it is not defined gives NaN."""
+        parts = zip(outputs.chunk(BLOCKS), targets.chunk(BLOCKS), strict=True)
+        return tuple(float(self.task.metric(*part)) for part in parts)
 
-def _images_at_once(workload: Workload) -> int:
-    """Images whose largest feature map fits a core's cache."""
-    largest = max(
-        max(
-            layer.in_channels * layer.in_height * layer.in_width,
-            layer.out_channels * layer.out_height * layer.out_width,
-        )
-        for layer in workload.layers
+
+def _scores(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Which images are right: their part in :func:`envs.tasks.task.top1`, float64."""
+    return (outputs.argmax(1) == targets).double()
+
+
+def _full_precision() -> AbstractContextManager[None]:
+    """Convolutions on a GPU in single precision, not TF32, and the same in every run."""
+    return torch.backends.cudnn.flags(
+        enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
     )
-    return max(_FEWEST_IMAGES, _CACHED_BYTES // (4 * largest))
 
 
 def weights_hash(network: nn.Module) -> str:

@@ -32,94 +32,113 @@ def remove_channels(network: TracedNetwork, compressed: CompressedNetwork) -> fx
         network: Traced network; left as it is.
         compressed: Its compressed layers.
     """
-    module = copy.deepcopy(network.graph_module)
-    remover = _Remover(module, network, compressed)
-    for node in list(module.graph.nodes):
+    graph, tensors = shrunk_graph(network, compressed, compressed.removed_units)
+    for node in list(graph.nodes):
+        if node.op == "call_module":
+            _inline_rounding(node, compressed)
+    graph.eliminate_dead_code()
+    graph.lint()
+    return fx.GraphModule(tensors, graph).eval()
+
+
+def shrunk_graph(
+    network: TracedNetwork, compressed: CompressedNetwork, removed_units: Tensor
+) -> tuple[fx.Graph, dict[str, Tensor]]:
+    """A copy of a network's graph without some channels, and the tensors that it reads.
+
+    Layer i keeps its module ``input_i``, which rounds what the layer reads.
+
+    Args:
+        network: Traced network; left as it is.
+        compressed: Its compressed layers.
+        removed_units: Units to leave out, bool, (units,): those of ``compressed`` or fewer.
+    """
+    graph = copy.deepcopy(network.graph_module.graph)
+    tensors = {
+        str(node.target): operator.attrgetter(str(node.target))(network.graph_module).detach()
+        for node in graph.find_nodes(op="get_attr")
+    }
+    remover = _Remover(graph, tensors, network, compressed, removed_units)
+    for node in list(graph.nodes):
         remover.rewrite(node)
-    module.graph.eliminate_dead_code()
-    module.graph.lint()
-    module.recompile()
-    return module.eval()
+    return graph, tensors
 
 
 class _Remover:
     def __init__(
-        self, module: fx.GraphModule, network: TracedNetwork, compressed: CompressedNetwork
+        self,
+        graph: fx.Graph,
+        tensors: dict[str, Tensor],
+        network: TracedNetwork,
+        compressed: CompressedNetwork,
+        removed_units: Tensor,
     ) -> None:
-        self.module = module
-        self.graph = module.graph
-        self.compressed = compressed
-        self.node_units = network.units.node_units
+        self.graph = graph
+        self.tensors = tensors
+        self.layers = compressed.layers
+        self.units = network.units
+        self.removed_units = removed_units
+        self.removes = bool(removed_units.any())
         self.layer_of = {layer.node: index for index, layer in enumerate(network.layers)}
 
     def rewrite(self, node: fx.Node) -> None:
-        if node.op == "call_module":
-            self._inline_rounding(node)
-        elif node.op == "call_function":
-            target: Any = node.target
-            if target in LAYER_OPS:
-                self._shrink_layer(node)
-            elif target in (aten.view.default, aten.reshape.default):
-                self._resize(node)
-            elif target is aten.slice.Tensor:
-                self._reslice(node)
-            elif target in (
-                aten.chunk.default,
-                aten.split.Tensor,
-                aten.split_with_sizes.default,
-            ):
-                self._resplit(node)
-            elif target in (aten.pad.default, aten.constant_pad_nd.default):
-                self._repad(node)
-            elif target is aten.batch_norm.default:
-                self._shrink_constants(node, axis_of=0)
-            elif target is not operator.getitem:
-                self._shrink_constants(node, axis_of=None)
+        target: Any = node.target
+        if target in LAYER_OPS:
+            self._shrink_layer(node)
+        elif node.op != "call_function" or not self.removes:
+            return
+        elif target in (aten.view.default, aten.reshape.default):
+            self._resize(node)
+        elif target is aten.slice.Tensor:
+            self._reslice(node)
+        elif target in (
+            aten.chunk.default,
+            aten.split.Tensor,
+            aten.split_with_sizes.default,
+        ):
+            self._resplit(node)
+        elif target in (aten.pad.default, aten.constant_pad_nd.default):
+            self._repad(node)
+        elif target is aten.batch_norm.default:
+            self._shrink_constants(node, axis_of=0)
+        elif target is not operator.getitem:
+            self._shrink_constants(node, axis_of=None)
 
     def kept(self, node: fx.Node) -> Tensor | None:
         """Which indices of a node's channel axis stay, bool; None if all do."""
         labels = self._labels(node)
         if labels is None:
             return None
-        gone = is_removed(labels.ids, self.compressed.removed_units)
+        gone = is_removed(labels.ids, self.removed_units)
         return ~gone if bool(gone.any()) else None
 
     def _labels(self, node: fx.Node) -> Labels | None:
         if node.op == "call_module":  # the rounding of a layer's input changes no channel
             return self._labels(node.args[0])  # type: ignore[arg-type]
-        return self.node_units.get(node.name)
-
-    def _inline_rounding(self, node: fx.Node) -> None:
-        index = int(str(node.target).removeprefix("input_"))
-        source: Any = node.args[0]
-        with self.graph.inserting_before(node):
-            rounded = _round(self.graph, source, self.compressed.layers[index].input_range)
-        node.replace_all_uses_with(rounded)
-        if rounded is not source:
-            rounded.meta.update(node.meta)
-            if source.name in self.node_units:
-                self.node_units = {**self.node_units, rounded.name: self.node_units[source.name]}
-        self.graph.erase_node(node)
-        self.module.delete_submodule(f"input_{index}")
+        return self.units.node_units.get(node.name)
 
     def _shrink_layer(self, node: fx.Node) -> None:
         index = self.layer_of[node.name]
-        layer = self.compressed.layers[index]
-        weight = layer.weight[layer.kept_out]
-        groups = len(layer.kept_in) // layer.weight.shape[1]
-        if groups == 1:
-            weight = weight[:, layer.kept_in]
-        elif not bool(layer.kept_in.all()):  # depthwise: every channel is a group of its own
-            node.args = (*node.args[:6], int(layer.kept_in.sum()))
-            assert group_count(node) == len(weight)
-        self._set(f"weight_{index}", weight)
-        self._set(f"bias_{index}", layer.bias[layer.kept_out])
+        layer = self.layers[index]
+        weight, bias = layer.weight, layer.bias
+        kept_out = ~is_removed(self.units.out_units[index], self.removed_units)
+        kept_in = ~is_removed(self.units.in_units[index], self.removed_units)
+        if not bool(kept_out.all()):
+            weight, bias = weight[kept_out], bias[kept_out]
+        if not bool(kept_in.all()):
+            if len(kept_in) == layer.weight.shape[1]:
+                weight = weight[:, kept_in]
+            else:  # depthwise: every channel is a group of its own
+                node.args = (*node.args[:6], int(kept_in.sum()))
+                assert group_count(node) == len(weight)
+        self.tensors[f"weight_{index}"] = weight
+        self.tensors[f"bias_{index}"] = bias
 
     def _resize(self, node: fx.Node) -> None:
         kept = self.kept(node)
         if kept is None:
             return
-        axis = self.node_units[node.name].axis
+        axis = self.units.node_units[node.name].axis
         sizes: Any = list(node.args[1])  # type: ignore[arg-type]
         if isinstance(sizes[axis], int) and sizes[axis] != -1:
             sizes[axis] = int(kept.sum())
@@ -154,7 +173,7 @@ class _Remover:
         kept = self.kept(node)
         if kept is None:
             return
-        axis = self.node_units[node.name].axis
+        axis = self.units.node_units[node.name].axis
         low, high = axis_padding(node, axis)
         pads: Any = list(node.args[1])  # type: ignore[arg-type]
         position = 2 * (len(node.meta["shape"]) - 1 - axis)
@@ -176,28 +195,26 @@ class _Remover:
         for item in node.all_input_nodes:
             if item.op != "get_attr":
                 continue
-            tensor = self._get(str(item.target))
+            tensor = self.tensors[str(item.target)]
             axis = axis_of
             if axis is None:
-                axis = self.node_units[node.name].axis - len(node.meta["shape"]) + tensor.ndim
+                axis = self.units.node_units[node.name].axis - len(node.meta["shape"]) + tensor.ndim
             if axis < 0 or tensor.shape[axis] != len(kept):
                 continue
             with self.graph.inserting_before(node):
                 name = f"constant_{node.name}_{item.name}"
-                self._set(name, tensor.index_select(axis, kept.nonzero().flatten()))
+                self.tensors[name] = tensor.index_select(axis, kept.nonzero().flatten())
                 smaller = self.graph.get_attr(name)
             node.replace_input_with(item, smaller)
 
-    def _get(self, name: str) -> Tensor:
-        value: Any = self.module
-        for part in name.split("."):
-            value = getattr(value, part)
-        return value.detach()
 
-    def _set(self, name: str, tensor: Tensor) -> None:
-        if hasattr(self.module, name):
-            delattr(self.module, name)
-        self.module.register_buffer(name, tensor.detach().clone())
+def _inline_rounding(node: fx.Node, compressed: CompressedNetwork) -> None:
+    index = int(str(node.target).removeprefix("input_"))
+    source: Any = node.args[0]
+    with node.graph.inserting_before(node):
+        rounded = _round(node.graph, source, compressed.layers[index].input_range)
+    node.replace_all_uses_with(rounded)
+    node.graph.erase_node(node)
 
 
 def _round(graph: fx.Graph, source: fx.Node, grid: ActivationRange) -> fx.Node:

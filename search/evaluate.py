@@ -39,7 +39,7 @@ def evaluate_config(
     compressor = evaluator.compressor
     if config is None:
         config = uniform(compressor.network.names, 32)
-    result = evaluator.evaluate(config, split)
+    result = evaluator.evaluate(config, split, exact=True)
     states = compressor.states(compressor.compress(config))
     report = cost(compressor.network.workload, states, accelerator, level=level)
     return {

@@ -62,7 +62,7 @@ class Evaluation:
         name: Name of the baseline; empty for others.
         accuracy: 0..1; None where the evaluation failed.
         block_accuracies: Accuracy on consecutive blocks of the split, for paired differences.
-        images: Images in the split.
+        images: Images looked at.
         energy_pj, latency_cycles, bops, model_bytes, dram_bytes: Costs of one inference.
         accelerator: Name of the accelerator that the costs are for.
         seconds: How long the evaluation took.

@@ -1,0 +1,188 @@
+"""Layers in integer arithmetic, as an accelerator computes them: int8 products, int32 sums.
+
+oneDNN's quantized kernels run on the CPU's VNNI or AMX units. Inputs are unsigned bytes that stand
+for ``scale * (byte - zero_point)``, weights are signed bytes with one scale per output channel.
+Sums are exact; their one rounding is that of the product with the scales in single precision.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import nn
+from torch.nn import functional as F
+
+from envs.quantization import ActivationRange
+
+CHANNELS = 16
+"""The kernels work on as many channels at once: fewer cost the same, and more often more."""
+
+_MAGIC = 1.5 * 2**23
+"""Where neighbouring single precision numbers differ by 1, with room on both sides."""
+
+_LARGEST_SUM = 2**31 - 1
+_LARGEST_PRODUCT = 255 * 128
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution's kernel moves: (vertical, horizontal) each, and its groups."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+class IntegerInput(nn.Module):
+    """Rounds floats to a grid, as ``quantization.quantize_activation`` does, but gives bytes."""
+
+    def __init__(self, grid: ActivationRange) -> None:
+        super().__init__()
+        self._grid = (grid.scale, -grid.low)
+        self._top = grid.high - grid.low
+        self._round = _round_at_once if _rounds_at_once() else _round_in_steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes = self._round(x, *self._grid)
+        return codes.clamp_(max=self._top) if self._top < 255 else codes
+
+
+def _round_at_once(x: Tensor, scale: float, zero_point: int) -> Tensor:
+    """Nearest codes 0..255 by one operation, which PyTorch may drop one day."""
+    codes = torch.quantize_per_tensor(x, scale, zero_point, torch.quint8)
+    # The same memory as plain bytes: ``int_repr`` would copy it, and slowly.
+    storage = codes.untyped_storage()
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, codes.shape, codes.stride())
+
+
+def _round_in_steps(x: Tensor, scale: float, zero_point: int) -> Tensor:
+    """Nearest codes 0..255: adding a large number rounds a float to an integer in its low bits."""
+    origin = torch.tensor(_MAGIC + zero_point)
+    shifted = torch.add(origin, x, alpha=1 / scale).clamp_(_MAGIC, _MAGIC + 255)
+    return shifted.view(torch.int32).to(torch.uint8)
+
+
+@functools.cache
+def _rounds_at_once() -> bool:
+    grid = (0.25, 3)
+    values = torch.linspace(-9.0, 99.0, 4096).view(4, 64, 4, 4)
+    values = values.contiguous(memory_format=torch.channels_last)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is deprecated
+        try:
+            codes = _round_at_once(values, *grid)
+        except (AttributeError, RuntimeError):
+            return False
+    return torch.equal(codes, _round_in_steps(values, *grid))
+
+
+class IntegerLayer(nn.Module):
+    """A convolution of images, or a linear layer, from bytes to floats or to the next one's bytes.
+
+    Args:
+        weight: Integers, int8, (out_channels, in_channels / groups, ...).
+        scale: Step of every output channel, (out_channels,).
+        bias: (out_channels,).
+        grid: Grid of the input.
+        geometry: Of a convolution; None for a linear layer.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        grid: ActivationRange,
+        geometry: Geometry | None = None,
+    ) -> None:
+        super().__init__()
+        self._scale = scale
+        self._zero_points = torch.zeros(len(scale), dtype=torch.int32)
+        self._bias = bias
+        self._source = (grid.scale, -grid.low)
+        self._geometry: tuple[Any, ...] = ()
+        if geometry is None:
+            self._packed = torch.ops.onednn.qlinear_prepack(weight, None)
+            self._kernel = torch.ops.onednn.qlinear_pointwise.default
+        else:
+            moves = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+            self._geometry = tuple(list(m) if isinstance(m, tuple) else m for m in moves)
+            self._packed = torch.ops.onednn.qconv_prepack(
+                weight, scale, *self._source, *self._geometry
+            )
+            self._kernel = torch.ops.onednn.qconv2d_pointwise.default
+        self._target: tuple[float, int, torch.dtype] = (1.0, 0, torch.float32)
+        self._activation = "none"
+        self._top = 255
+
+    def rectify(self) -> None:
+        """Apply a ReLU to the output."""
+        self._activation = "relu"
+
+    def round_output(self, grid: ActivationRange) -> None:
+        """Give bytes on a grid instead of floats."""
+        self._target = (grid.scale, -grid.low, torch.uint8)
+        self._top = grid.high - grid.low
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self._kernel(
+            x, *self._source, self._packed, self._scale, self._zero_points, self._bias,
+            *self._geometry, *self._target, self._activation, [], "",
+        )  # fmt: skip
+        return y.clamp_(max=self._top) if self._top < 255 else y
+
+
+def fits(weight: Tensor) -> bool:
+    """Whether the sums of a layer with these weights cannot leave int32."""
+    return weight[0].numel() * _LARGEST_PRODUCT <= _LARGEST_SUM
+
+
+@functools.cache
+def is_available() -> bool:
+    """Whether this CPU and this PyTorch compute what :class:`IntegerLayer` says, to the last bit.
+
+    Older CPUs add pairs of products in 16 bits, which saturate, so it is tried with the largest.
+    """
+    try:
+        return all(_is_exact(groups) for groups in (1, 2 * CHANNELS)) and _is_exact(0)
+    except (AttributeError, RuntimeError):  # no such operator, or no kernel behind it
+        return False
+
+
+def _is_exact(groups: int) -> bool:
+    """Compare with double precision: a convolution in groups, or, without any, a linear layer."""
+    generator = torch.Generator().manual_seed(0)
+    channels = 2 * CHANNELS
+    shape = (channels, channels // groups, 3, 3) if groups else (channels, channels)
+    weight = torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
+    images = (4, channels, 6, 6) if groups else (4, channels)
+    codes = torch.randint(0, 256, images, generator=generator, dtype=torch.uint8)
+    weight[0], codes[0] = 127, 255
+    geometry = Geometry((2, 1), (1, 1), groups=groups) if groups else None
+    unit = torch.ones(channels)
+    for low in (0, -100):
+        grid = ActivationRange(8, 1.0, low, low + 255)
+        layer = IntegerLayer(weight, unit, unit, grid, geometry)
+        source = (codes.double() + low).contiguous()
+        if geometry is None:
+            expected = F.linear(source, weight.double(), unit.double())
+        else:
+            expected = F.conv2d(
+                source, weight.double(), unit.double(), (2, 1), (1, 1), groups=groups
+            )
+        memory = torch.channels_last if groups else torch.contiguous_format
+        codes = codes.contiguous(memory_format=memory)
+        if not torch.equal(layer(codes).double(), expected):
+            return False
+        layer.rectify()
+        layer.round_output(ActivationRange(7, 4096.0, 0, 127))
+        rounded = (expected / 4096).round().clamp(0, 127)
+        if not torch.equal(layer(codes).double(), rounded):
+            return False
+    return True
