@@ -45,7 +45,8 @@ def layer_rows(report: CostReport) -> list[dict[str, Any]]:
         for memory, operand in report.traffic_words:
             words.setdefault(memory, {})[operand] = row.pop(f"{memory}_{operand}_words")
         row["words"] = words
-        row["mapping"] = str(report.mappings[0][index]) if report.mappings else None
+        mapping = report.mappings[0][index] if report.mappings else None
+        row["mapping"] = None if mapping is None else str(mapping)
         rows.append(row)
     return rows
 
@@ -90,10 +91,14 @@ def tables(report: CostReport) -> Iterator[Table]:
 
 
 def loop_nests(report: CostReport) -> Iterator[str]:
-    """The mappings of the first candidate as text, one for neighbours that share it."""
+    """The mappings of the first candidate as text, one for neighbours that share it.
+
+    A layer that has lost all its channels has none.
+    """
     if not report.mappings:
         return
-    named = zip(report.layers, map(str, report.mappings[0]), strict=True)
+    mapped = zip(report.layers, report.mappings[0], strict=True)
+    named = [(name, str(mapping)) for name, mapping in mapped if mapping is not None]
     for nest, layers in groupby(named, key=lambda item: item[1]):
         yield f"{', '.join(name for name, _ in layers)}:\n{nest}"
 

@@ -56,6 +56,7 @@ def _facts(report: Report) -> str:
     volume = "unknown" if report.hypervolume is None else f"{report.hypervolume:.3f}"
     facts = {
         "evaluations": f"{report.evaluations} of {report.budget}",
+        "hardware model": f"level {report.level}",
         "algorithm": report.algorithm,
         "seeds": ", ".join(map(str, report.seeds)),
         "hypervolume (energy ≤ INT8, loss ≤ 10 points)": volume,

@@ -74,6 +74,7 @@ class Report:
     """What a run found; :meth:`to_json` is documented in docs/cli.md.
 
     Attributes:
+        level: Level of the hardware model that energies and cycles are of.
         evaluations: Distinct configurations evaluated on the search split.
         search_images: Images of the search split; None before anything was evaluated.
         hypervolume: Of the search split, see ``search.front.hypervolume``; None without baselines.
@@ -88,6 +89,7 @@ class Report:
     run: str
     task: str
     accelerator: str
+    level: str
     algorithm: str
     seeds: tuple[int, ...]
     budget: int
@@ -124,6 +126,7 @@ def build_report(run: RunDirectory) -> Report:
         run=run.location,
         task=spec.task.name,
         accelerator=spec.accelerator,
+        level=spec.level,
         algorithm=spec.algorithm,
         seeds=spec.seeds,
         budget=spec.budget,

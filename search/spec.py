@@ -185,7 +185,7 @@ class Spec(_Section):
         task: Which network and data; a string is the name alone.
         accelerator: Name of a preset (``joulecut accelerators``) or path of a YAML file.
         output: The run directory: a local path, or a URI that pyarrow knows.
-        level: Level of the hardware model; a search needs one that prices energy.
+        level: Level of the hardware model at which evaluations are priced; one that knows energy.
         algorithm: What proposes configurations.
         seeds: One trial each.
         budget: Distinct true evaluations on the search split, all seeds together, baselines
@@ -200,7 +200,7 @@ class Spec(_Section):
     task: Annotated[TaskSection, BeforeValidator(_task)]
     accelerator: _Text
     output: _Text
-    level: Literal["mid"] = "mid"
+    level: Literal["mid", "fine"] = "mid"
     algorithm: Algorithm = "ppo"
     seeds: Annotated[tuple[_Seed, ...], Field(min_length=1), AfterValidator(_check_distinct)] = (0,)
     budget: Annotated[int, Field(ge=MIN_BUDGET, strict=True)] = 300

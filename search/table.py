@@ -44,7 +44,10 @@ def cells(entry: Entry) -> list[str]:
 
 def terminal_table(report: Report) -> Table:
     """Baselines, then what was found; accuracies on the test split."""
-    title = f"{report.task} on {report.accelerator}, {report.evaluations} evaluations, test split"
+    title = (
+        f"{report.task} on {report.accelerator} (level {report.level}), "
+        f"{report.evaluations} evaluations, test split"
+    )
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE, show_edge=False, padding=(0, 1, 0, 0)
     )

@@ -19,7 +19,7 @@ def add_verbs(verbs: Verbs) -> None:
     evaluate = add_verb(verbs, "evaluate", _evaluate, "accuracy and cost of one configuration")
     add_task(evaluate)
     evaluate.add_argument("--config", type=Path, help="JSON file; the dense network without it")
-    evaluate.add_argument("--level", choices=("coarse", "mid"), default="mid")
+    evaluate.add_argument("--level", choices=("coarse", "mid", "fine"), default="mid")
     add_json(evaluate)
     evaluate.add_argument("--accelerator", default="eyeriss-like", help="preset or YAML file")
     evaluate.add_argument(

@@ -32,13 +32,25 @@ def add_verbs(verbs: Verbs) -> None:
     cost = add_verb(verbs, "cost", _cost, "what the hardware model says of every layer")
     _add_network(cost)
     cost.add_argument("--accelerator", required=True, help="preset or YAML file")
-    cost.add_argument("--level", choices=("coarse", "mid"), default="mid")
+    cost.add_argument("--level", choices=("coarse", "mid", "fine"), default="mid")
+    cost.add_argument(
+        "--objective",
+        choices=("energy", "latency", "edp"),
+        default="energy",
+        help="what the mappings of level fine are the best of",
+    )
+    cost.add_argument(
+        "--counting",
+        choices=("native", "nn_dataflow", "zigzag"),
+        default="native",
+        help="whose rules count accesses at level fine",
+    )
     cost.add_argument("--csv", type=Path, metavar="FILE", help="write the table as CSV, too")
     cost.add_argument("--output", metavar="DIR", help="write table (CSV, Parquet) and picture, too")
     compare = add_verb(verbs, "compare", _compare, "the same network on several accelerators")
     _add_network(compare)
     compare.add_argument("--accelerators", required=True, help="presets or YAML files: a,b,c")
-    compare.add_argument("--level", choices=("mid",), default="mid")
+    compare.add_argument("--level", choices=("mid", "fine"), default="mid")
     for parser in (cost, compare):
         add_json(parser)
 
@@ -58,7 +70,14 @@ def _cost(args: argparse.Namespace) -> None:
     accelerator = load_accelerator(args.accelerator)
     with stdout_for_json(args.json):
         workload, states = _network(args)
-        report = cost(workload, states, accelerator, level=args.level)
+        report = cost(
+            workload,
+            states,
+            accelerator,
+            level=args.level,
+            objective=args.objective,
+            counting=args.counting,
+        )
     if args.csv:
         _write_csv(report, args.csv)
     if args.output:
@@ -150,6 +169,8 @@ def _print_json(args: argparse.Namespace, report: CostReport) -> None:
         {
             **_heading(args),
             "accelerator": report.accelerator,
+            "objective": args.objective,
+            "counting": args.counting,
             "energy_unit": report.energy_unit,
             "notes": list(report.notes),
             "total": totals(report),

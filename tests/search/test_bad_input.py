@@ -138,6 +138,12 @@ CASES = {
         *("spec.budget: 500", "started with 300"),
         verb="resume",
     ),
+    "another level": bad_run(
+        "spec.yaml",
+        spec(level="fine").to_yaml(),
+        *("spec.level: 'fine'", "started with 'mid'"),
+        verb="resume",
+    ),
     "broken specification": bad_run("spec.yaml", "task: {", "spec.yaml, line 1", verb="resume"),
     "damaged ledger": bad_run("ledger/part-0.parquet", "PAR1", "part-0.parquet", "whole Parquet"),
     "damaged ledger, report": bad_run(

@@ -50,7 +50,7 @@ def test_bare_layers_are_priced(here: Path, capsys: pytest.CaptureFixture[str]) 
     data = run_json(EYERISS, here, capsys)
 
     assert (data["file"], data["accelerator"]) == (str(here / "layers.csv"), "eyeriss-like")
-    assert data["level"] == "mid"
+    assert (data["level"], data["objective"], data["counting"]) == ("mid", "energy", "native")
     first = data["layers"][0]
     assert first["dram_words"] == 37184  # everything crosses once, the border included
     assert first["dram_bytes"] == 2 * 37184
@@ -78,6 +78,22 @@ def test_the_coarse_level_says_what_it_knows(
     out = capsys.readouterr().out
     assert "MACs" in out
     assert "energy" not in out
+
+
+def test_the_fine_level_finds_a_mapping_for_every_layer(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = f"{EYERISS} --level fine"
+    data = run_json(command, here, capsys)
+    assert [layer["dram_words"] for layer in data["layers"]] == [37184, 47360]  # each word once
+    assert all(layer["mapping"] for layer in data["layers"])
+    fast = run_json(f"{command} --objective latency", here, capsys)
+    assert fast["total"]["cycles"] <= data["total"]["cycles"]
+    assert fast["total"]["energy"] >= data["total"]["energy"]
+
+    assert main(command.format(here=here).split()) == 0
+    out = capsys.readouterr().out
+    assert data["layers"][0]["mapping"] in out
 
 
 def test_people_get_energy_by_component_and_traffic_by_operand(
@@ -110,10 +126,17 @@ def test_mappings_are_told_once_for_neighbours_that_share_them(here: Path) -> No
     each = dataclasses.replace(report, mappings=(("for k in 16", "for c in 64"),))
     assert len(list(loop_nests(each))) == 2
     assert [row["mapping"] for row in layer_rows(each)] == ["for k in 16", "for c in 64"]
+    gone = dataclasses.replace(report, mappings=((None, "for c in 64"),))
+    assert list(loop_nests(gone)) == ["layer1:\nfor c in 64"]
+    assert [row["mapping"] for row in layer_rows(gone)] == [None, "for c in 64"]
 
 
-def test_bars_stack_up_to_the_energy(here: Path) -> None:
-    report = cost(*read_layers(here / "layers.csv"), load_accelerator("eyeriss-like"))
+@pytest.mark.parametrize("name", preset_names())
+def test_bars_and_parts_add_up_to_the_energy(name: str, here: Path) -> None:
+    report = cost(*read_layers(here / "layers.csv", bits=8), load_accelerator(name))
+    for row in layer_rows(report):
+        parts = {key: value for key, value in row.items() if key.endswith("_pj")}
+        assert parts.pop("energy_pj") == row["energy"] == pytest.approx(sum(parts.values()))
     energy, cycles = figures.cost(report).axes
     heights = [bar.get_height() for bar in energy.patches]
     layers = len(report.layers)
@@ -274,7 +297,9 @@ BAD = {
     "no bits": (f"{EYERISS} --bits 0", "--bits: 0", "1 to 32"),
     "many bits": (f"{EYERISS} --bits 64", "--bits: 64", "1 to 32"),
     "bits in words": (f"{EYERISS} --bits few", "--bits", "'few'"),
-    "level": (f"{EYERISS} --level exact", "--level", "'mid'"),
+    "level": (f"{EYERISS} --level exact", "--level", "'fine'"),
+    "objective": (f"{EYERISS} --objective area", "--objective", "'edp'"),
+    "counting": (f"{EYERISS} --counting timeloop", "--counting", "'zigzag'"),
     "no accelerator": ("cost --layers {here}/layers.csv", "--accelerator", "required"),
     "unknown accelerator": (
         "cost --layers {here}/layers.csv --accelerator tpu",

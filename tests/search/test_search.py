@@ -103,17 +103,25 @@ def test_export_and_evaluate_agree_with_the_ledger(run: Path, tmp_path: Path) ->
     assert measured["energy_pj"] == pytest.approx(row["energy_pj"].item())
 
 
-def test_the_same_seeds_of_random_search_give_the_same_ledger(tmp_path: Path) -> None:
+def test_the_same_seeds_of_random_search_give_the_same_ledger_of_fine_prices(
+    tmp_path: Path,
+) -> None:
     found = []
     for name in ("first", "second"):
         folder = tmp_path / name
         folder.mkdir()
-        spec = write_spec(folder, algorithm="random", seeds=[3], budget=18)
+        spec = write_spec(folder, algorithm="random", level="fine", seeds=[3], budget=18)
         assert joulecut("search", spec).returncode == 0
         rows = pd.read_parquet(folder / "run" / "ledger")
         columns = ["config_hash", "split", "accuracy", "energy_pj", "seed"]
         found.append(rows[columns].sort_values(columns[:2]).reset_index(drop=True))
     pd.testing.assert_frame_equal(*found)
+
+    row = rows[rows["role"] == "search"].iloc[0]
+    (tmp_path / "config.json").write_text(row["config"])
+    arguments = ("--task", "digits", "--accelerator", "eyeriss-like", "--level", "fine")
+    priced = read_json("cost", *arguments, "--config", tmp_path / "config.json")
+    assert priced["total"]["energy"] == pytest.approx(row["energy_pj"])
 
 
 def evaluations(run: Path) -> int:
