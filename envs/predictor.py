@@ -18,7 +18,7 @@ PRIOR_SCALE = 0.5
 """Exponent of accuracy lost per unit of KL divergence, before anything was measured."""
 PRIOR_DEVIATIONS = 1.0
 """Prior standard deviation of a layer's scale, relative to the scale common to all."""
-LINKS = (0.6, 0.8, 1.0, 1.25)
+LINKS = (0.6, 0.8, 1.0, 1.25, 1.5)
 """Exponents tried for the link from damage to lost accuracy."""
 NOISE_POINTS = 0.5
 """Standard deviation of a measured accuracy, in points: a few thousand images."""
