@@ -99,6 +99,15 @@ def drop_upper_bound(rows: pd.DataFrame, reference: pd.Series) -> NDArray[np.flo
     return np.where(is_reference, 0.0, drops + ONE_SIDED_99 * error)
 
 
+def provable_drop(limit: float, images: int) -> float:
+    """The drop, in points, whose :func:`drop_upper_bound` is ``limit`` if blocks add nothing.
+
+    Solves ``drop + 2.33 * 100 * sqrt(drop / 100 / images) = limit`` for the drop.
+    """
+    error = ONE_SIDED_99 * 10 / np.sqrt(images)  # of the square root of a drop in points
+    return float(((np.sqrt(error**2 + 4 * limit) - error) / 2) ** 2)
+
+
 def smallest_provable_drop(images: int) -> float:
     """The bound of a configuration that loses no image of a split of this size, in points."""
     return 100 * ONE_SIDED_99 / images

@@ -21,11 +21,13 @@ class Reference:
         chance: Accuracy of guessing, 0..1.
         energy_pj: Energy of dense INT8 at the problem's level, which ratios of proposers are
             relative to.
+        limits: Drops in points at which the least energy is asked for.
     """
 
     accuracy: float
     chance: float
     energy_pj: float
+    limits: tuple[float, ...]
 
 
 class Measurements:
@@ -80,4 +82,5 @@ class Measurements:
             self.energy_ratio,
             self.accuracy_drop,
             self.reference.energy_pj,
+            self.reference.limits,
         )

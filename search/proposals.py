@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Collection
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,9 @@ from search.front import pareto_front
 WORST_RATIO = 1.0
 WORST_DROP = 10.0
 """Corner of the box whose dominated part is to grow: energy ratio, and drop in points."""
-_NODES = np.sqrt(3.0) * np.array([-1.0, 0.0, 1.0])
-_NODE_WEIGHTS = np.array([1.0, 4.0, 1.0]) / 6.0
-"""Gauss-Hermite quadrature of a standard normal variable with three nodes."""
+_NODES, _NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(7)
+_NODE_WEIGHTS = _NODE_WEIGHTS / _NODE_WEIGHTS.sum()
+"""Gauss-Hermite quadrature of a standard normal variable."""
 
 Axis = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
@@ -33,6 +34,15 @@ def log_axis(drop: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.log1p(np.clip(drop, 0.0, WORST_DROP) / half_point) / np.log1p(WORST_DROP / half_point)
 
 
+def limit_axis(limits: Sequence[float]) -> Axis:
+    """Share of the limits, in points, that a drop exceeds: growth is energy saved at a limit."""
+
+    def axis(drop: NDArray[np.float64]) -> NDArray[np.float64]:
+        return (drop[..., None] > np.array(limits)).mean(axis=-1)
+
+    return axis
+
+
 def select(
     problem: CompressionProblem,
     predictor: AccuracyPredictor,
@@ -42,13 +52,15 @@ def select(
     measured_ratio: NDArray[np.float64],
     measured_drop: NDArray[np.float64],
     baseline_energy_pj: float,
+    limits: Sequence[float],
 ) -> NDArray[np.int64]:
     """Pick candidates by the expected growth of the dominated part of the box, one by one.
 
     A candidate's damage is uncertain by ``predictor.relative_std``, so an uncertain one may be
     expected to add more than a certain one that is predicted the same: that is what explores.
     Picks take turns between a linear and a logarithmic drop axis, so that small drops get their
-    share. Each pick counts as measured, as predicted, for those that follow.
+    share, and the limits that a user asked for. Each pick counts as measured, as predicted, for
+    those that follow.
 
     Args:
         problem: Prices the candidates.
@@ -59,6 +71,7 @@ def select(
         measured_ratio: Energy ratios measured so far, (measurements,).
         measured_drop: Drops measured so far in points, (measurements,).
         baseline_energy_pj: What energy ratios are relative to.
+        limits: Drops in points at which the least energy counts most.
 
     Returns:
         At most ``count`` choices, (picked, layers, 4), best first.
@@ -67,7 +80,7 @@ def select(
     ratio = problem.cost(candidates).energy_pj / baseline_energy_pj
     outcomes = np.stack([predictor.optimistic_drop(candidates, -node) for node in _NODES], axis=1)
     middle = outcomes[:, len(_NODES) // 2]
-    axes: tuple[Axis, ...] = (linear_axis, log_axis)
+    axes: tuple[Axis, ...] = (linear_axis, log_axis, limit_axis(limits))
     fronts = [_Front(ratio, axis(outcomes)) for axis in axes]
     for front, axis in zip(fronts, axes, strict=True):
         front.add(measured_ratio, axis(measured_drop))

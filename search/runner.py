@@ -35,6 +35,7 @@ from search.evaluation import local_copy
 from search.finalists import finalists
 from search.finalists import write_layer_tables
 from search.front import baseline
+from search.front import provable_drop
 from search.measurements import Reference
 from search.progress import Progress
 from search.report import build_report
@@ -183,6 +184,7 @@ def _search(
             accuracy=float(dense["accuracy"]),
             chance=worker.evaluator.task.chance,
             energy_pj=float(worker.price(int8, GUIDE_LEVEL).energy_pj[0]),
+            limits=tuple(provable_drop(limit, int(dense["images"])) for limit in spec.targets),
         ),
         evaluators=resources.evaluators,
         evaluator_cpus=resources.evaluator_cpus,

@@ -32,8 +32,13 @@ def hashes(choices: np.ndarray) -> list[str]:
     return [SPACE.config(choice).hash for choice in choices]
 
 
-def pick(candidates: np.ndarray, count: int, seen: set[str] | None = None) -> np.ndarray:
-    arguments = (seen or set(), NOTHING, NOTHING, BASELINE)
+def pick(
+    candidates: np.ndarray,
+    count: int,
+    seen: set[str] | None = None,
+    limits: tuple[float, ...] = (0.5, 1.0),
+) -> np.ndarray:
+    arguments = (seen or set(), NOTHING, NOTHING, BASELINE, limits)
     return select(PROBLEM, PREDICTOR, candidates, count, *arguments)
 
 
@@ -76,7 +81,7 @@ def test_gain_is_the_difference_of_hypervolumes(seed: int) -> None:
     rng = np.random.default_rng(seed)
     ratio, drop = rng.random(6) * 1.2, rng.random(6) * 12
     candidate_ratio, candidate_drop = rng.random(20) * 1.2, rng.random(20) * 12
-    nodes = np.repeat(linear_axis(candidate_drop)[:, None], 3, axis=1)
+    nodes = np.repeat(linear_axis(candidate_drop)[:, None], 7, axis=1)
     front = _Front(candidate_ratio, nodes)
     front.add(ratio, linear_axis(drop))
     before = hypervolume(ratio, drop)
@@ -89,11 +94,21 @@ def test_gain_is_the_difference_of_hypervolumes(seed: int) -> None:
 
 def test_the_uncertain_is_preferred_where_nothing_else_tells_them_apart() -> None:
     ratio = np.array([0.5, 0.5])
-    certain, uncertain = [0.3, 0.3, 0.3], [0.1, 0.3, 0.5]
+    certain, uncertain = np.full(7, 0.3), np.linspace(0.1, 0.5, 7)
     front = _Front(ratio, np.array([certain, uncertain]))
     front.add(np.array([0.5]), np.array([0.3]))  # both are expected to only repeat this
     assert front.gain()[0] == pytest.approx(0)
     assert front.gain()[1] > 0
+
+
+def test_a_limit_draws_picks_to_the_cheapest_that_should_hold_it() -> None:
+    candidates = mild(400)
+    limit = float(np.quantile(PREDICTOR.accuracy_drop(candidates), 0.2))
+    third = pick(candidates, 3, limits=(limit,))[2:]  # the third turn is the limits'
+    holds = PREDICTOR.optimistic_drop(candidates, -1.0) <= limit
+    dearest = np.quantile(PROBLEM.cost(candidates[holds]).energy_pj, 0.2)
+    assert PREDICTOR.accuracy_drop(third)[0] <= limit
+    assert PROBLEM.cost(third).energy_pj[0] <= dearest
 
 
 def test_random_proposals_are_new_and_distinct() -> None:

@@ -23,7 +23,7 @@ TRUTH = SyntheticAccuracy(
     PROBLEM, scales=np.exp(np.random.default_rng(7).normal(0, 0.7, (LAYERS, 2)))
 )
 START = start_choice(PROBLEM.space)[None]
-REFERENCE = Reference(0.9, 0.1, float(PROBLEM.cost(START).energy_pj[0]))
+REFERENCE = Reference(0.9, 0.1, float(PROBLEM.cost(START).energy_pj[0]), (0.5, 1.0, 2.0))
 ALGORITHMS = ["random", "uniform", "dp", "dp+local", "optuna-tpe", "optuna-nsga2"]
 
 
