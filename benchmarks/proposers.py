@@ -1,0 +1,119 @@
+"""Compares algorithms at equal numbers of true evaluations, in this process and without Ray.
+
+    python benchmarks/proposers.py --task cifar10-resnet20 --images 2000 --evaluations 60 \
+        --algorithms dp dp+local ppo --seeds 0 1 --prepared runs/resnet20/prepared
+
+Every algorithm knows the dense network at 8, 6, 5 and 4 bits, then proposes in twelve batches
+what is measured on the first images of the search split. The hypervolume is the share of the
+box (energy ratio to dense INT8 <= 1, loss <= 10 points) that is dominated; ratios are the best
+measured at <= 0.5, 1 and 2 points, without the bound that a search's picks need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from envs.config import uniform
+from envs.episode import start_choice
+from envs.evaluator import Evaluator
+from envs.problem import CompressionProblem
+from envs.setup import Menu
+from envs.setup import prepare_evaluator
+from envs.setup import prepare_problem
+from envs.space import ACTIVATION_BITS
+from envs.space import WEIGHT_BITS
+from envs.tasks import Task
+from envs.tasks import TaskSpec
+from hwmodel import load_accelerator
+from search.front import hypervolume
+from search.front import provable_drop
+from search.measurements import Reference
+from search.proposers import make_proposer
+from search.storage import Storage
+from search.trial import ROUNDS
+
+TARGETS = (0.5, 1.0, 2.0)
+BASELINE_BITS = (8, 6, 5, 4)
+
+
+def first_images(task: Task, images: int) -> Task:
+    """The task with a search split of so many images, whole batches of it."""
+    batches, count = [], 0
+    for inputs, targets in task.search:
+        if count >= images:
+            break
+        batches.append((inputs[: images - count], targets[: images - count]))
+        count += len(batches[-1][1])
+    return replace(task, search=batches)
+
+
+def run(
+    algorithm: str, seed: int, problem: CompressionProblem, evaluator: Evaluator, evaluations: int
+) -> None:
+    """One search, one line after every batch."""
+    space, start = problem.space, start_choice(problem.space)
+    baselines = np.repeat(start[None], len(BASELINE_BITS), axis=0)
+    for choice, bits in zip(baselines, BASELINE_BITS, strict=True):
+        choice[:, WEIGHT_BITS] = space.weight_bits.index(bits)
+        choice[:, ACTIVATION_BITS] = space.activation_bits.index(bits)
+    baselines = space.canonical(baselines)
+    int8_pj = float(problem.cost(start[None]).energy_pj[0])
+    dense = evaluator.evaluate(uniform(space.layers, 32), "search")
+    limits = tuple(provable_drop(target, dense.images) for target in TARGETS)
+    reference = Reference(dense.accuracy, evaluator.task.chance, int8_pj, limits)
+
+    def measure(choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        configs = [space.config(choice) for choice in choices]
+        return np.array([evaluator.evaluate(config, "search").accuracy for config in configs])
+
+    with tempfile.TemporaryDirectory() as policies:
+        proposer = make_proposer(algorithm, problem, reference, seed, Storage.at(policies))
+        choices, accuracy = baselines, measure(baselines)
+        proposer.learn(choices, accuracy)
+        while (spent := len(choices) - len(baselines)) < evaluations:
+            picked = proposer.propose(min(-(-evaluations // ROUNDS), evaluations - spent))
+            if not len(picked):
+                break
+            reached = measure(picked)
+            proposer.learn(picked, reached)
+            choices, accuracy = np.append(choices, picked, 0), np.append(accuracy, reached)
+            ratio = problem.cost(choices).energy_pj / int8_pj
+            drop = 100 * (dense.accuracy - accuracy)
+            best = " ".join(f"{ratio[drop <= target].min():.3f}" for target in TARGETS)
+            count = len(choices) - len(baselines)
+            volume = hypervolume(ratio, drop)
+            print(f"{algorithm:12} {seed:4} {count:6} {volume:8.4f}   {best}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", default="cifar10-resnet20")
+    parser.add_argument("--data")
+    parser.add_argument("--weights")
+    parser.add_argument("--accelerator", default="eyeriss-like")
+    parser.add_argument("--algorithms", nargs="+", default=["dp", "dp+local", "ppo", "random"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--evaluations", type=int, default=60)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--prepared", type=Path, help="kept there: statistics and option table")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    task = TaskSpec(args.task, data=args.data, weights=args.weights).load()
+    evaluator = prepare_evaluator(first_images(task, args.images), args.prepared)
+    accelerator = load_accelerator(args.accelerator)
+    problem = prepare_problem(evaluator, accelerator, Menu(), directory=args.prepared)
+    print("algorithm    seed  evals   volume   least ratio at 0.5, 1, 2 points")
+    for algorithm in args.algorithms:
+        for seed in args.seeds:
+            run(algorithm, seed, problem, evaluator, args.evaluations)
+
+
+if __name__ == "__main__":
+    main()
