@@ -17,11 +17,15 @@ from envs.config import Criterion
 from envs.config import Granularity
 from envs.config import LayerDecision
 from envs.config import Repair
+from envs.config import run_of
+from envs.patterns import pattern_of
 from envs.problem import output_bits
-from envs.pruning import keep_elements
+from envs.problem import with_runs
+from envs.pruning import geometric_median_filter_scores
 from envs.pruning import keep_units
-from envs.pruning import l2_filter_scores
 from envs.pruning import magnitude_scores
+from envs.pruning import norm_filter_scores
+from envs.pruning import random_scores
 from envs.pruning import second_order_scores
 from envs.quantization import ActivationRange
 from envs.quantization import round_weights
@@ -31,6 +35,7 @@ from envs.reconstruction import inverse_diagonal
 from envs.reconstruction import reconstruct_masked
 from envs.reconstruction import reconstruct_rounded
 from envs.reconstruction import reconstruct_sparse
+from envs.reconstruction import removal_error
 from envs.sequential import compress_in_sequence
 from envs.statistics import LayerStatistics
 from envs.trace import TracedLayer
@@ -151,14 +156,18 @@ class Compressor:
             statistics.inputs[layer.decision.activation_bits].density
             for statistics, layer in zip(self.statistics, layers, strict=True)
         ]
-        return LayerStates(
-            in_channels=row([int(layer.kept_in.sum()) for layer in layers]),
-            out_channels=row([int(layer.kept_out.sum()) for layer in layers]),
-            weight_density=row([layer.density for layer in layers]),
-            activation_density=row(densities),
-            weight_bits=row([layer.decision.weight_bits for layer in layers]),
-            activation_bits=activation_bits,
-            output_bits=output_bits(self.network.workload, activation_bits),
+        runs = [run_of(layer.decision.granularity, layer.decision.sparsity) for layer in layers]
+        return with_runs(
+            LayerStates(
+                in_channels=row([int(layer.kept_in.sum()) for layer in layers]),
+                out_channels=row([int(layer.kept_out.sum()) for layer in layers]),
+                weight_density=row([layer.density for layer in layers]),
+                activation_density=row(densities),
+                weight_bits=row([layer.decision.weight_bits for layer in layers]),
+                activation_bits=activation_bits,
+                output_bits=output_bits(self.network.workload, activation_bits),
+            ),
+            np.array(runs, dtype=np.float64),
         )
 
     def removed_units(self, config: CompressionConfig) -> Tensor:
@@ -180,13 +189,43 @@ class Compressor:
         units = self.network.units
         members = (units.unit_group == group).nonzero().flatten()
         scores = torch.zeros(len(units.unit_group))
-        for index in units.layers_of(group):
-            layer = self.network.layers[index]
-            channel = (
-                l2_filter_scores(layer.rows) if criterion == "l2" else self.statistics[index].taylor
-            )
-            scores.index_add_(0, units.out_units[index], channel)
+        if criterion == "reconstruction":
+            for index in range(len(self.network.layers)):
+                self._add_removal_errors(scores, index, group)
+        elif criterion == "random":
+            scores = random_scores(scores)
+        else:
+            for index in units.layers_of(group):
+                scores.index_add_(0, units.out_units[index], self._filter_scores(index, criterion))
         return members, keep_units(scores[members], units.signature[members], sparsity)
+
+    def _filter_scores(self, index: int, criterion: Criterion) -> Tensor:
+        """Score of every output channel of one layer, (out_channels,)."""
+        rows = self.network.layers[index].rows
+        if criterion == "taylor":
+            return self.statistics[index].taylor
+        if criterion == "geometric_median":
+            return geometric_median_filter_scores(rows)
+        return norm_filter_scores(rows, order=1 if criterion == "l1" else 2)
+
+    def _add_removal_errors(self, scores: Tensor, index: int, group: int) -> None:
+        """Add to each unit of a group how much layer ``index``, which reads it, would lose.
+
+        Relative to the layer's output, so that the errors of several readers can be added.
+        """
+        units, layer = self.network.units, self.network.layers[index]
+        moment = self.statistics[index].second_moment
+        read = units.in_units[index]
+        size = torch.sum(layer.rows @ moment * layer.rows)
+        kernel = layer.rows.shape[-1] * layer.shape.groups // len(read)
+        for unit in read[(read >= 0) & (units.unit_group[read] == group)].unique().tolist():
+            channels = (read == unit).nonzero()
+            # A unit's channels in one group of the layer go together.
+            columns = (channels * kernel + torch.arange(kernel)).flatten()
+            of_group = columns // layer.rows.shape[-1]
+            for number in of_group.unique():
+                lost = removal_error(layer.rows, moment, columns[of_group == number][None])
+                scores[unit] += float(lost) / float(size.clamp_min(torch.finfo(size.dtype).tiny))
 
     def _weights(
         self,
@@ -296,19 +335,41 @@ def pruned_rows(
 ) -> Tensor:
     """One layer pruned to several sparsities, (sparsities, groups, rows, columns)."""
     rows, moment = layer.rows, statistics.second_moment
-    repairs = repair == "layerwise"
-    if granularity == "element" and criterion == "second_order" and repairs:
-        return reconstruct_sparse(rows, moment, sparsities, removed_columns=removed)
-    keep = torch.ones(len(sparsities), *rows.shape, dtype=torch.bool)
-    if granularity == "element":
-        keep &= element_masks(layer, statistics, criterion, sparsities)
+    repairs = repair != "none"
+    if granularity in ("none", "filter"):
+        sparsities = [0.0] * len(sparsities)
+    patterns = [pattern_of(granularity, sparsity, layer.shape) for sparsity in sparsities]
+    if criterion == "second_order" and repairs:
+        pruned = torch.empty(len(sparsities), *rows.shape)
+        for pattern in dict.fromkeys(patterns):
+            same = [index for index, other in enumerate(patterns) if other == pattern]
+            goals = [sparsities[index] for index in same]
+            pruned[same] = reconstruct_sparse(
+                rows, moment, goals, pattern=pattern, removed_columns=removed
+            )
+        return pruned
+    stays = torch.ones_like(rows, dtype=torch.bool)
     if removed is not None:
-        keep &= ~removed[:, None, :]
+        stays &= ~removed[:, None]
+    scores = torch.where(stays, weight_scores(layer, statistics, criterion), -1.0)
+    keep = torch.stack(
+        [
+            stays & pattern.keep(scores, stays, 1 - sparsity) if sparsity else stays
+            for pattern, sparsity in zip(patterns, sparsities, strict=True)
+        ]
+    )
     if bool(keep.all()):
         return rows.expand_as(keep)
     if not repairs:
         return rows * keep
     return reconstruct_masked(rows, moment, keep, removed_columns=removed)
+
+
+def weight_scores(layer: TracedLayer, statistics: LayerStatistics, criterion: Criterion) -> Tensor:
+    """Score of every weight as trained, >= 0, (groups, rows, columns)."""
+    if criterion == "second_order":
+        return second_order_scores(layer.rows, inverse_diagonal(statistics.second_moment))
+    return random_scores(layer.rows) if criterion == "random" else magnitude_scores(layer.rows)
 
 
 def rounded_rows(
@@ -331,7 +392,7 @@ def rounded_rows(
         Weights (options, widths, groups, rows, columns) and scales (options, widths, groups, rows).
     """
     integers = [width for width in bits if width not in FLOAT_BITS]
-    if repair == "layerwise" and integers == list(bits):
+    if repair != "none" and integers == list(bits):
         return reconstruct_rounded(pruned, statistics.second_moment, bits, removed_columns=removed)
     scales = torch.stack([weight_scales(pruned, width) for width in bits], dim=1)
     rounded = [round_weights(pruned, scales[:, i], width) for i, width in enumerate(bits)]
@@ -369,20 +430,6 @@ def integer_weights(weight: Tensor, scale: Tensor) -> Tensor:
     return (weight / step).round().to(torch.int8)
 
 
-def element_masks(
-    layer: TracedLayer,
-    statistics: LayerStatistics,
-    criterion: Criterion,
-    sparsities: Sequence[float],
-) -> Tensor:
-    """Weights that stay at every sparsity, bool, (sparsities, groups, rows, columns)."""
-    if criterion == "second_order":
-        scores = second_order_scores(layer.rows, inverse_diagonal(statistics.second_moment))
-    else:
-        scores = magnitude_scores(layer.rows)
-    return torch.stack([keep_elements(scores, sparsity) for sparsity in sparsities])
-
-
 def removed_columns(layer: TracedLayer, kept_in: Tensor) -> Tensor | None:
     """Columns of a layer's rows whose input channel is gone, (groups, columns); None if none."""
     if bool(kept_in.all()):
@@ -405,7 +452,7 @@ def check_config(network: TracedNetwork, config: CompressionConfig) -> None:
         decision = config.layers[name]
         group = group_numbers[index]
         if group < 0 and decision.granularity == "filter":
-            allowed = "its output channels must stay: use 'none' or 'element'"
+            allowed = "its output channels must stay: remove weights only"
             raise InputError(f"layers.{name}.granularity", "filter", allowed)
         leader = network.names[group_numbers.index(group)]
         if group >= 0 and _removal(decision) != _removal(config.layers[leader]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from dataclasses import dataclass
@@ -16,16 +17,63 @@ from typing import get_args
 
 from hwmodel.errors import InputError
 
-Granularity = Literal["none", "element", "filter"]
-Criterion = Literal["none", "l1", "l2", "taylor", "second_order"]
+Granularity = str
+"""What is removed: ``none``, ``element``, ``kernel`` (all positions of an input channel in one
+filter), ``filter`` (output channels), blocks such as ``4x1`` (output times input channels), and
+``n:4``, ``n:8`` and so on (N of every M weights along the input channels, N given by the
+sparsity)."""
+
+Criterion = Literal[
+    "none", "l1", "l2", "taylor", "second_order", "geometric_median", "reconstruction", "random"
+]
 Repair = Literal["none", "layerwise", "sequential"]
 
-CRITERIA: Mapping[Granularity, tuple[Criterion, ...]] = {
-    "none": ("none",),
-    "element": ("l1", "second_order"),
-    "filter": ("l2", "taylor"),
-}
-"""The criteria that each granularity can rank by."""
+RUN = r"n:([1-9]\d{0,3})"
+BLOCK = r"([1-9]\d{0,3})x([1-9]\d{0,3})"
+
+_WEIGHT_CRITERIA: tuple[Criterion, ...] = ("l1", "second_order", "random")
+_FILTER_CRITERIA: tuple[Criterion, ...] = (
+    "l1", "l2", "taylor", "geometric_median", "reconstruction", "random",
+)  # fmt: skip
+
+
+def criteria(granularity: Granularity) -> tuple[Criterion, ...]:
+    """The criteria that a granularity can rank by.
+
+    Raises:
+        InputError: there is no such granularity.
+    """
+    if granularity == "none":
+        return ("none",)
+    if granularity == "filter":
+        return _FILTER_CRITERIA
+    text = granularity if isinstance(granularity, str) else ""
+    if text in ("element", "kernel"):
+        return _WEIGHT_CRITERIA
+    sizes = re.fullmatch(RUN, text) or re.fullmatch(BLOCK, text)
+    if sizes is None or set(sizes.groups()) == {"1"}:
+        allowed = "none, element, kernel, filter, a block such as 4x1 or 1x4, or n:4, n:8, n:16"
+        raise InputError("granularity", granularity, f"use one of {allowed}")
+    return _WEIGHT_CRITERIA
+
+
+def run_length(granularity: Granularity) -> int | None:
+    """M of ``n:M``; None for other granularities."""
+    run = re.fullmatch(RUN, granularity)
+    return int(run[1]) if run else None
+
+
+def run_of(granularity: Granularity, sparsity: float) -> tuple[int, int]:
+    """(N, M) of ``n:M`` at one sparsity; (1, 1), which says nothing, for other granularities."""
+    m = run_length(granularity)
+    return (1, 1) if m is None else (round((1 - sparsity) * m), m)
+
+
+def fits(granularity: Granularity, sparsity: float) -> bool:
+    """Whether a granularity can reach a sparsity: of ``n:M``, the multiples of 1 / M."""
+    m = run_length(granularity)
+    return m is None or abs(sparsity * m - round(sparsity * m)) < 1e-6
+
 
 INTEGER_BITS = tuple(range(2, 9))
 FLOAT_BITS = (16, 32)
@@ -39,9 +87,10 @@ class LayerDecision:
     """What happens to one layer.
 
     Attributes:
-        granularity: What is removed: nothing, single weights, or whole output channels (filters).
-        criterion: What ranks the candidates for removal; one of ``CRITERIA[granularity]``.
-        sparsity: Fraction removed, 0 <= sparsity < 1; 0 exactly when granularity is ``none``.
+        granularity: What is removed; see :data:`Granularity`.
+        criterion: What ranks the candidates for removal; one of ``criteria(granularity)``.
+        sparsity: Fraction removed, 0 <= sparsity < 1; 0 exactly when granularity is ``none``, and
+            a multiple of 1 / M for ``n:M``.
         weight_bits: 2..8 for integers with a scale per output channel, 16 or 32 for floats.
         activation_bits: Bits of the layer's input, 2..8 for integers with one scale, 16 or 32.
 
@@ -56,8 +105,7 @@ class LayerDecision:
     activation_bits: int = 32
 
     def __post_init__(self) -> None:
-        check_choice("granularity", self.granularity, get_args(Granularity))
-        check_choice("criterion", self.criterion, CRITERIA[self.granularity])
+        check_choice("criterion", self.criterion, criteria(self.granularity))
         sparsity = self.sparsity
         if isinstance(sparsity, bool) or not isinstance(sparsity, int | float):
             raise InputError("sparsity", sparsity, "use a number with 0 <= sparsity < 1")
@@ -65,6 +113,9 @@ class LayerDecision:
             raise InputError("sparsity", sparsity, "use a number with 0 <= sparsity < 1")
         if (self.granularity == "none") != (sparsity == 0):
             allowed = "sparsity is 0 exactly when granularity is 'none'"
+            raise InputError("sparsity", sparsity, allowed)
+        if not fits(self.granularity, sparsity):
+            allowed = f"{self.granularity} removes multiples of 1/{run_length(self.granularity)}"
             raise InputError("sparsity", sparsity, allowed)
         for key in ("weight_bits", "activation_bits"):
             check_bits(key, getattr(self, key))

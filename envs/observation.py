@@ -85,9 +85,8 @@ class Observer:
         space = problem.space
         self._dense_in = problem.table.dense_in
         self._channels = problem.table.channels
-        methods = np.array([method.granularity for method in space.methods])
-        self._is_element = methods == "element"
-        self._is_filter = methods == "filter"
+        self._is_filter = np.array([space.is_filter(index) for index in range(len(space.methods))])
+        self._is_element = ~self._is_filter & (np.arange(len(space.methods)) > 0)
         self._sparsities = np.array(space.sparsities)
         self._weight_bits = np.minimum(np.array(space.weight_bits) / 8.0, 1.0)
         self._activation_bits = np.minimum(np.array(space.activation_bits) / 8.0, 1.0)
@@ -208,13 +207,11 @@ def _probe_choices(
             probes[layer, first, layer, column] = 0
             probes[layer, first + 1, layer, column] = len(menu) // 2
             valid[layer, first : first + 2] = True
-        for first, granularity in ((4, "element"), (6, "filter")):
+        for first, filters in ((4, False), (6, True)):
             methods = [
-                index
-                for index, method in enumerate(space.methods)
-                if method.granularity == granularity
+                index for index in range(1, len(space.methods)) if space.is_filter(index) == filters
             ]
-            if not methods or (granularity == "filter" and space.leader(layer) != layer):
+            if not methods or (filters and space.leader(layer) != layer):
                 continue
             valid[layer, first : first + 2] = True
             for probe, sparsity in ((first, middle_sparsity), (first + 1, highest_sparsity)):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.config import run_of
 from envs.options import OptionTable
 from envs.space import ACTIVATION_BITS
 from envs.space import METHOD
@@ -53,7 +55,7 @@ class CompressionProblem:
         layer = np.arange(len(self.space.layers))
         activation_bits = self._activation_bits[layer, activation]
         kept_in, kept_out = self.table.channels(choices)
-        return LayerStates(
+        states = LayerStates(
             in_channels=kept_in,
             out_channels=kept_out,
             weight_density=self.table.weight_density[layer, method, sparsity, weight],
@@ -61,6 +63,21 @@ class CompressionProblem:
             weight_bits=self._weight_bits[layer, weight],
             activation_bits=activation_bits,
             output_bits=output_bits(self.workload, activation_bits),
+        )
+        return with_runs(states, self._runs[method, sparsity])
+
+    @cached_property
+    def _runs(self) -> NDArray[np.float64]:
+        """(N, M) by method and sparsity, (methods, sparsities, 2)."""
+        space = self.space
+        return np.array(
+            [
+                [run_of(granularity, space.sparsities[index]) for index in indices]
+                for (granularity, _), indices in zip(
+                    space.methods, space.nearest_sparsity, strict=True
+                )
+            ],
+            dtype=np.float64,
         )
 
     @cached_property
@@ -77,6 +94,19 @@ class CompressionProblem:
         for name, decision in self.space.pinned.items():
             menu[self.space.layers.index(name)] = getattr(decision, key)
         return menu
+
+
+def with_runs(states: LayerStates, runs: NDArray[np.float64]) -> LayerStates:
+    """States whose layers hold at most N of every M weights, where their densities do so, too.
+
+    Args:
+        states: Of layers without such runs.
+        runs: (N, M) of every layer, (candidates or nothing, layers, 2). A layer that is too narrow
+            for whole runs may be denser than N / M: it stays unstructured.
+    """
+    n, m = np.broadcast_to(runs, (*states.weight_density.shape, 2)).transpose(2, 0, 1)
+    holds = states.weight_density * m <= n
+    return replace(states, weight_n=np.where(holds, n, 1.0), weight_m=np.where(holds, m, 1.0))
 
 
 def output_bits(workload: Workload, activation_bits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,8 +7,6 @@ norm into them rescales the rows and ruins the order of the scores across rows.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
@@ -16,6 +14,12 @@ from torch import Tensor
 def magnitude_scores(weight: Tensor) -> Tensor:
     """L1: |w|, shape of ``weight``."""
     return weight.abs()
+
+
+def random_scores(weight: Tensor) -> Tensor:
+    """The control: scores from a fixed seed, 0..1, shape of ``weight``."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(weight.shape, generator=generator).to(weight)
 
 
 def second_order_scores(weight: Tensor, inverse_diagonal: Tensor) -> Tensor:
@@ -33,13 +37,26 @@ def second_order_scores(weight: Tensor, inverse_diagonal: Tensor) -> Tensor:
     return weight.square() / inverse_diagonal[:, None, :]
 
 
-def l2_filter_scores(weight: Tensor) -> Tensor:
-    """Norm of each output channel over the mean norm of the layer, shape (groups * rows,).
+def norm_filter_scores(weight: Tensor, order: int) -> Tensor:
+    """L1 or L2 norm of each output channel over the mean norm of the layer, (groups * rows,).
 
     The mean of a layer's scores is 1, so that the scores of coupled layers can be averaged.
     """
-    norm = weight.flatten(0, 1).norm(dim=1)
-    return norm / norm.mean().clamp_min(torch.finfo(norm.dtype).tiny)
+    return _over_mean(weight.flatten(0, 1).norm(p=order, dim=1))
+
+
+def geometric_median_filter_scores(weight: Tensor) -> Tensor:
+    """Summed distance of each output channel to all others, over its mean, (groups * rows,).
+
+    He et al., Filter Pruning via Geometric Median, CVPR 2019: the channel next to the others'
+    median is the one that they can replace.
+    """
+    rows = weight.flatten(0, 1)
+    return _over_mean(torch.cdist(rows, rows).sum(dim=1))
+
+
+def _over_mean(scores: Tensor) -> Tensor:
+    return scores / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)
 
 
 def taylor_filter_scores(weight: Tensor, gradients: Tensor) -> Tensor:
@@ -77,19 +94,6 @@ def kept_count(total: int, sparsity: float) -> int:
     return round((1 - sparsity) * total)
 
 
-def keep_elements(scores: Tensor, sparsity: float) -> Tensor:
-    """Mask of the weights to keep: those with the highest scores of the whole layer.
-
-    Args:
-        scores: Any shape.
-        sparsity: 0 <= sparsity < 1; exactly ``kept_count(number of scores, sparsity)`` are kept.
-
-    Returns:
-        Bool, shape of ``scores``.
-    """
-    return ~lowest(scores, scores.numel() - kept_count(scores.numel(), sparsity))
-
-
 def keep_units(scores: Tensor, signature: Tensor, sparsity: float) -> Tensor:
     """Mask of the output channels to keep, the same fraction of every class.
 
@@ -110,30 +114,3 @@ def keep_units(scores: Tensor, signature: Tensor, sparsity: float) -> Tensor:
         removed = lowest(scores[members], min(round(sparsity * size), size - 1))
         keep[members[removed]] = False
     return keep
-
-
-class Pattern(Protocol):
-    """What a layer's weights are removed in: single weights, or several together."""
-
-    def keep(self, scores: Tensor, candidates: Tensor, density: float) -> Tensor:
-        """Which weights stay.
-
-        Args:
-            scores: Shape (groups, rows, columns); -1 where a weight is gone already, >= 0 else.
-            candidates: Weights that ``density`` counts, bool, shape of ``scores``.
-            density: Fraction of the candidates that stay, 0 < density <= 1.
-
-        Returns:
-            Bool, shape of ``scores``.
-        """
-
-
-class Elements:
-    """Single weights."""
-
-    def keep(self, scores: Tensor, candidates: Tensor, density: float) -> Tensor:
-        kept = kept_count(int(candidates.sum()), 1 - density)
-        return ~lowest(scores, scores.numel() - kept)
-
-
-ELEMENTS = Elements()

@@ -31,8 +31,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from envs.pruning import ELEMENTS
-from envs.pruning import Pattern
+from envs.patterns import Elements
+from envs.patterns import Pattern
 from envs.quantization import round_weights
 from envs.quantization import weight_scales
 
@@ -45,6 +45,10 @@ DAMPING = 0.01
 _STAYS = 0.9
 _STEPS = 4
 _LAST_STEPS = 16
+_EXCHANGES = 4
+
+_DAMPED_ALREADY = 1e-6
+_ELEMENTS = Elements()
 
 # Columns between two updates of everything behind them.
 _BLOCK = 128
@@ -56,14 +60,14 @@ def reconstruct_sparse(
     second_moment: Tensor,
     sparsities: Sequence[float],
     *,
-    pattern: Pattern = ELEMENTS,
+    pattern: Pattern = _ELEMENTS,
     removed_columns: Tensor | None = None,
     damping: float = DAMPING,
 ) -> Tensor:
     """Remove weights, those whose removal can be made up for best.
 
-    The saliency of a weight is w^2 over the geometric mean of [H^-1]_jj, which is right while all
-    others may make up for it, and 1 / H_jj, which is right once none are left that could.
+    A tenth of what is left goes at a time. A few exchanges follow: weights that are gone compete
+    again, at the value that each would take alone.
 
     Args:
         weight: Shape (groups, rows, columns).
@@ -79,23 +83,30 @@ def reconstruct_sparse(
     """
     removed = _removed(second_moment, removed_columns)
     problem = _least_squares(weight, second_moment, removed, damping)
-    importance = (problem.power / inverse_diagonal(problem.matrix, damping=0)).sqrt()[:, None]
     candidates = ~removed[:, None].expand_as(weight)
+    importance = _importance(problem, pattern.together(candidates))
     result = weight.new_empty(len(sparsities), *weight.shape)
 
-    def thinned(left: Tensor, keep: Tensor, density: float) -> Tensor:
-        scores = torch.where(keep, left.square() * importance, -1.0)
-        return keep & pattern.keep(scores, candidates, density)
+    def kept(weights: Tensor, among: Tensor, density: float) -> Tensor:
+        scores = weights * (weights @ importance)
+        return among & pattern.keep(torch.where(among, scores, -1.0), candidates, density)
 
     left, keep, density = problem.target, candidates, 1.0
     for option in sorted(range(len(sparsities)), key=lambda option: sparsities[option]):
         goal = 1 - sparsities[option]
         while density * _STAYS > goal:
             density *= _STAYS
-            keep = thinned(left, keep, density)
+            keep = kept(left, keep, density)
             left = problem.solve(left, keep, _STEPS)
-        chosen = thinned(left, keep, goal)
-        result[option] = problem.solve(left, chosen, _LAST_STEPS)
+        best = problem.solve(left, kept(left, keep, goal), _STEPS)
+        found, least = best, problem.error(best)
+        for _ in range(_EXCHANGES):
+            found = problem.solve(
+                found, kept(found + problem.steps_alone(found), candidates, goal), _STEPS
+            )
+            error = problem.error(found)
+            best, least = (found, error) if error < least else (best, least)
+        result[option] = problem.solve(best, best != 0, _LAST_STEPS)
     return result
 
 
@@ -235,6 +246,31 @@ def bias_correction(weight: Tensor, compressed: Tensor, mean: Tensor) -> Tensor:
     return ((weight - compressed) @ mean[:, :, None]).squeeze(-1)
 
 
+def removal_error(
+    weight: Tensor, second_moment: Tensor, sets: Tensor, damping: float = DAMPING
+) -> Tensor:
+    """Squared change of the output if a set of columns goes and the others make up for it.
+
+    Optimal Brain Surgeon for sets: tr(W_s [H^-1]_ss^-1 W_s^T).
+
+    Args:
+        weight: Shape (groups, rows, columns).
+        second_moment: Shape (groups, columns, columns).
+        sets: Columns of every set, int64, (sets, size), numbered through all groups.
+        damping: See :data:`DAMPING`; > 0.
+
+    Returns:
+        Shape (sets,), >= 0.
+    """
+    columns = weight.shape[2]
+    factor = inverse_factor(second_moment, damping)
+    group, place = sets[:, :1] // columns, sets % columns
+    parts = factor.mT[group, place]  # (sets, size, columns): the rows of U^T
+    inner = torch.bmm(parts, parts.mT).double()
+    part = weight.mT[group, place].double()  # (sets, size, rows)
+    return (part * torch.linalg.solve(inner, part)).sum(dim=(1, 2)).clamp_min(0).to(weight)
+
+
 @dataclass(frozen=True)
 class _LeastSquares:
     """tr((T - W) A (T - W)^T): the output error of weights W, up to a constant.
@@ -252,6 +288,15 @@ class _LeastSquares:
     def power(self) -> Tensor:
         """Diagonal of A, (groups, columns), > 0."""
         return self.matrix.diagonal(dim1=1, dim2=2)
+
+    def error(self, weight: Tensor) -> float:
+        """tr((T - W) A (T - W)^T)."""
+        change = self.target - weight
+        return float(torch.sum((change @ self.matrix) * change))
+
+    def steps_alone(self, weight: Tensor) -> Tensor:
+        """How far each weight would move if it alone were free, shape of ``weight``."""
+        return torch.bmm(self.target - weight, self.matrix) / self.power[:, None]
 
     def solve(self, start: Tensor, keep: Tensor, steps: int) -> Tensor:
         """The best weights with zeros outside ``keep``, by conjugate gradients from ``start``.
@@ -275,6 +320,24 @@ class _LeastSquares:
             before, slope = slope, (residual * scaled).sum(dim=-1, keepdim=True)
             direction = scaled.addcmul(slope / before.clamp_min(tiny), direction)
         return weight
+
+
+def _importance(problem: _LeastSquares, together: Tensor | None) -> Tensor:
+    """Matrix M, (groups, columns, columns): a set of a row's weights is missed by w_s M_ss w_s^T.
+
+    Optimal Brain Surgeon's [A^-1]_ss^-1 holds while all other weights can make up for the set,
+    A_ss once none is left that could. What lies between is the first with its rows and columns
+    scaled so that the diagonal becomes the geometric mean of both.
+    """
+    factor = inverse_factor(problem.matrix, _DAMPED_ALREADY).double()
+    inverse = factor.mT @ factor
+    if together is None:
+        surgeon = 1 / inverse.diagonal(dim1=1, dim2=2)
+        return torch.diag_embed((surgeon * problem.power).sqrt()).to(problem.matrix)
+    same = together[:, :, None] == together[:, None]
+    sets = torch.linalg.inv(inverse * same)
+    scale = (problem.power / sets.diagonal(dim1=1, dim2=2)).sqrt().sqrt()
+    return (sets * scale[:, :, None] * scale[:, None]).to(problem.matrix)
 
 
 def _least_squares(

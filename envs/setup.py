@@ -17,7 +17,7 @@ from envs.config import Repair
 from envs.evaluator import Evaluator
 from envs.options import OptionTable
 from envs.problem import CompressionProblem
-from envs.space import NO_PRUNING
+from envs.space import DEFAULT_METHODS
 from envs.space import Method
 from envs.space import SearchSpace
 from envs.statistics import collect_statistics
@@ -47,13 +47,7 @@ class Menu:
         repair: See ``CompressionConfig``.
     """
 
-    methods: tuple[Method, ...] = (
-        NO_PRUNING,
-        Method("element", "l1"),
-        Method("element", "second_order"),
-        Method("filter", "l2"),
-        Method("filter", "taylor"),
-    )
+    methods: tuple[Method, ...] = DEFAULT_METHODS
     sparsities: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     weight_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     activation_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ from envs.config import Criterion
 from envs.config import Granularity
 from envs.config import LayerDecision
 from envs.config import Repair
+from envs.config import criteria
+from envs.config import fits
 from hwmodel.errors import InputError
 
 METHOD, SPARSITY, WEIGHT_BITS, ACTIVATION_BITS = range(4)
@@ -27,8 +30,39 @@ class Method(NamedTuple):
     granularity: Granularity
     criterion: Criterion
 
+    def __str__(self) -> str:
+        return "none" if self.granularity == "none" else f"{self.granularity}/{self.criterion}"
+
+    @classmethod
+    def parse(cls, name: str) -> Method:
+        """The method called ``none`` or ``granularity/criterion``.
+
+        Raises:
+            InputError: there is no such method.
+        """
+        if name == "none":
+            return NO_PRUNING
+        granularity, _, criterion = name.partition("/")
+        try:
+            known = [f"{granularity}/{item}" for item in criteria(granularity)]
+        except InputError as error:
+            allowed = f"{error.allowed}, each with a criterion: filter/l2, n:4/second_order"
+            raise InputError("method", name, allowed) from None
+        if name not in known:
+            raise InputError("method", name, f"use one of none, {', '.join(known)}")
+        return cls(granularity, criterion)  # type: ignore[arg-type]
+
 
 NO_PRUNING = Method("none", "none")
+
+DEFAULT_METHODS = (
+    NO_PRUNING,
+    Method("element", "second_order"),
+    Method("filter", "l2"),
+    Method("filter", "taylor"),
+)
+"""What is searched unless a specification says otherwise: the best of each kind; see
+docs/compression.md."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +96,30 @@ class SearchSpace:
     def __post_init__(self) -> None:
         if self.methods[:1] != (NO_PRUNING,):
             raise InputError("space.methods", self.methods, "the first must be none")
+        for granularity, _ in self.methods[1:]:
+            if not any(fits(granularity, sparsity) for sparsity in self.sparsities):
+                allowed = f"{granularity} needs a sparsity that it can reach, such as 0.5"
+                raise InputError("space.sparsities", self.sparsities, allowed)
 
     @property
     def sizes(self) -> NDArray[np.int64]:
         """Number of values of each column of a choice, shape (4,)."""
         menus = (self.methods, self.sparsities, self.weight_bits, self.activation_bits)
         return np.array([len(menu) for menu in menus])
+
+    @cached_property
+    def nearest_sparsity(self) -> NDArray[np.int64]:
+        """Index of the sparsity that stands for each in each method, (methods, sparsities).
+
+        The nearest that the granularity can reach; 0 where nothing is pruned.
+        """
+        sparsities = np.array(self.sparsities)
+        distance = np.abs(sparsities[:, None] - sparsities)
+        rows = [np.zeros(len(sparsities), dtype=np.int64)]
+        for granularity, _ in self.methods[1:]:
+            reached = np.array([fits(granularity, sparsity) for sparsity in self.sparsities])
+            rows.append(np.where(reached, distance, np.inf).argmin(axis=1))
+        return np.array(rows)
 
     def leader(self, layer: int) -> int:
         """First layer of the group that layer ``layer`` removes channels with; -1 without one."""
@@ -99,7 +151,7 @@ class SearchSpace:
                 first = choices[..., leader, :]
                 follows = filters[first[..., METHOD]]
                 here[follows, :2] = first[follows, :2]
-            here[here[..., METHOD] == 0, SPARSITY] = 0
+            here[..., SPARSITY] = self.nearest_sparsity[here[..., METHOD], here[..., SPARSITY]]
         return choices
 
     def decision(self, choice: NDArray[np.int64]) -> LayerDecision:

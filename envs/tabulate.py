@@ -90,7 +90,8 @@ def _layer_options(
         if granularity == "filter":  # what stays is rounded like an unpruned layer
             density[method], error[method] = density[0], error[0]
             continue
-        sparsities = space.sparsities if granularity == "element" else [0.0]
+        reached = space.nearest_sparsity[method]
+        sparsities = [space.sparsities[index] for index in reached] if method else [0.0]
         pruned = pruned_rows(
             layer, statistics, granularity, criterion, sparsities, None, space.repair
         )
@@ -149,7 +150,7 @@ def _reading_error(compressor: Compressor, space: SearchSpace, index: int, gone:
     for group, mask in enumerate(columns):
         away, part = rows[group][:, mask], moment[group]
         inner = part[mask][:, mask]
-        if space.repair == "layerwise" and not bool(mask.all()):
+        if space.repair != "none" and not bool(mask.all()):
             kept = part[~mask][:, ~mask]
             kept = kept + (ridge + 1e-12) * torch.eye(len(kept), dtype=kept.dtype)
             cross = part[~mask][:, mask]

@@ -24,29 +24,17 @@ from pydantic import Field
 from pydantic import PlainSerializer
 from pydantic import ValidationError
 
-from envs.config import CRITERIA
 from envs.config import INTEGER_BITS
 from envs.config import LayerDecision
 from envs.config import Repair
 from envs.config import check_keys
-from envs.space import NO_PRUNING
+from envs.space import DEFAULT_METHODS
 from envs.space import Method
 from hwmodel.errors import InputError
 from search._spec_errors import first_error
 
 if TYPE_CHECKING:
     from envs.tasks import TaskSpec
-
-METHODS: Mapping[str, Method] = {
-    "none": NO_PRUNING,
-    **{
-        f"{granularity}/{criterion}": Method(granularity, criterion)
-        for granularity, criteria in CRITERIA.items()
-        if granularity != "none"
-        for criterion in criteria
-    },
-}
-"""Ways to prune, by the name that a specification gives them."""
 
 MIN_BUDGET = 16
 """Room for the baselines and a few proposals of the search."""
@@ -70,8 +58,10 @@ def _check_distinct(values: Sequence[object]) -> Sequence[object]:
 
 def _none_first(names: tuple[str, ...]) -> tuple[str, ...]:
     for position, name in enumerate(names):
-        if name not in METHODS:
-            raise InputError(f"[{position}]", name, f"use one of {', '.join(METHODS)}")
+        try:
+            Method.parse(name)
+        except InputError as error:
+            raise InputError(f"[{position}]", name, error.allowed) from None
     if "none" not in names:
         raise InputError("", list(names), "'none' must be among them")
     _check_distinct(names)
@@ -138,14 +128,16 @@ class SpaceSection(_Section):
     """What the search may decide for every layer.
 
     Attributes:
-        methods: Ways to prune, some of ``METHODS``; ``none`` is always among them.
+        methods: Ways to prune, see ``Method.parse``; ``none`` is always among them.
         sparsities: Fractions removed, 0 < sparsity < 1.
         weight_bits, activation_bits: Widths, 2..8.
         repair: How the weights left are adjusted, see ``CompressionConfig``.
         pinned: Decision by layer name, ``first`` or ``last``: layers that are not searched.
     """
 
-    methods: Annotated[tuple[str, ...], AfterValidator(_none_first)] = tuple(METHODS)
+    methods: Annotated[tuple[str, ...], AfterValidator(_none_first)] = tuple(
+        map(str, DEFAULT_METHODS)
+    )
     sparsities: Annotated[
         tuple[_Sparsity, ...], Field(min_length=1), AfterValidator(_ascending)
     ] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -156,7 +148,7 @@ class SpaceSection(_Section):
 
     def to_methods(self) -> tuple[Method, ...]:
         """The methods as ``SearchSpace`` takes them."""
-        return tuple(METHODS[name] for name in self.methods)
+        return tuple(Method.parse(name) for name in self.methods)
 
 
 class ResourceSection(_Section):

@@ -5,12 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.pruning import keep_elements
+from envs.pruning import geometric_median_filter_scores
 from envs.pruning import keep_units
-from envs.pruning import kept_count
-from envs.pruning import l2_filter_scores
 from envs.pruning import lowest
-from envs.pruning import magnitude_scores
+from envs.pruning import norm_filter_scores
 from envs.pruning import second_order_scores
 from envs.pruning import taylor_filter_scores
 from envs.reconstruction import inverse_diagonal
@@ -33,14 +31,21 @@ def test_second_order_score_is_the_error_left_after_the_others_made_up_for_it() 
         assert scores[0, 0, gone] == pytest.approx(error.item(), rel=1e-2)
 
 
-def test_l2_ignores_the_scale_of_the_layer_and_averages_to_one() -> None:
+@pytest.mark.parametrize("order", [1, 2])
+def test_norms_ignore_the_scale_of_the_layer_and_average_to_one(order: int) -> None:
     weight = normal(2, 3, 9)
-    scores = l2_filter_scores(weight)
+    scores = norm_filter_scores(weight, order)
     assert scores.shape == (6,)
     assert scores.mean() == pytest.approx(1)
-    assert torch.allclose(scores, l2_filter_scores(7 * weight))
-    assert torch.equal(scores.argsort(), weight.flatten(0, 1).norm(dim=1).argsort())
-    assert torch.equal(l2_filter_scores(torch.zeros(1, 3, 9)), torch.zeros(3))
+    assert torch.allclose(scores, norm_filter_scores(7 * weight, order))
+    norms = weight.flatten(0, 1).norm(p=order, dim=1)
+    assert torch.equal(scores.argsort(), norms.argsort())
+    assert torch.equal(norm_filter_scores(torch.zeros(1, 3, 9), order), torch.zeros(3))
+
+
+def test_the_filter_in_the_middle_of_the_others_is_the_one_that_they_can_replace() -> None:
+    scores = geometric_median_filter_scores(torch.tensor([[[9.0, 0], [5, 1], [5, 0], [1, 0]]]))
+    assert scores.argmin() == 2
 
 
 def test_taylor_is_the_squared_change_of_a_linear_loss() -> None:
@@ -57,18 +62,6 @@ def test_taylor_scores_of_opposite_batches_do_not_cancel() -> None:
     weight, slope = normal(1, 4, 9), normal(1, 4, 9, seed=1)
     opposite = taylor_filter_scores(weight, torch.stack([slope, -slope]))
     assert torch.allclose(opposite, taylor_filter_scores(weight, slope[None]))
-
-
-@given(
-    values=st.lists(st.integers(0, 3), min_size=1, max_size=40),
-    sparsity=st.floats(0, 1, exclude_max=True),
-)
-def test_keeps_exactly_the_highest(values: list[int], sparsity: float) -> None:
-    scores = magnitude_scores(torch.tensor(values, dtype=torch.float32))
-    keep = keep_elements(scores, sparsity)
-    assert keep.sum() == kept_count(len(values), sparsity)
-    if keep.any() and not keep.all():
-        assert scores[keep].min() >= scores[~keep].max()
 
 
 def test_equal_scores_go_in_order() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from envs import reconstruction
-from envs.pruning import keep_elements
+from envs.patterns import Elements
 from envs.pruning import kept_count
 from envs.quantization import round_weights
 from envs.quantization import weight_scales
@@ -18,6 +18,7 @@ from envs.reconstruction import output_error
 from envs.reconstruction import reconstruct_masked
 from envs.reconstruction import reconstruct_rounded
 from envs.reconstruction import reconstruct_sparse
+from envs.reconstruction import removal_error
 
 SEEDS = range(5)
 
@@ -153,7 +154,8 @@ def test_output_changes_less_than_by_masking_and_rounding(groups: int, seed: int
         return float(output_error((weight - result)[None], moment, weight))
 
     for sparsity in (0.0, 0.5, 0.8):
-        keep = keep_elements(weight.abs(), sparsity)
+        everything = torch.ones_like(weight, dtype=torch.bool)
+        keep = Elements().keep(weight.abs(), everything, 1 - sparsity)
         plain = weight * keep
         masked = reconstruct_masked(weight, moment, keep[None])
         sparse = reconstruct_sparse(weight, moment, [sparsity])
@@ -256,6 +258,20 @@ def test_inverse_factor_and_diagonal() -> None:
     assert torch.equal(factor, factor.triu())
     assert torch.allclose(factor.mT @ factor, inverse, rtol=1e-4, atol=1e-4)
     assert torch.allclose(inverse_diagonal(moment), inverse.diagonal(dim1=1, dim2=2), rtol=1e-4)
+
+
+def test_removal_error_is_that_of_least_squares_without_the_columns() -> None:
+    weight, moment = layer(groups=2, rows=4, columns=10)
+    sets = torch.tensor([[0, 1], [4, 9], [13, 12]])
+    errors = removal_error(weight, moment, sets)
+    for columns, found in zip(sets, errors, strict=True):
+        group = int(columns[0]) // 10
+        removed = torch.zeros(2, 10, dtype=torch.bool)
+        removed[group, columns % 10] = True
+        left = reconstruct_sparse(weight, moment, [0.0], removed_columns=removed)[0]
+        delta = (weight - left)[group].double()
+        expected = torch.sum(delta @ damped(moment)[group] * delta)
+        assert found == pytest.approx(float(expected), rel=1e-3)
 
 
 def test_output_error_and_bias_correction_are_those_of_the_outputs() -> None:
