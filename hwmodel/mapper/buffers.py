@@ -8,7 +8,9 @@ here: growing it lets an operand stay in its registers longer and asks the buffe
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from hwmodel.mapper.prices import Prices
 from hwmodel.mapper.prices import inner_energy
 from hwmodel.mapper.prices import returning
 from hwmodel.mapper.problem import INPUT
+from hwmodel.mapper.problem import LOOPS
 from hwmodel.mapper.problem import OPERANDS
 from hwmodel.mapper.problem import OUTPUT
 from hwmodel.mapper.problem import POSITIONS
@@ -27,8 +30,11 @@ from hwmodel.mapper.problem import B
 from hwmodel.mapper.problem import C
 from hwmodel.mapper.problem import G
 from hwmodel.mapper.problem import Problem
+from hwmodel.mapper.registers import ONE
 from hwmodel.mapper.registers import ORDERS
+from hwmodel.mapper.registers import Extent
 from hwmodel.mapper.registers import Inner
+from hwmodel.mapper.registers import Order
 from hwmodel.mapper.registers import values
 from hwmodel.mapper.timing import Timing
 from hwmodel.mapper.traffic import Moves
@@ -36,290 +42,390 @@ from hwmodel.mapper.traffic import inner_moves
 from hwmodel.mapper.traffic import input_positions
 from hwmodel.mapper.traffic import steps
 from hwmodel.mapper.traffic import total_values
+from hwmodel.mapper.traffic import whole
 from hwmodel.mapper.windows import Array
 from hwmodel.mapper.windows import parts
-
-
-@dataclass(frozen=True)
-class Outer:
-    """The best outer half of one inner half.
-
-    Attributes:
-        energy, cycles: Of the mapping.
-        row: Index of the inner half.
-        order: Index in ``ORDERS``, of the blocks outside the buffer's tile.
-        tile: Iterations of every loop inside the buffer's tile, last inner block included.
-        blocks: The same with the first two outer blocks: what an operand that stays over a later
-            block holds.
-        near: Values (fetched, delivered) of every operand inside the buffer's tile, (operands, 2).
-        far: Weights and inputs that cross DRAM into the buffer, and visits of sums to DRAM,
-            (operands,). Both are of one group.
-    """
-
-    energy: float
-    cycles: float
-    row: int
-    order: int
-    tile: Array
-    blocks: Array
-    near: Array
-    far: Array
-
-
-NOTHING = Outer(np.inf, np.inf, 0, 0, np.empty(0), np.empty(0), np.empty(0), np.empty(0))
-"""Nothing fits."""
 
 FEW = 64
 """Tiles whose stalls are counted first."""
 
 
-def tile_grid(problem: Problem, halves: Inner, block: int) -> Array:
-    """Growing tiles of one set of loops, (candidates, tiles, loops), the rest 1.
+@dataclass(frozen=True)
+class Outer:
+    """The best outer half for some inner halves.
 
-    The first is what one step of the array covers and the last the whole layer; a loop grows when
-    those before it in its set are whole.
+    Attributes:
+        energy, cycles: Of the mapping.
+        row: Index of the inner half.
+        order: Of the blocks outside the buffer's tile.
+        tile: Iterations of every loop inside the buffer's tile, last inner block included.
+        blocks: The same with the first two outer blocks: what an operand that stays over a later
+            block holds.
+        near: What moves inside the buffer's tile, arrays of one candidate.
+        far: Weights and inputs that cross DRAM into the buffer, and visits of sums to DRAM,
+            (operands,), of one group.
     """
-    step = np.minimum(halves.step, problem.layer.sizes)
-    current = np.ones_like(step)
-    loops = list(SETS[block])
-    current[:, loops] = step[:, loops]
-    tiles = [current]
-    for loop in SETS[block]:
-        size = problem.layer.sizes[loop]
-        count = np.ceil(size / step[:, loop])
-        for part in parts(int(count.max()))[1:]:
-            grown = tiles[-1].copy()
-            grown[:, loop] = np.minimum(step[:, loop] * np.ceil(count / part), size)
-            tiles.append(grown)
-    return np.stack(tiles, axis=1)
+
+    energy: float
+    cycles: float
+    row: int
+    order: Order
+    tile: Array
+    blocks: Array
+    near: list[Moves]
+    far: Array
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """Growing buffer tiles of every set, and what the inner half costs inside them.
+
+    Attributes:
+        grids: Iterations of every loop; those of each set are (candidates, tiles). The first tile
+            is what one step of the array covers and the last is the whole layer.
+        energy: Of all but what crosses DRAM into the buffer, (candidates, tiles of the last block).
+        moves: Values moved inside, of the same shape.
+    """
+
+    grids: Extent
+    energy: Array
+    moves: list[Moves]
 
 
 def complete(
     problem: Problem,
     price: Prices,
-    halves: Inner,
-    past: NDArray[np.int64],
+    inner: Inner,
+    past: Sequence[NDArray[np.int64]],
     fixed: Array,
     timing: Timing,
     goal: float,
 ) -> list[Outer]:
-    """The best mapping of each last block and outer order, for inner halves of one last block.
+    """The best mapping of each outer order.
 
     Args:
         problem: The problem.
         price: Its prices.
-        halves: Inner halves, all with the same last block.
-        past: 1 where an operand goes past the buffer, (candidates, operands).
+        inner: Inner halves, (candidates,).
+        past: 1 where an operand goes past the buffer, (candidates,) for each operand.
         fixed: Energy of multipliers and registers, (candidates,).
         timing: Cycles of computing and transfers.
         goal: What the best mapping so far has reached; worse ones are not looked for.
     """
-    grids = [tile_grid(problem, halves, block) for block in range(len(SETS))]
-    free = ORDERS[int(halves.order[0])][2]
-    inner, moves = _inner(problem, price, halves, past, grids[free])
-    return [
-        _best(problem, price, halves, past, fixed[:, None] + inner, moves, grids, free, index,
-              timing, goal)
-        for index in range(len(ORDERS))
-    ]  # fmt: skip
+    tiles = _tiles(problem, price, inner, past, fixed)
+    found = []
+    for order in ORDERS:
+        best = _Choice(problem, inner, tiles, order).best(price, past, timing, goal)
+        if best is not None:
+            found.append(best)
+    return found
 
 
-def _inner(
-    problem: Problem, price: Prices, halves: Inner, past: NDArray[np.int64], grid: Array
-) -> tuple[Array, list[Moves]]:
-    """Energy and moves of the inner half for every length of its last block, (candidates, tiles).
+def key_of(problem: Problem, energy: Array, cycles: Array) -> tuple[Array, Array]:
+    """What is to be least, and what decides among equals."""
+    if problem.objective == "latency":
+        return cycles, energy
+    if problem.objective == "edp":
+        return energy * cycles, energy
+    return energy, cycles
 
-    Energies are those of all groups.
-    """
-    count, tiles = grid.shape[:2]
-    rows = np.repeat(np.arange(count), tiles)
-    repeated = halves.take(rows)
-    flat = grid.reshape(count * tiles, -1)
-    sweep = np.maximum(repeated.step, flat)
-    moves = inner_moves(problem, repeated, sweep)
+
+def _tiles(
+    problem: Problem, price: Prices, inner: Inner, past: Sequence[NDArray[np.int64]], fixed: Array
+) -> _Tiles:
+    step = [np.minimum(a, size) for a, size in zip(inner.step, problem.layer.sizes, strict=True)]
+    grids: list[Array] = [ONE] * len(LOOPS)
+    for loops in SETS:
+        for loop, grid in zip(loops, _grid(problem, step, loops), strict=True):
+            grids[loop] = grid
+    sweep = [array[:, None] for array in step]
+    for loop in SETS[inner.order[2]]:
+        sweep[loop] = grids[loop]
+    rows = inner.take(np.arange(inner.shape[0]))
+    columns = Inner(
+        inner.order,
+        *([a[:, None] for a in extent] for extent in (rows.axes, rows.lanes, rows.tile, rows.base)),
+    )
+    moves = inner_moves(problem, columns, sweep)
     outputs = total_values(problem.layer)[OUTPUT]
-    energy = inner_energy(problem, price, moves, past[rows], outputs) * problem.layer.sizes[G]
-    shape = (count, tiles)
-    return energy.reshape(shape), [
-        Moves(move.fetched.reshape(shape), move.delivered.reshape(shape)) for move in moves
+    routes = [route[:, None] for route in past]
+    energy = inner_energy(problem, price, moves, routes, outputs) * problem.layer.sizes[G]
+    shape = np.broadcast_shapes(energy.shape, sweep[SETS[inner.order[2]][0]].shape)
+    moves = [
+        Moves(
+            np.broadcast_to(move.fetched, shape),
+            np.broadcast_to(move.delivered, shape),
+            np.broadcast_to(move.again, shape),
+        )
+        for move in moves
     ]
+    return _Tiles(grids, np.broadcast_to(fixed[:, None] + energy, shape), moves)
 
 
-def _best(
-    problem: Problem, price: Prices, halves: Inner, past: NDArray[np.int64], inner: Array,
-    moves: list[Moves], grids: list[Array], free: int, order_index: int, timing: Timing,
-    goal: float,
-) -> Outer:  # fmt: skip
-    """The best tiles of one outer order. Arrays are (candidates, first, second, last tile)."""
-    order = ORDERS[order_index]
-    layer, buffer = problem.layer, problem.buffer
-    groups = layer.sizes[G]
-    totals = total_values(layer)
-    first, second, third = order
-    counts = [steps(layer, block, grids[block]) for block in range(len(SETS))]
-    sizes = [grid.shape[1] for grid in grids]
-    rows = len(halves)
+def _grid(problem: Problem, step: Extent, loops: tuple[int, ...]) -> list[Array]:
+    """Growing tiles of one set of loops, (candidates, tiles) each.
 
-    def along(block: int, stage: int) -> tuple[Array, int]:
-        """The tiles of a block that an operand holds, and their dimension.
+    A loop grows when those before it in its set are whole.
+    """
+    columns: list[list[Array]] = [[step[loop]] for loop in loops]
+    for index, loop in enumerate(loops):
+        size = problem.layer.sizes[loop]
+        if size == 1:
+            continue
+        count = np.ceil(size / step[loop])
+        for part in parts(int(count.max()))[1:]:
+            for other, column in enumerate(columns):
+                column.append(column[-1])
+                if other == index:
+                    column[-1] = np.minimum(step[loop] * np.ceil(count / part), size)
+    return [np.stack(column, axis=1) for column in columns]
 
-        An operand holds the outer blocks inside its own whole, and of the others the inner tile.
+
+class _Choice:
+    """All tiles of one outer order: arrays are (candidates, first, second, last inner block).
+
+    If the last inner block and the first outer one are the same set, one ends where the other
+    does (nothing is gained otherwise), and the fourth dimension is 1.
+    """
+
+    def __init__(self, problem: Problem, inner: Inner, tiles: _Tiles, order: Order) -> None:
+        self.problem = problem
+        self.inner = inner
+        self.tiles = tiles
+        self.order = order
+        self.free = inner.order[2]
+        self.last = 1 if self.free == order[0] else 3
+        self.side_by_side = self._shaped(inner.side_by_side[G][:, None], 0)
+        self.counts = [
+            np.broadcast_to(
+                steps(problem.layer, block, tiles.grids), tiles.grids[SETS[block][0]].shape
+            )
+            for block in range(len(SETS))
+        ]
+        self.alone = [count[:, 0] == 1 for count in self.counts]
+        self.held = [self._held(operand) for operand in range(len(OPERANDS))]
+        layer = problem.layer
+        self.values = [
+            values(layer, operand, self.held[operand]) * self.side_by_side
+            for operand in range(len(OPERANDS))
+        ]
+
+    def _spread(self, table: NDArray[Any]) -> NDArray[Any]:
+        """What depends on how long the operand of the last inner block stays, for all tiles.
+
+        It stays beyond the buffer's tile where nothing but loops of its own set is between: where
+        the outer blocks inside its own are empty; and to the end if no other loops are left.
+
+        Args:
+            table: (candidates, tiles of the last inner block).
         """
-        inside = block in order[:stage]
-        if inside:
-            return grids[block], 1 + order.index(block)
-        if block == free:
-            return grids[block], 3 if block != first else 1
-        return grids[block][:, :1], 0
+        first, second, third = self.order
+        if self.free == first:
+            alone = self.alone[second] & self.alone[third]
+            return self._shaped(np.where(alone[:, None], table[:, -1:], table), 1)
+        sizes = [self.counts[block].shape[1] for block in (first, second, self.free)]
+        full = np.broadcast_to(self._shaped(table, 3), (len(table), *sizes)).copy()
+        if self.free == second:
+            merged = np.where(self.alone[third][:, None], table[:, -1:], table)
+            full[:, 0] = merged[:, :, None]
+        else:
+            full[:, 0, 0] = table[:, -1:]
+        return full
 
-    def shaped(array: Array, dimension: int) -> Array:
-        shape = [rows, 1, 1, 1, *array.shape[2:]]
+    def _columns(self, at: tuple[NDArray[np.int64], ...]) -> NDArray[np.int64]:
+        """Where ``_spread`` looks, for some of the tiles."""
+        first, second, third = self.order
+        row, end = at[0], self.counts[self.free].shape[1] - 1
+        if self.free == first:
+            return np.where((self.alone[second] & self.alone[third])[row], end, at[1])
+        if self.free == second:
+            merged = np.where(self.alone[third][row], end, at[2])
+            return np.where(at[1] == 0, merged, at[3])
+        return np.where((at[1] == 0) & (at[2] == 0), end, at[3])
+
+    def best(
+        self, price: Prices, past: Sequence[NDArray[np.int64]], timing: Timing, goal: float
+    ) -> Outer | None:
+        """The best tiles; None if none reaches the goal."""
+        problem = self.problem
+        far = self._crossing()
+        feasible = self._feasible(past) & self._streams(past)
+        compute = self._shaped(timing.compute[:, None], 0)
+        energy = self._energy(price, past, far) + problem.energy_per_cycle * compute
+        shape = np.broadcast_shapes(energy.shape, feasible.shape)
+        energy = np.where(feasible, energy, np.inf).ravel()
+
+        def cycles_at(flat: NDArray[np.int64]) -> Array:
+            """Cycles with stalls of some of the tiles."""
+            at = np.unravel_index(flat, shape)
+            inside = (at[0], self._columns(at))
+            near = [move.take(inside) for move in self.tiles.moves]
+            crossing = [np.broadcast_to(amount, shape)[at] for amount in far]
+            routes = [np.broadcast_to(route, shape[:1])[at[0]] for route in past]
+            twice = self._fits_twice(shape, at, routes)
+            return timing.take(at[0]).latency(problem, near, crossing, routes, twice)
+
+        flat, least, cycles = _ranked(
+            problem, energy, np.broadcast_to(compute, shape).ravel(), timing, cycles_at, goal
+        )
+        if not np.isfinite(least):
+            return None
+        at = tuple(int(index) for index in np.unravel_index(flat, shape))
+        index = tuple(np.array([value]) for value in at)
+        inside = (index[0], self._columns(index))
+        near = [move.take(inside) for move in self.tiles.moves]
+        crossing = [np.broadcast_to(amount, shape)[at] for amount in far]
+        return self._outer(at, least, cycles, near, np.array(crossing))
+
+    def _outer(
+        self, at: tuple[int, ...], energy: float, cycles: float, near: list[Moves], far: Array
+    ) -> Outer:
+        row, one, two = at[:3]
+        sizes = np.array(self.problem.layer.sizes, dtype=np.float64)
+        tile = np.minimum(np.array([extent[row] for extent in self.inner.step]), sizes)
+        for loop in SETS[self.free]:
+            tile[loop] = self.tiles.grids[loop][row, at[self.last]]
+        blocks = tile.copy()
+        for block, column in zip(self.order, (one, two), strict=False):
+            for loop in SETS[block]:
+                blocks[loop] = max(blocks[loop], self.tiles.grids[loop][row, column])
+        return Outer(
+            energy=energy,
+            cycles=cycles,
+            row=row,
+            order=self.order,
+            tile=tile,
+            blocks=blocks,
+            near=near,
+            far=far,
+        )
+
+    def _shaped(self, array: NDArray[Any], dimension: int) -> NDArray[Any]:
+        """Candidates first, tiles along a dimension (0 if there is one)."""
+        shape = [array.shape[0], 1, 1, 1]
         if dimension:
             shape[dimension] = array.shape[1]
         return array.reshape(shape)
 
-    # The axis of the last inner block is the first outer block's if they are the same set: one
-    # that ends where the other does is never worse.
-    held: dict[int, Array] = {}
-    for stage, operand in enumerate(order):
-        extent = np.ones((1, 1, 1, 1, len(layer.sizes)))
-        for block in range(len(SETS)):
-            if block != operand:
-                extent = extent * shaped(*along(block, stage))
-        held[operand] = extent
+    def _held(self, operand: int) -> Extent:
+        """What the buffer holds of an operand.
 
-    side_by_side = (halves.axes * halves.lanes)[:, G]
-    through = 1.0 - past
-    bits = {}
-    for operand, extent in held.items():
-        mine = values(layer, operand, extent) * side_by_side[:, None, None, None]
-        bits[operand] = mine * (through[:, operand, None, None, None] * buffer.bits[operand])
-    feasible = np.ones((1, 1, 1, 1), dtype=bool)
-    for operands, capacity in buffer.spaces:
-        feasible = feasible & (sum(bits[operand] for operand in operands) <= capacity)
-    if free == second:
-        allowed = np.arange(sizes[second])[:, None] >= np.arange(sizes[free])[None, :]
-        feasible = feasible & allowed[None, None]
+        The outer blocks inside the operand's own are whole, the others at the inner tile.
+        """
+        inside = self.order[: self.order.index(operand)]
+        extent: list[Array] = [ONE] * len(LOOPS)
+        for block, loops in enumerate(SETS):
+            for loop in loops:
+                grid = self.tiles.grids[loop]
+                if block in inside:
+                    extent[loop] = self._shaped(grid, 1 + self.order.index(block))
+                elif block == self.free:
+                    extent[loop] = self._shaped(grid, self.last)
+                else:
+                    extent[loop] = self._shaped(grid[:, :1], 0)
+        return extent
 
-    again = {
-        first: shaped(counts[first], 1),
-        second: shaped(counts[second], 2),
-        third: np.ones((1, 1, 1, 1)),
-    }
-    crossing = _input_crossing(problem, held[INPUT], order, grids, shaped)
-    weight = totals[WEIGHT] * again[WEIGHT]
-    inputs = layer.sizes[B] * layer.sizes[C] * crossing * again[INPUT]
-    visits = totals[OUTPUT] * again[OUTPUT]
-    spilled = visits - totals[OUTPUT]
-    refilled = returning(problem, visits, totals[OUTPUT])
+    def _feasible(self, past: Sequence[NDArray[np.int64]]) -> NDArray[np.bool_]:
+        buffer = self.problem.buffer
+        feasible = np.ones((1, 1, 1, 1), dtype=bool)
+        for operands, capacity in buffer.spaces:
+            bits = ONE * 0
+            for operand in operands:
+                through = self._shaped(1 - past[operand][:, None], 0)
+                bits = bits + self.values[operand] * (through * buffer.bits[operand])
+            feasible = feasible & (bits <= capacity)
+        if self.free == self.order[1]:
+            count = self.tiles.grids[SETS[self.free][0]].shape[1]
+            inside = np.arange(count)[:, None] >= np.arange(count)[None, :]
+            feasible = feasible & inside[None, None]
+        return feasible
 
-    def cost(operand: int, amount: Array) -> Array:
-        return amount * (through[:, operand] * groups)[:, None, None, None]
+    def _streams(self, past: Sequence[NDArray[np.int64]]) -> NDArray[np.bool_]:
+        """Whether inputs that go past the buffer cross DRAM once.
 
-    last = 3 if free != first else 1
-    energy = shaped(inner, last)
-    energy = energy + cost(WEIGHT, weight * price.cross[WEIGHT])
-    energy = energy + cost(INPUT, inputs * price.cross[INPUT])
-    energy = energy + cost(OUTPUT, spilled * price.spill + refilled * price.refill)
-    far = [weight, inputs, visits]
-    compute = shaped(timing.compute[:, None], 0)
-    shape = np.broadcast_shapes(energy.shape, feasible.shape)
-    energy = np.where(feasible, energy + problem.energy_per_cycle * compute, np.inf)
-    energy = np.broadcast_to(energy, shape).ravel()
-    if not np.isfinite(energy.min()):
-        return NOTHING
+        To read the rows that two tiles share once more costs DRAM little more energy than a buffer
+        costs, but words that the buffer is there to save.
+        """
+        if not (past[INPUT].any() and self.problem.buffer.holds(INPUT)):
+            return np.ones((1, 1, 1, 1), dtype=bool)
+        again = self._spread(self.tiles.moves[INPUT].again)
+        through = self._shaped(past[INPUT][:, None] == 0, 0)
+        return through | ~again
 
-    def cycles_at(flat: NDArray[np.int64]) -> Array:
-        """Cycles with stalls of some of the tiles."""
-        at = np.unravel_index(flat, shape)
-        near = [
-            Moves(move.fetched[at[0], at[last]], move.delivered[at[0], at[last]]) for move in moves
+    def _crossing(self) -> list[Array]:
+        """Weights and inputs that cross DRAM into the buffer, visits of partial sums to DRAM."""
+        layer = self.problem.layer
+        totals = total_values(layer)
+        again = [np.ones((1, 1, 1, 1))] * len(SETS)
+        for dimension, block in enumerate(self.order[:2]):
+            again[block] = self._shaped(self.counts[block], 1 + dimension)
+        inputs = layer.sizes[B] * layer.sizes[C] * self._input_positions()
+        return [
+            totals[WEIGHT] * again[WEIGHT],
+            inputs * again[INPUT],
+            totals[OUTPUT] * again[OUTPUT],
         ]
-        sizes_at = [np.broadcast_to(bits[operand], shape)[at] for operand in range(len(OPERANDS))]
-        extents = [
-            np.broadcast_to(extent, (*shape, extent.shape[-1]))[at]
-            for extent in (held[operand] for operand in range(len(OPERANDS)))
+
+    def _input_positions(self) -> Array:
+        """Input positions that cross DRAM, each filter counted once.
+
+        The overlap of two tiles is fetched once if the next tile but for loops over filters, which
+        change nothing, is the neighbour.
+        """
+        layer = self.problem.layer
+        tile, everything = self.held[INPUT], whole(layer)
+        outside = self.order[self.order.index(INPUT) + 1 :]
+        if not self.problem.rules.sliding:
+            return input_positions(layer, tile, tile)
+        if REDUCTION not in outside:
+            return input_positions(layer, tile, everything)
+        alone = steps(layer, REDUCTION, tile) == 1
+        slide = {loop: np.where(alone, everything[loop], tile[loop]) for loop in SETS[POSITIONS]}
+        if outside == (POSITIONS, REDUCTION):
+            for loop in slide:
+                slide[loop] = np.maximum(slide[loop], self._shaped(self.tiles.grids[loop], 2))
+        elif outside == (REDUCTION, POSITIONS):
+            grid = self._shaped(self.counts[REDUCTION], 2)
+            still = grid == steps(layer, REDUCTION, tile)
+            for loop in slide:
+                slide[loop] = np.where(still, everything[loop], slide[loop])
+        sweep = [slide.get(loop, extent) for loop, extent in enumerate(tile)]
+        return input_positions(layer, tile, sweep)
+
+    def _energy(self, price: Prices, past: Sequence[NDArray[np.int64]], far: list[Array]) -> Array:
+        outputs = total_values(self.problem.layer)[OUTPUT]
+        through = [
+            self._shaped(1 - route[:, None], 0) * self.problem.layer.sizes[G] for route in past
         ]
-        twice = _fits_twice(problem, side_by_side[at[0]], extents, sizes_at)
-        crossing = [np.broadcast_to(amount, shape)[at] for amount in far]
-        return timing.take(at[0]).latency(problem, near, crossing, past[at[0]], twice)
+        spilled = far[OUTPUT] - outputs
+        refilled = returning(self.problem, far[OUTPUT], far[OUTPUT] > outputs, outputs)
+        energy = self._spread(self.tiles.energy)
+        energy = energy + far[WEIGHT] * (price.cross[WEIGHT] * through[WEIGHT])
+        energy = energy + far[INPUT] * (price.cross[INPUT] * through[INPUT])
+        sums = spilled * price.spill + refilled * price.refill
+        return energy + sums * through[OUTPUT]
 
-    best = _ranked(
-        problem, energy, np.broadcast_to(compute, shape).ravel(), timing, cycles_at, goal
-    )
-    flat, least_energy, cycles = best
-    if not np.isfinite(least_energy):
-        return NOTHING
-    at = tuple(int(index) for index in np.unravel_index(flat, shape))
-    row, one, two = at[:3]
-    tile = np.minimum(halves.step[row], layer.sizes)
-    tile = np.maximum(tile, grids[free][row, at[last]])
-    blocks = np.maximum(tile, np.maximum(grids[first][row, one], grids[second][row, two]))
-    return Outer(
-        energy=least_energy,
-        cycles=cycles,
-        row=row,
-        order=order_index,
-        tile=tile,
-        blocks=blocks,
-        near=np.array([[m.fetched[row, at[last]], m.delivered[row, at[last]]] for m in moves]),
-        far=np.array([np.broadcast_to(amount, shape)[at] for amount in far]),
-    )
-
-
-def _input_crossing(
-    problem: Problem,
-    tile: Array,
-    order: tuple[int, ...],
-    grids: list[Array],
-    shaped: Callable[[Array, int], Array],
-) -> Array:
-    """Input positions that cross DRAM, each filter counted once.
-
-    The overlap of two tiles is fetched once if the next tile but for loops over filters, which
-    change nothing, is the neighbour.
-    """
-    layer = problem.layer
-    whole = np.array(layer.sizes, dtype=np.float64)
-    outside = order[order.index(INPUT) + 1 :]
-    loops = list(SETS[REDUCTION])
-    sums = tile[..., loops]
-    if not problem.rules.sliding:
-        return input_positions(layer, tile, tile)
-    if REDUCTION not in outside:
-        return input_positions(layer, tile, np.maximum(tile, whole))
-    alone = (sums >= whole[loops]).all(axis=-1, keepdims=True)
-    sweep = np.where(alone, whole, tile)
-    if outside == (POSITIONS, REDUCTION):
-        sweep = np.maximum(sweep, shaped(grids[POSITIONS], 2))
-    elif outside == (REDUCTION, POSITIONS):
-        still = (shaped(grids[REDUCTION], 2)[..., loops] <= sums).all(axis=-1, keepdims=True)
-        sweep = np.where(still, whole, sweep)
-    return input_positions(layer, tile, sweep)
-
-
-def _fits_twice(
-    problem: Problem, side_by_side: Array, extents: list[Array], bits: list[Array]
-) -> NDArray[np.bool_]:
-    """Whether a second tile of everything that changes fits, so that transfers hide.
-
-    Args:
-        problem: The problem.
-        side_by_side: Groups on the array, (tiles,).
-        extents: What the buffer holds of every operand, (tiles, loops) each.
-        bits: The same in bits, (tiles,).
-    """
-    layer = problem.layer
-    sizes = np.array(layer.sizes, dtype=np.float64)
-    more_groups = layer.sizes[G] > side_by_side
-    needed = []
-    for operand, extent in enumerate(extents):
-        changes = values(layer, operand, extent) < values(layer, operand, sizes)
-        needed.append(bits[operand] * np.where(changes | more_groups, 2.0, 1.0))
-    fits = np.ones(len(side_by_side), dtype=bool)
-    for operands, capacity in problem.buffer.spaces:
-        fits &= sum((needed[operand] for operand in operands), np.zeros(1)) <= capacity
-    return fits
+    def _fits_twice(
+        self,
+        shape: tuple[int, ...],
+        at: tuple[NDArray[np.int64], ...],
+        past: Sequence[NDArray[np.int64]],
+    ) -> NDArray[np.bool_]:
+        """Whether a second tile of everything that changes fits, so that transfers hide."""
+        problem = self.problem
+        side_by_side = np.broadcast_to(self.side_by_side, shape)[at]
+        needed = []
+        for operand in range(len(OPERANDS)):
+            mine = np.broadcast_to(self.values[operand], shape)[at]
+            everything = values(problem.layer, operand, whole(problem.layer))
+            changes = mine < everything * problem.layer.sizes[G]
+            changes |= side_by_side < problem.layer.sizes[G]
+            bits = mine * (1 - past[operand]) * problem.buffer.bits[operand]
+            needed.append(bits * np.where(changes, 2.0, 1.0))
+        fits = np.ones(len(side_by_side), dtype=bool)
+        for operands, capacity in problem.buffer.spaces:
+            fits &= sum(needed[operand] for operand in operands) <= capacity
+        return fits
 
 
 def _ranked(
@@ -342,27 +448,17 @@ def _ranked(
         return (*key_of(problem, total, cycles), total, cycles)
 
     bound, tie = key_of(problem, energy, compute)
-    some = np.flatnonzero(bound <= goal)
+    some = np.flatnonzero((bound <= goal) & np.isfinite(energy))
     if len(some) > FEW:
         # Best first: cycles are equal bounds for many tiles, so energy decides among them.
         first = some[np.lexsort((tie[some], bound[some]))[:FEW]]
         reached, beside = keys(first)[:2]
         least = reached.min()
         second = beside[reached <= least].min()
-        ahead = (bound[some] < least) | ((bound[some] <= least) & (tie[some] <= second))
-        some = some[ahead]
+        some = some[(bound[some] < least) | ((bound[some] <= least) & (tie[some] <= second))]
     if not len(some):
         return 0, np.inf, np.inf
     primary, tie, total, cycles = keys(some)
     equal = np.flatnonzero(primary <= primary.min() * (1 + 1e-12))
     best = int(equal[np.argmin(tie[equal])])
     return int(some[best]), float(total[best]), float(cycles[best])
-
-
-def key_of(problem: Problem, energy: Array, cycles: Array) -> tuple[Array, Array]:
-    """What is to be least, and what decides among equals."""
-    if problem.objective == "latency":
-        return cycles, energy
-    if problem.objective == "edp":
-        return energy * cycles, energy
-    return energy, cycles

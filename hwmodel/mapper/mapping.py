@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hwmodel.mapper.prices import returning
 from hwmodel.mapper.problem import INPUT
 from hwmodel.mapper.problem import LOOPS
 from hwmodel.mapper.problem import OPERANDS
@@ -14,11 +15,10 @@ from hwmodel.mapper.problem import SETS
 from hwmodel.mapper.problem import WEIGHT
 from hwmodel.mapper.problem import G
 from hwmodel.mapper.problem import Problem
-from hwmodel.mapper.registers import ORDERS
 from hwmodel.mapper.registers import values
 from hwmodel.mapper.search import Found
 from hwmodel.mapper.timing import transfers
-from hwmodel.mapper.traffic import Moves
+from hwmodel.mapper.traffic import compute_cycles
 from hwmodel.mapper.traffic import register_energy
 from hwmodel.mapper.traffic import total_values
 from hwmodel.mapper.windows import Array
@@ -62,14 +62,14 @@ def mapping_of(problem: Problem, found: Found) -> Mapping:
     """The mapping that a search found, with everything counted."""
     inner, outer = found.inner, found.outer
     groups = problem.layer.sizes[G]
-    near = [Moves(np.array([fetched]), np.array([delivered])) for fetched, delivered in outer.near]
+    near = outer.near
     far = [np.array([amount]) for amount in outer.far]
     dram, buffer = transfers(problem, near, far, found.past)
     outputs = total_values(problem.layer)[OUTPUT]
-    visits = near[OUTPUT].fetched[0]
-    first = problem.rules.first_sums
-    back = (visits if visits > outputs else 0.0) if first else visits - outputs
-    back *= near[OUTPUT].delivered[0] / visits if first else 1.0
+    out = near[OUTPUT]
+    back = float(returning(problem, out.fetched, out.again, outputs)[0])
+    if problem.rules.first_sums:
+        back *= float(out.delivered[0] / out.fetched[0])
     delivered = [move.delivered[0] * groups for move in near]
     held = problem.registers.bits
     traffic: dict[tuple[str, str], float] = {}
@@ -85,7 +85,7 @@ def mapping_of(problem: Problem, found: Found) -> Mapping:
     hops = [delivered[WEIGHT], delivered[INPUT], delivered[OUTPUT] + back * groups]
     network = problem.hop if problem.rules.network else (0.0, 0.0, 0.0)
     energy["array_network"] = sum(hop * one for hop, one in zip(hops, network, strict=True))
-    _count_registers(problem, inner, hops, traffic)
+    _count_registers(problem, hops, traffic)
     for name, level, (reads, writes) in (
         ("buffer", problem.buffer, buffer),
         ("dram", problem.dram, dram),
@@ -97,14 +97,13 @@ def mapping_of(problem: Problem, found: Found) -> Mapping:
             memory = level.names[operand]
             if memory is not None:
                 traffic[memory, OPERANDS[operand]] = read + written
-    compute = np.ceil(np.array(problem.layer.sizes) / (inner.axes * inner.lanes)[0]).prod()
-    compute *= problem.cycles_per_mac
+    compute = float(compute_cycles(problem, inner)[0])
     return Mapping(
         nest=_nest(problem, found),
         traffic_bits=traffic,
         energy=energy,
         cycles=outer.cycles + problem.startup_cycles,
-        compute_cycles=float(compute),
+        compute_cycles=compute,
         utilization=problem.layer.macs * problem.cycles_per_mac / (compute * _multipliers(problem)),
     )
 
@@ -117,7 +116,7 @@ def _multipliers(problem: Problem) -> int:
 
 
 def _count_registers(
-    problem: Problem, inner: object, hops: list[float], traffic: dict[tuple[str, str], float]
+    problem: Problem, hops: list[float], traffic: dict[tuple[str, str], float]
 ) -> None:
     level = problem.registers
     macs = problem.layer.macs * problem.active
@@ -136,31 +135,31 @@ def _nest(problem: Problem, found: Found) -> tuple[str, ...]:
     """
     inner, outer = found.inner, found.outer
     sizes = np.array(problem.layer.sizes, dtype=np.float64)
-    side_by_side = (inner.axes * inner.lanes)[0]
-    base = np.minimum(side_by_side * inner.base[0], sizes)
-    step = np.minimum(inner.step[0], sizes)
-    inner_order, outer_order = ORDERS[inner.order[0]], ORDERS[outer.order]
+    axes, lanes, tile, base = (
+        np.array([array[0] for array in extent])
+        for extent in (inner.axes, inner.lanes, inner.tile, inner.base)
+    )
+    side_by_side = axes * lanes
+    step = np.minimum(side_by_side * tile, sizes)
+    current = np.minimum(side_by_side * base, sizes)
 
     upwards: list[str] = []
-    _append(upwards, side_by_side, base)
-    current = base.copy()
-    per_element = inner.lanes[0] * inner.base[0]
-    for block in inner_order:
-        _keep(upwards, problem, problem.registers.names[block], block, per_element)
+    _append(upwards, side_by_side, current)
+    element = lanes * base
+    for block in inner.order:
+        _keep(upwards, problem, problem.registers.names[block], block, element)
         loops = list(SETS[block])
         grown = current.copy()
-        grown[loops] = outer.tile[loops] if block == inner_order[2] else step[loops]
+        grown[loops] = (outer.tile if block == inner.order[2] else step)[loops]
         _append(upwards, current, grown)
-        per_element[loops] = (inner.lanes * inner.tile)[0][loops]
+        element[loops] = (lanes * tile)[loops]
         current = grown
-    current = outer.tile.copy()
-    current[G] = side_by_side[G]
-    for block in outer_order:
-        if not found.past[0, block]:
+    for block in outer.order:
+        if not found.past[block]:
             _keep(upwards, problem, problem.buffer.names[block], block, current)
         loops = list(SETS[block])
         grown = current.copy()
-        grown[loops] = sizes[loops] if block == outer_order[2] else outer.blocks[loops]
+        grown[loops] = (sizes if block == outer.order[2] else outer.blocks)[loops]
         _append(upwards, current, grown)
         current = grown
     _append(upwards, current, sizes)
@@ -169,7 +168,7 @@ def _nest(problem: Problem, found: Found) -> tuple[str, ...]:
     for line in reversed(upwards):
         lines.append("  " * depth + line)
         depth += line.startswith("for ")
-    lines.append("  " * depth + _array_line(inner.axes[0], inner.lanes[0]))
+    lines.append("  " * depth + _array_line(axes, lanes))
     return tuple(lines)
 
 
@@ -187,7 +186,7 @@ def _keep(
 ) -> None:
     if memory is None:
         return
-    held = values(problem.layer, operand, extent) * extent[G]
+    held = values(problem.layer, operand, list(extent)) * extent[G]
     upwards.append(f"{memory} keeps {OPERANDS[operand]}: {held:.0f} values")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,9 @@ from hwmodel.mapper.problem import WEIGHT
 from hwmodel.mapper.problem import Problem
 from hwmodel.mapper.traffic import Moves
 from hwmodel.mapper.windows import Array
+
+Past = int | NDArray[np.int64]
+"""1 where an operand goes past the buffer, 0 where it goes through it."""
 
 
 @dataclass(frozen=True)
@@ -72,33 +76,31 @@ def prices(problem: Problem) -> Prices:
     )
 
 
-def returning(problem: Problem, visits: Array, outputs: float) -> Array:
+def returning(problem: Problem, visits: Array, again: NDArray[np.bool_], outputs: float) -> Array:
     """Partial sums that come back, of so many visits to the next memory outwards."""
-    if problem.rules.first_sums:
-        return np.where(visits > outputs, visits, 0.0)
-    return visits - outputs
+    return np.where(again, visits, 0.0) if problem.rules.first_sums else visits - outputs
 
 
 def inner_energy(
-    problem: Problem, price: Prices, moves: list[Moves], past: NDArray[np.int64], outputs: float
+    problem: Problem, price: Prices, moves: list[Moves], past: Sequence[Past], outputs: float
 ) -> Array:
-    """Energy of what moves inside the buffer's tile, of one group, (candidates,).
+    """Energy of what moves inside the buffer's tile, of one group.
 
     Args:
         problem: The problem.
         price: Its prices.
         moves: By operand.
-        past: 1 where an operand goes past the buffer, (candidates, operands).
+        past: 1 where an operand goes past the buffer, by operand.
         outputs: Outputs of the group.
     """
-    out, route = moves[OUTPUT], past[:, OUTPUT]
-    back = returning(problem, out.fetched, outputs)
+    out, route = moves[OUTPUT], past[OUTPUT]
+    back = returning(problem, out.fetched, out.again, outputs)
     copies = out.delivered / out.fetched if problem.rules.first_sums else 1.0
     energy = (out.fetched - outputs) * price.leave[route] + back * price.come_back[route]
     energy = energy + out.delivered * price.deliver[OUTPUT] + back * copies * price.give_back
     energy = energy + outputs * price.finish[route]
     for operand in (WEIGHT, INPUT):
         move = moves[operand]
-        energy = energy + move.fetched * price.fetch[past[:, operand], operand]
+        energy = energy + move.fetched * price.fetch[past[operand], operand]
         energy = energy + move.delivered * price.deliver[operand]
     return energy

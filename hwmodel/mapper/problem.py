@@ -110,6 +110,8 @@ class Rules:
         bypass: Operands may go past the buffer.
         held_reads: A register read again in the next cycle is free (ZigZag).
         first_sums: The first visit of a partial sum reads it, too, if others follow (ZigZag).
+        whole_elements: Words are those of a whole number of elements, where a last round that fills
+            fewer makes their average a fraction (ZigZag).
         one_loop_per_axis: Any loop may lie on any axis, alone (ZigZag's automatic unrolling).
     """
 
@@ -118,6 +120,7 @@ class Rules:
     bypass: bool = True
     held_reads: bool = False
     first_sums: bool = False
+    whole_elements: bool = False
     one_loop_per_axis: bool = False
 
 
@@ -128,6 +131,7 @@ ZIGZAG = Rules(
     bypass=False,
     held_reads=True,
     first_sums=True,
+    whole_elements=True,
     one_loop_per_axis=True,
 )
 

@@ -9,7 +9,9 @@ overlap. The last block is bounded by the buffer's tile alone.
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from hwmodel.mapper.problem import FILTERS
 from hwmodel.mapper.problem import INPUT
+from hwmodel.mapper.problem import LOOPS
 from hwmodel.mapper.problem import OUTPUT
 from hwmodel.mapper.problem import POSITIONS
 from hwmodel.mapper.problem import SETS
@@ -29,15 +32,21 @@ from hwmodel.mapper.problem import R
 from hwmodel.mapper.problem import S
 from hwmodel.mapper.problem import X
 from hwmodel.mapper.problem import Y
-from hwmodel.mapper.unroll import unrollings
 from hwmodel.mapper.windows import Array
 from hwmodel.mapper.windows import balanced
 from hwmodel.mapper.windows import window
 
-ORDERS = tuple(itertools.permutations(range(len(SETS))))
-"""Orders of the three blocks, from the innermost outwards. Operand i stays while block i runs."""
+Extent = Sequence[Array]
+"""Iterations of every loop (indexed as in ``LOOPS``), arrays that broadcast over candidates."""
 
-MOST_SIZES = 16
+Order = tuple[int, int, int]
+"""The three blocks from the innermost outwards. Operand i stays while block i runs."""
+
+ORDERS: tuple[Order, ...] = tuple(itertools.permutations((0, 1, 2)))  # type: ignore[arg-type]
+
+ONE = np.ones(1)
+
+MOST_SIZES = 40
 """Sizes of a register tile that are tried for one loop, evenly spread if there are more."""
 
 CHAINS: tuple[tuple[tuple[int, ...], ...], ...] = (
@@ -51,151 +60,168 @@ those before are whole."""
 
 @dataclass(frozen=True)
 class Inner:
-    """Inner halves of mappings, arrays over candidates.
+    """Inner halves of mappings with one order of blocks.
 
     Attributes:
-        axes, lanes: Iterations of every loop on the axes and on an element's lanes,
-            (candidates, loops).
+        order: Of the blocks.
+        axes, lanes: Iterations on the axes and on an element's lanes.
         tile: Iterations one after the other in an element, last block left out.
         base: Those of them inside all blocks, for which a register that stays is read once.
-        order: Index in ``ORDERS``.
     """
 
-    axes: Array
-    lanes: Array
-    tile: Array
-    base: Array
-    order: NDArray[np.int64]
+    order: Order
+    axes: Extent
+    lanes: Extent
+    tile: Extent
+    base: Extent
 
-    def __len__(self) -> int:
-        return len(self.order)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return np.broadcast_shapes(*(array.shape for array in (*self.axes, *self.tile)))
 
     def take(self, index: NDArray[np.int64]) -> Inner:
-        """Some of the candidates."""
+        """Some of the candidates, by flat index."""
+        at = np.unravel_index(index, self.shape)
+
+        def some(extent: Extent) -> Extent:
+            return [np.broadcast_to(array, self.shape)[at] for array in extent]
+
         return Inner(
-            self.axes[index],
-            self.lanes[index],
-            self.tile[index],
-            self.base[index],
-            self.order[index],
+            self.order, some(self.axes), some(self.lanes), some(self.tile), some(self.base)
         )
 
     @property
-    def step(self) -> Array:
+    def side_by_side(self) -> Extent:
+        """Iterations in one cycle."""
+        return product(self.axes, self.lanes)
+
+    @property
+    def step(self) -> Extent:
         """Iterations inside the last block: those of axes, lanes and register tiles."""
-        return self.axes * self.lanes * self.tile
+        return product(self.axes, self.lanes, self.tile)
 
-    def held(self, operand: int, order: tuple[int, ...]) -> Array:
-        """Iterations of every loop whose values of an operand one element holds."""
-        return self.lanes * inside(order, operand, self.tile, self.base)
+    def held(self, operand: int) -> Extent:
+        """Iterations of every loop whose values of an operand one element holds.
 
-
-def inside(order: tuple[int, ...], operand: int, tile: Array, base: Array) -> Array:
-    """The loops inside an operand's tile: whole blocks inside its own, the base of the others."""
-    extent = base.copy()
-    for block in order[: order.index(operand)]:
-        loops = list(SETS[block])
-        extent[..., loops] = tile[..., loops]
-    return extent
+        Whole blocks inside the operand's own, and the base of the others.
+        """
+        inside = {loop for block in self.order[: self.order.index(operand)] for loop in SETS[block]}
+        return [
+            self.lanes[loop] * (self.tile[loop] if loop in inside else self.base[loop])
+            for loop in range(len(LOOPS))
+        ]
 
 
-def values(layer: Layer, operand: int, extent: Array) -> Array:
+def product(*extents: Extent) -> Extent:
+    """Loop by loop."""
+    result = list(extents[0])
+    for extent in extents[1:]:
+        result = [first * second for first, second in zip(result, extent, strict=True)]
+    return result
+
+
+def values(layer: Layer, operand: int, extent: Extent) -> Array:
     """Values of an operand that a tile of loops touches, of one group."""
     if operand == OUTPUT:
-        return extent[..., [B, K, Y, X]].prod(axis=-1)
+        return extent[B] * extent[K] * extent[Y] * extent[X]
     if operand == INPUT:
-        rows = window(extent[..., Y], extent[..., R], layer.stride[0], layer.dilation[0])
-        columns = window(extent[..., X], extent[..., S], layer.stride[1], layer.dilation[1])
-        return extent[..., B] * extent[..., C] * rows * columns
-    return extent[..., [K, C, R, S]].prod(axis=-1)
+        rows = window(extent[Y], extent[R], layer.stride[0], layer.dilation[0])
+        columns = window(extent[X], extent[S], layer.stride[1], layer.dilation[1])
+        return extent[B] * extent[C] * rows * columns
+    return extent[K] * extent[C] * extent[R] * extent[S]
 
 
-def inner_halves(problem: Problem) -> Inner:
-    """All inner halves that fit the registers."""
-    axes, lanes = unrollings(problem)
-    tiles = _register_tiles(problem)
-    sizes = np.array(problem.layer.sizes, dtype=np.float64)
-    left = np.ceil(sizes / (axes * lanes))
-    unrolling, tile = np.indices((len(axes), len(tiles))).reshape(2, -1)
-    halves = Inner(
-        axes[unrolling],
-        lanes[unrolling],
-        np.minimum(tiles.tile[tile], left[unrolling]),
-        np.minimum(tiles.base[tile], left[unrolling]),
-        tiles.order[tile],
-    )
-    return halves.take(_distinct(problem, halves, unrolling))
+def inner_halves(
+    problem: Problem, axes: Array, lanes: Array, every: int = 1
+) -> list[tuple[Inner, NDArray[np.bool_]]]:
+    """Inner halves of every order, (unrollings, tiles), and which of them fit the registers.
+
+    Args:
+        problem: The problem.
+        axes: Unrollings on the axes, (unrollings, loops).
+        lanes: And on the lanes of an element.
+        every: Take only one register tile of so many.
+    """
+    unrolled = [axes[:, loop, None] for loop in range(len(LOOPS))]
+    vectors = [lanes[:, loop, None] for loop in range(len(LOOPS))]
+    left = [
+        np.ceil(size / (first * second))
+        for size, first, second in zip(problem.layer.sizes, unrolled, vectors, strict=True)
+    ]
+    found = []
+    for order in ORDERS:
+        tile, base = (extent[::every] for extent in _register_tiles(problem, order))
+        inner = Inner(
+            order,
+            unrolled,
+            vectors,
+            [np.minimum(tile[:, loop], left[loop]) for loop in range(len(LOOPS))],
+            [np.minimum(base[:, loop], left[loop]) for loop in range(len(LOOPS))],
+        )
+        # A tile that fits also fits when it is clipped, unless lanes multiply it.
+        fits = np.ones(inner.shape, dtype=bool)
+        if problem.vector.size > 1:
+            fits &= fits_registers(problem, inner)
+        found.append((inner, fits))
+    return found
 
 
-def _distinct(problem: Problem, halves: Inner, unrolling: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Candidates that fit, the first of those that are equal."""
-    keys = unrolling * len(ORDERS) + halves.order
-    for array in (halves.tile, halves.base):
-        for loop, size in enumerate(problem.layer.sizes):
-            if size > 1:
-                keys = keys * 1000003 + array[:, loop].astype(np.int64)  # wraps: a hash
-    fitting = np.flatnonzero(fits_registers(problem, halves))
-    _, first = np.unique(keys[fitting], return_index=True)
-    return fitting[np.sort(first)]
-
-
-def fits_registers(problem: Problem, halves: Inner) -> NDArray[np.bool_]:
+def fits_registers(problem: Problem, inner: Inner) -> NDArray[np.bool_]:
     """Whether what an element holds fits; what it only latches is one value per lane."""
-    fits = np.ones(len(halves), dtype=bool)
     layer, level = problem.layer, problem.registers
-    for index, order in enumerate(ORDERS):
-        rows = np.flatnonzero(halves.order == index)
-        if not len(rows):
-            continue
-        some = halves.take(rows)
-        held = [values(layer, operand, some.held(operand, order)) for operand in range(3)]
-        if problem.latched is not None and not level.holds(problem.latched):
-            fits[rows] &= held[problem.latched] <= values(layer, problem.latched, some.lanes)
-        for operands, bits in level.spaces:
-            needed = sum(held[operand] * level.bits[operand] for operand in operands)
-            fits[rows] &= needed <= bits
+    held = [values(layer, operand, inner.held(operand)) for operand in range(3)]
+    fits = np.ones(1, dtype=bool)
+    if problem.latched is not None and not level.holds(problem.latched):
+        fits = fits & (held[problem.latched] <= values(layer, problem.latched, inner.lanes))
+    for operands, bits in level.spaces:
+        fits = fits & (sum(held[operand] * level.bits[operand] for operand in operands) <= bits)
     return fits
 
 
-def _register_tiles(problem: Problem) -> Inner:
-    """Register tiles of all orders, as large as one element might hold."""
-    chains = [_chain(problem, block) for block in range(len(SETS))]
-    found = []
-    for index, order in enumerate(ORDERS):
-        first, second = (
-            chains[block] if _matters(problem, order, block) else chains[block][:1]
-            for block in order[:2]
-        )
-        pairs = np.indices((len(first), len(second))).reshape(2, -1)
-        tile = first[pairs[0]] * second[pairs[1]]
-        ones = np.ones_like(tile)
-        kinds = np.full(len(tile), index)
-        found.append(Inner(ones, ones, tile, ones, kinds))
-    tiles = _joined(found)
-    tiles = tiles.take(np.flatnonzero(fits_registers(problem, tiles)))
+@functools.lru_cache(maxsize=32)
+def _register_tiles(problem: Problem, order: Order) -> tuple[Array, Array]:
+    """Tiles and bases of one order, (tiles, loops) each, that fit an element of one lane."""
+    first, second = (
+        _chain(problem, block) if _matters(problem, order, block) else _chain(problem, block)[:1]
+        for block in order[:2]
+    )
+    tile = (first[:, None] * second[None]).reshape(-1, len(LOOPS))
+    tile = tile[_fits_alone(problem, order, tile, np.ones_like(tile))]
+    base = np.ones_like(tile)
     if not problem.rules.held_reads:
-        return tiles
+        return tile, base
     # A loop inside all blocks lets weights (positions) or inputs (filters) stand at the ports.
-    based = [tiles]
+    tiles, bases = [tile], [base]
     for block in (POSITIONS, FILTERS):
-        for base in chains[block][1:]:
-            ones = np.broadcast_to(base, tiles.tile.shape)
-            based.append(
-                Inner(tiles.axes, tiles.lanes, np.maximum(tiles.tile, ones), ones, tiles.order)
-            )
-    tiles = _joined(based)
-    return tiles.take(np.flatnonzero(fits_registers(problem, tiles)))
+        for inside in _chain(problem, block)[1:]:
+            grown = np.maximum(tile, inside)
+            some = _fits_alone(problem, order, grown, np.broadcast_to(inside, grown.shape))
+            some[some] = _largest(grown[some])
+            tiles.append(grown[some])
+            bases.append(np.broadcast_to(inside, grown.shape)[some])
+    return np.concatenate(tiles), np.concatenate(bases)
 
 
-def _matters(problem: Problem, order: tuple[int, ...], block: int) -> bool:
+def _fits_alone(problem: Problem, order: Order, tile: Array, base: Array) -> NDArray[np.bool_]:
+    ones = [ONE] * len(LOOPS)
+    inner = Inner(order, ones, ones, list(tile.T), list(base.T))
+    return np.broadcast_to(fits_registers(problem, inner), len(tile)).copy()
+
+
+def _largest(tile: Array) -> NDArray[np.bool_]:
+    """Tiles that no other contains: a larger one moves no more words."""
+    kept = np.zeros(len(tile), dtype=bool)
+    rows = np.argsort(-tile.prod(axis=1), kind="stable")
+    while len(rows):
+        kept[rows[0]] = True
+        rows = rows[(tile[rows] > tile[rows[0]]).any(axis=1)]
+    return kept
+
+
+def _matters(problem: Problem, order: Order, block: int) -> bool:
     """Whether an operand stays over a block, or holds what it touches."""
     later = order[order.index(block) + 1 :]
     return problem.stays(block) or any(problem.stays(operand) for operand in later)
-
-
-def _joined(parts: list[Inner]) -> Inner:
-    names = ("axes", "lanes", "tile", "base", "order")
-    return Inner(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def _chain(problem: Problem, block: int) -> Array:
@@ -208,7 +234,7 @@ def _chain(problem: Problem, block: int) -> Array:
             options = balanced(sizes[loop])
             if len(options) > MOST_SIZES:
                 picks = np.linspace(0, len(options) - 1, MOST_SIZES).round().astype(int)
-                options = [options[pick] for pick in picks]
+                options = tuple(options[pick] for pick in picks)
             for size in options:
                 current[loop] = size
                 tiles[tuple(current)] = None

@@ -18,6 +18,7 @@ from hwmodel.errors import InputError
 from hwmodel.mapper.buffers import Outer
 from hwmodel.mapper.buffers import complete
 from hwmodel.mapper.buffers import key_of
+from hwmodel.mapper.prices import Prices
 from hwmodel.mapper.prices import inner_energy
 from hwmodel.mapper.prices import prices
 from hwmodel.mapper.problem import INPUT
@@ -26,20 +27,27 @@ from hwmodel.mapper.problem import OUTPUT
 from hwmodel.mapper.problem import WEIGHT
 from hwmodel.mapper.problem import G
 from hwmodel.mapper.problem import Problem
+from hwmodel.mapper.registers import ONE
 from hwmodel.mapper.registers import Inner
 from hwmodel.mapper.registers import inner_halves
 from hwmodel.mapper.timing import Timing
 from hwmodel.mapper.timing import busy
 from hwmodel.mapper.timing import transfers
-from hwmodel.mapper.traffic import LAST
 from hwmodel.mapper.traffic import compute_cycles
 from hwmodel.mapper.traffic import inner_moves
 from hwmodel.mapper.traffic import register_energy
 from hwmodel.mapper.traffic import total_values
+from hwmodel.mapper.unroll import unrollings
 from hwmodel.mapper.windows import Array
 
-FIRST_CHUNK, NEXT_CHUNKS = 16, 64
+FIRST_CHUNK, NEXT_CHUNKS = 32, 96
 """Inner halves completed at once: few at first, to find a bound."""
+
+MOST_UNROLLINGS = 64
+"""Unrollings that are searched with all register tiles; of more the best are picked first."""
+
+SAMPLE = 16
+"""They are picked with every so many-th register tile."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +56,35 @@ class Found:
 
     Attributes:
         inner: Its inner half, one candidate.
-        past: 1 where an operand goes past the buffer, (1, operands).
+        past: 1 where an operand goes past the buffer, by operand.
         outer: Its outer half.
     """
 
     inner: Inner
-    past: NDArray[np.int64]
+    past: tuple[int, ...]
     outer: Outer
+
+
+@dataclass(frozen=True)
+class _Bounded:
+    """Inner halves of one order that may be best, and their lower bounds.
+
+    Attributes:
+        inner: The halves.
+        half: Index of each candidate's half, (candidates,).
+        past: 1 where an operand goes past the buffer, by operand, (candidates,) each.
+        fixed: Energy of multipliers and registers, (candidates,).
+        timing: Their cycles.
+        bound, tie: Least value of what is minimized, and of what decides among equals.
+    """
+
+    inner: Inner
+    half: NDArray[np.int64]
+    past: list[NDArray[np.int64]]
+    fixed: Array
+    timing: Timing
+    bound: Array
+    tie: Array
 
 
 def search(problem: Problem) -> Found:
@@ -63,50 +93,124 @@ def search(problem: Problem) -> Found:
     Raises:
         InputError: nothing fits the memories.
     """
-    halves = inner_halves(problem)
-    if not len(halves):
-        raise InputError("accelerator.memories", "register_file", "hold one value of each operand")
-    routes = _routes(problem)
     price = prices(problem)
-    fixed = problem.mac + register_energy(problem, halves)
-    timing = Timing(compute_cycles(problem, halves), _timed(problem))
-    energy, cycles = _bounds(problem, halves, routes, fixed, timing)
-    bound, tie = key_of(problem, energy, cycles)
-    order = np.lexsort((tie.ravel(), bound.ravel()))
+    bounded = [
+        _bounded(problem, price, inner, fits)
+        for inner, fits in inner_halves(problem, *_promising(problem, price))
+        if fits.any()
+    ]
+    if not bounded:
+        raise InputError("accelerator.memories", "register_file", "hold one value of each operand")
+    family = np.concatenate([np.full(len(one.bound), i) for i, one in enumerate(bounded)])
+    member = np.concatenate([np.arange(len(one.bound)) for one in bounded])
+    bound = np.concatenate([one.bound for one in bounded])
+    tie = np.concatenate([one.tie for one in bounded])
+    order = np.lexsort((tie, bound))
 
     best: Found | None = None
     goal, second = np.inf, np.inf
     start, size = 0, FIRST_CHUNK
     while start < len(order):
         chunk = order[start : start + size]
-        ahead = (bound.flat[chunk] < goal) | (
-            (bound.flat[chunk] <= goal) & (tie.flat[chunk] < second)
-        )
-        if not ahead.any():
-            break
-        chunk = chunk[ahead]
         start, size = start + size, NEXT_CHUNKS
-        row, route = np.unravel_index(chunk, bound.shape)
-        for last in range(len(OPERANDS)):
-            mine = np.flatnonzero(LAST[halves.order[row]] == last)
-            if not len(mine):
-                continue
-            some, past = halves.take(row[mine]), routes[route[mine]]
-            found = complete(
-                problem, price, some, past, fixed[row[mine]], timing.take(row[mine]), goal
-            )
-            for outer in found:
-                key = _scalar_key(problem, outer)
-                if key < (goal * (1 - 1e-12), 0.0) or (key[0] <= goal and key[1] < second):
-                    goal, second = key
-                    at = np.array([outer.row])
-                    best = Found(some.take(at), past[at], outer)
+        chunk = chunk[(bound[chunk] < goal) | ((bound[chunk] <= goal) & (tie[chunk] < second))]
+        if not len(chunk):
+            break
+        for index in np.unique(family[chunk]):
+            mine = member[chunk[family[chunk] == index]]
+            one = bounded[int(index)]
+            rows = _distinct(one, mine)
+            some, past = one.inner.take(one.half[rows]), [route[rows] for route in one.past]
+            timing = one.timing.take(rows)
+            for outer in complete(problem, price, some, past, one.fixed[rows], timing, goal):
+                energy, cycles = np.array(outer.energy), np.array(outer.cycles)
+                primary, beside = (float(key) for key in key_of(problem, energy, cycles))
+                if primary < goal * (1 - 1e-12) or (primary <= goal and beside < second):
+                    goal, second = primary, beside
+                    row = np.array([outer.row])
+                    best = Found(some.take(row), tuple(int(r[outer.row]) for r in past), outer)
     if best is None:
         raise InputError("accelerator.memories", "buffer", "hold one value of each operand")
     return best
 
 
-def _routes(problem: Problem) -> NDArray[np.int64]:
+def _distinct(one: _Bounded, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows without repetitions: clipped register tiles are often equal."""
+    some = one.inner.take(one.half[rows])
+    parts = [*some.axes, *some.lanes, *some.tile, *some.base]
+    keys = np.stack([*parts, *(route[rows] for route in one.past)])
+    _, first = np.unique(keys, axis=1, return_index=True)
+    return rows[np.sort(first)]
+
+
+def _bounded(problem: Problem, price: Prices, inner: Inner, fits: NDArray[np.bool_]) -> _Bounded:
+    """Lower bounds of all routes of all inner halves."""
+    fixed = problem.mac + register_energy(problem, inner)
+    compute = compute_cycles(problem, inner)
+    bound, tie = _bounds(problem, price, inner, fixed, compute)
+    bound = np.where(fits, bound, np.inf).reshape(len(bound), -1)
+    kept = np.flatnonzero(np.isfinite(bound))
+    which, half = np.unravel_index(kept, bound.shape)
+    routes = np.array(_routes(problem))
+    return _Bounded(
+        inner,
+        half,
+        [routes[which, operand] for operand in range(len(OPERANDS))],
+        np.broadcast_to(fixed, inner.shape).ravel()[half],
+        Timing(np.broadcast_to(compute, inner.shape).ravel()[half], _timed(problem)),
+        bound.ravel()[kept],
+        tie.ravel()[kept],
+    )
+
+
+def _bounds(
+    problem: Problem, price: Prices, inner: Inner, fixed: Array, compute: Array
+) -> tuple[Array, Array]:
+    """Least value of what is minimized, and of what decides among equals, (routes, ...)."""
+    layer = problem.layer
+    totals = total_values(layer)
+    moves = inner_moves(problem, inner)
+    crossing = (totals[WEIGHT] * price.cross[WEIGHT], totals[INPUT] * price.cross[INPUT], 0.0)
+    bounds, ties = [], []
+    for route in _routes(problem):
+        energy = inner_energy(problem, price, moves, route, totals[OUTPUT])
+        energy = energy + sum(crossing[operand] * (1 - route[operand]) for operand in range(3))
+        energy = fixed + energy * layer.sizes[G]
+        cycles = compute
+        if _timed(problem):
+            far = [ONE * total for total in totals]
+            dram, buffer = transfers(problem, moves, far, route)
+            outside = np.maximum(busy(problem.dram, *dram), busy(problem.buffer, *buffer))
+            cycles = np.maximum(cycles, outside)
+        bound, tie = key_of(problem, energy + problem.energy_per_cycle * cycles, cycles)
+        if route[INPUT] and problem.buffer.holds(INPUT):
+            bound = np.where(moves[INPUT].again, np.inf, bound)
+        bounds.append(np.broadcast_to(bound, inner.shape))
+        ties.append(np.broadcast_to(tie, inner.shape))
+    return np.stack(bounds), np.stack(ties)
+
+
+def _promising(problem: Problem, price: Prices) -> tuple[Array, Array]:
+    """Unrollings; of too many, those whose bounds are least for some of the register tiles."""
+    axes, lanes = unrollings(problem)
+    if len(axes) <= MOST_UNROLLINGS:
+        return axes, lanes
+    least = np.full((2, len(axes)), np.inf)
+    for inner, fits in inner_halves(problem, axes, lanes, every=SAMPLE):
+        fixed = problem.mac + register_energy(problem, inner)
+        keys = _bounds(problem, price, inner, fixed, compute_cycles(problem, inner))
+        for index, key in enumerate(keys):
+            here = np.where(fits, key, np.inf).min(axis=(0, 2), initial=np.inf)
+            least[index] = np.minimum(least[index], here)
+    best = np.sort(np.lexsort(least[::-1])[:MOST_UNROLLINGS])
+    return axes[best], lanes[best]
+
+
+def _timed(problem: Problem) -> bool:
+    return bool(problem.dram.ports or problem.buffer.ports or problem.energy_per_cycle)
+
+
+def _routes(problem: Problem) -> list[tuple[int, ...]]:
     """Which operands go past the buffer, all combinations that the array allows."""
     options: list[tuple[int, ...]] = []
     for operand in range(len(OPERANDS)):
@@ -114,39 +218,4 @@ def _routes(problem: Problem) -> NDArray[np.int64]:
             options.append((1,))
         else:
             options.append((0, 1) if problem.rules.bypass else (0,))
-    return np.array(list(itertools.product(*options)), dtype=np.int64)
-
-
-def _timed(problem: Problem) -> bool:
-    return bool(problem.dram.ports or problem.buffer.ports or problem.energy_per_cycle)
-
-
-def _bounds(
-    problem: Problem, halves: Inner, routes: NDArray[np.int64], fixed: Array, timing: Timing
-) -> tuple[Array, Array]:
-    """Least energy and cycles of every inner half and route, (candidates, routes)."""
-    price = prices(problem)
-    layer = problem.layer
-    totals = total_values(layer)
-    moves = inner_moves(problem, halves)
-    crossing = (totals[WEIGHT] * price.cross[WEIGHT], totals[INPUT] * price.cross[INPUT], 0.0)
-    energies, cycles = [], []
-    for route in routes:
-        past = np.broadcast_to(route, (len(halves), len(OPERANDS)))
-        energy = inner_energy(problem, price, moves, past, totals[OUTPUT])
-        energy = energy + sum(crossing[operand] * (1 - route[operand]) for operand in range(3))
-        energies.append(fixed + energy * layer.sizes[G])
-        busiest = timing.compute
-        if timing.matters:
-            far = [np.full(len(halves), total) for total in totals]
-            dram, buffer = transfers(problem, moves, far, past)
-            outside = np.maximum(busy(problem.dram, *dram), busy(problem.buffer, *buffer))
-            busiest = np.maximum(busiest, outside)
-        cycles.append(busiest)
-        energies[-1] = energies[-1] + problem.energy_per_cycle * busiest
-    return np.stack(energies, axis=1), np.stack(cycles, axis=1)
-
-
-def _scalar_key(problem: Problem, outer: Outer) -> tuple[float, float]:
-    primary, tie = key_of(problem, np.array(outer.energy), np.array(outer.cycles))
-    return float(primary), float(tie)
+    return list(itertools.product(*options))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hwmodel.mapper.prices import Past
 from hwmodel.mapper.prices import returning
 from hwmodel.mapper.problem import INPUT
 from hwmodel.mapper.problem import OUTPUT
@@ -40,7 +42,7 @@ class Timing:
         problem: Problem,
         near: list[Moves],
         far: list[Array],
-        past: NDArray[np.int64],
+        past: Sequence[Past],
         twice: NDArray[np.bool_],
     ) -> Array:
         """Cycles with stalls, (candidates,).
@@ -59,7 +61,7 @@ Traffic = tuple[list[Array], list[Array]]
 
 
 def transfers(
-    problem: Problem, near: list[Moves], far: list[Array], past: NDArray[np.int64]
+    problem: Problem, near: list[Moves], far: list[Array], past: Sequence[Past]
 ) -> tuple[Traffic, Traffic]:
     """Traffic of DRAM and of the buffer.
 
@@ -67,30 +69,32 @@ def transfers(
         problem: The problem.
         near: What moves inside the buffer's tile.
         far: Values that cross DRAM into the buffer, and visits of partial sums to DRAM.
-        past: 1 where an operand goes past the buffer, (candidates, operands).
+        past: 1 where an operand goes past the buffer, by operand.
     """
     dram, buffer = problem.dram, problem.buffer
     groups = problem.layer.sizes[G]
     outputs = total_values(problem.layer)[OUTPUT]
     dram_reads, dram_writes, reads, writes = [], [], [], []
     for operand in (WEIGHT, INPUT):
-        direct = past[:, operand]
+        direct = past[operand]
         crossing = np.where(direct, near[operand].fetched, far[operand])
         dram_reads.append(crossing * (groups * dram.bits[operand]))
         dram_writes.append(np.zeros_like(crossing))
         through = (1 - direct) * (groups * buffer.bits[operand])
         reads.append(near[operand].fetched * through)
         writes.append(far[operand] * through)
-    direct = past[:, OUTPUT]
+    direct = past[OUTPUT]
     visits = np.where(direct, near[OUTPUT].fetched, far[OUTPUT])
-    spilled, refilled = visits - outputs, returning(problem, visits, outputs)
+    spilled = visits - outputs
+    refilled = returning(problem, visits, visits > outputs, outputs)
     final = groups * outputs * dram.final_bits
     dram_reads.append(refilled * (groups * dram.bits[OUTPUT]))
     dram_writes.append(spilled * (groups * dram.bits[OUTPUT]) + final)
     bits = (1 - direct) * (groups * buffer.bits[OUTPUT])
     finished = (1 - direct) * (groups * outputs * buffer.final_bits)
     inner = near[OUTPUT].fetched
-    reads.append((returning(problem, inner, outputs) + spilled) * bits + finished)
+    back = returning(problem, inner, near[OUTPUT].again, outputs)
+    reads.append((back + spilled) * bits + finished)
     writes.append((inner - outputs + refilled) * bits + finished)
     return (dram_reads, dram_writes), (reads, writes)
 

@@ -1,6 +1,6 @@
 """Words that move inside the buffer's tile: between buffer (or DRAM), network and registers.
 
-All counts are values of one group.
+All counts are values of one group, arrays over candidates.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwmodel.mapper.problem import FILTERS
 from hwmodel.mapper.problem import INPUT
+from hwmodel.mapper.problem import OPERANDS
 from hwmodel.mapper.problem import OUTPUT
 from hwmodel.mapper.problem import POSITIONS
 from hwmodel.mapper.problem import REDUCTION
@@ -19,6 +21,7 @@ from hwmodel.mapper.problem import SETS
 from hwmodel.mapper.problem import WEIGHT
 from hwmodel.mapper.problem import B
 from hwmodel.mapper.problem import C
+from hwmodel.mapper.problem import G
 from hwmodel.mapper.problem import K
 from hwmodel.mapper.problem import Layer
 from hwmodel.mapper.problem import Problem
@@ -26,165 +29,209 @@ from hwmodel.mapper.problem import R
 from hwmodel.mapper.problem import S
 from hwmodel.mapper.problem import X
 from hwmodel.mapper.problem import Y
-from hwmodel.mapper.registers import ORDERS
+from hwmodel.mapper.registers import ONE
+from hwmodel.mapper.registers import Extent
 from hwmodel.mapper.registers import Inner
+from hwmodel.mapper.registers import values
 from hwmodel.mapper.windows import Array
 from hwmodel.mapper.windows import positions
-
-LAST = np.array([order[2] for order in ORDERS])
-"""The last block of every order."""
 
 
 @dataclass(frozen=True)
 class Moves:
-    """Values moved for one operand, (candidates,) each.
+    """Values moved for one operand.
 
     Attributes:
         fetched: Words read from the next memory outwards, or visits of partial sums to it.
         delivered: Words that reach elements; of outputs, that elements give away.
+        again: Whether more than once.
     """
 
     fetched: Array
     delivered: Array
+    again: NDArray[np.bool_]
+
+    def take(self, index: tuple[NDArray[np.int64], ...]) -> Moves:
+        """Some of the candidates."""
+        return Moves(self.fetched[index], self.delivered[index], self.again[index])
+
+
+def whole(layer: Layer) -> Extent:
+    """The extent of a group."""
+    return [ONE * size for size in layer.sizes[:-1]] + [ONE]
 
 
 def total_values(layer: Layer) -> tuple[float, float, float]:
     """Values of each operand of one group; of inputs, positions that are read."""
     n = layer.sizes
-    one = np.ones(1)
-    rows = positions(n[Y], one * n[Y], n[R], one * n[R], layer.stride[0], layer.dilation[0],
-                     layer.input_size[0])  # fmt: skip
-    columns = positions(n[X], one * n[X], n[S], one * n[S], layer.stride[1], layer.dilation[1],
-                        layer.input_size[1])  # fmt: skip
+    everything = whole(layer)
+    inputs = input_positions(layer, everything, everything)
     return (
         float(n[K] * n[C] * n[R] * n[S]),
-        float(n[B] * n[C] * rows[0] * columns[0]),
+        float(n[B] * n[C] * inputs[0]),
         float(n[B] * n[K] * n[Y] * n[X]),
     )
 
 
-def steps(layer: Layer, block: int, extent: Array) -> Array:
-    """Tiles of ``extent`` (..., loops) along the loops of one set."""
-    count = np.ones(extent.shape[:-1])
+def steps(layer: Layer, block: int, extent: Extent) -> Array:
+    """Tiles of an extent along the loops of one set."""
+    count = ONE
     for loop in SETS[block]:
         if layer.sizes[loop] > 1:
-            count = count * np.ceil(layer.sizes[loop] / extent[..., loop])
+            count = count * np.ceil(layer.sizes[loop] / extent[loop])
     return count
 
 
-def input_positions(layer: Layer, tile: Array, sweep: Array) -> Array:
-    """Input positions of all tiles, (...,): rows times columns.
+def input_positions(layer: Layer, tile: Extent, sweep: Extent) -> Array:
+    """Input positions of all tiles: rows times columns.
 
     Args:
         layer: The layer.
-        tile: Iterations inside one tile, (..., loops).
-        sweep: Outputs over which a window slides without a break, (..., loops): columns of a
-            tile that does not hold whole rows, rows of one that does. Equal to ``tile`` if it
-            jumps.
+        tile: Iterations inside one tile.
+        sweep: Outputs over which a window slides without a break: columns of a tile that does not
+            hold whole rows, rows of one that does. Equal to ``tile`` if it jumps.
     """
     n = layer.sizes
-    whole_rows = tile[..., X] >= n[X]
-    columns = np.where(whole_rows, tile[..., X], sweep[..., X])
-    rows = np.where(whole_rows, sweep[..., Y], tile[..., Y])
-    down, across = layer.stride
-    return positions(
-        n[Y], rows, n[R], tile[..., R], down, layer.dilation[0], layer.input_size[0]
-    ) * positions(
-        n[X], columns, n[S], tile[..., S], across, layer.dilation[1], layer.input_size[1]
-    )  # fmt: skip
+    whole_rows = tile[X] >= n[X]
+    columns = np.where(whole_rows, tile[X], sweep[X])
+    rows = np.where(whole_rows, sweep[Y], tile[Y])
+    (down, across), (apart, aside) = layer.stride, layer.dilation
+    height, width = layer.input_size
+    vertical = positions(n[Y], rows, n[R], tile[R], down, apart, height)
+    return vertical * positions(n[X], columns, n[S], tile[S], across, aside, width)
 
 
-def inner_moves(problem: Problem, halves: Inner, sweep: Array | None = None) -> list[Moves]:
+def inner_moves(problem: Problem, inner: Inner, sweep: Extent | None = None) -> list[Moves]:
     """What every operand moves inside the buffer's tile.
 
     Args:
         problem: Layer and array.
-        halves: Candidates; with a sweep, all with the same last block.
-        sweep: Iterations of every loop inside the buffer's tile, (candidates, loops), which bound
-            the last block and how far a window slides; the whole layer if None.
+        inner: Candidates.
+        sweep: Iterations of every loop inside the buffer's tile, which bound the last block and
+            how far a window slides; the whole layer if None.
     """
     layer = problem.layer
-    n = np.array(layer.sizes, dtype=np.float64)
+    sweep = whole(layer) if sweep is None else sweep
     totals = total_values(layer)
-    active = n / np.ceil(n / halves.axes)
-    step, streamed = halves.step, halves.axes * halves.lanes
-    last = LAST[halves.order]
-    visits = []
+    step, streamed = inner.step, inner.side_by_side
+    visits, copies = [], []
     for block in range(len(SETS)):
         if not problem.stays(block):
-            visits.append(steps(layer, block, streamed))
-            continue
-        ended = 1.0 if sweep is None else steps(layer, block, sweep)
-        visits.append(np.where(last == block, ended, steps(layer, block, step)))
+            extent = streamed
+        else:
+            extent = sweep if block == inner.order[2] else step
+        visits.append(steps(layer, block, extent))
+        copies.append(_active(layer, inner, block))
     if problem.positions_per_weight:
         served = math.prod(layer.sizes[loop] for loop in SETS[POSITIONS])
         least = math.ceil(served / problem.positions_per_weight)
         visits[POSITIONS] = np.maximum(visits[POSITIONS], least)
 
-    weight = totals[WEIGHT] * visits[POSITIONS]
-    near, far = _input_words(problem, halves, sweep)
-    output = totals[OUTPUT] * visits[REDUCTION]
-    copies = [active[:, list(SETS[block])].prod(axis=1) for block in range(len(SETS))]
-    return [
-        Moves(weight, weight * copies[POSITIONS]),
-        Moves(far * visits[FILTERS], near * visits[FILTERS] * copies[FILTERS]),
-        Moves(output, output * copies[REDUCTION]),
-    ]
+    near, far = _input_words(problem, inner, sweep)
+    weight, output = ONE * totals[WEIGHT], ONE * totals[OUTPUT]
+    fetched, delivered = (weight, far, output), (weight, near, output)
+    moves = []
+    for operand in range(len(OPERANDS)):
+        unique, all_of_them = _rounding(problem, inner, operand)
+        times = visits[operand]
+        moves.append(
+            Moves(
+                fetched[operand] * times * unique,
+                delivered[operand] * times * copies[operand] * all_of_them,
+                fetched[operand] * times > totals[operand] * (1 + 1e-9),
+            )
+        )
+    return moves
 
 
-def _input_words(problem: Problem, halves: Inner, sweep: Array | None) -> tuple[Array, Array]:
+def _rounding(problem: Problem, inner: Inner, operand: int) -> tuple[Array, Array]:
+    """What whole numbers of elements make of averages: of those with values of their own, of all.
+
+    1 but for ``Rules.whole_elements``.
+    """
+    if not problem.rules.whole_elements:
+        return ONE, ONE
+    sizes = problem.layer.sizes
+    units = [size / np.ceil(size / axis) for size, axis in zip(sizes, inner.axes, strict=True)]
+    everything = ONE
+    for unit in units:
+        everything = everything * unit
+    own = values(problem.layer, operand, units) * units[G]
+    return np.maximum(np.round(own), 1) / own, np.round(everything) / everything
+
+
+def _active(layer: Layer, inner: Inner, block: int) -> Array:
+    """Elements on the axes of one set, on average: the last of several rounds may be smaller."""
+    count = ONE
+    for loop in SETS[block]:
+        size = layer.sizes[loop]
+        if size > 1:
+            count = count * (size / np.ceil(size / inner.axes[loop]))
+    return count
+
+
+def _input_words(problem: Problem, inner: Inner, sweep: Extent) -> tuple[Array, Array]:
     """Input values that reach elements, and that leave the memory, each filter counted once.
 
     The memory is read once for all elements that want a value. A window slides in an element
     whose tile lies directly inside the loops over positions.
     """
     layer = problem.layer
-    n = np.array(layer.sizes, dtype=np.float64)
-    element = np.empty_like(halves.tile)
-    slide = np.zeros(len(halves), dtype=bool)
-    bound = np.broadcast_to(n, halves.tile.shape) if sweep is None else sweep
-    reach = halves.tile.copy()
-    for index, order in enumerate(ORDERS):
-        rows = np.flatnonzero(halves.order == index)
-        if not len(rows):
-            continue
-        some = halves.take(rows)
-        element[rows] = some.held(INPUT, order)
-        outside = order[order.index(INPUT) + 1 :]
-        if POSITIONS not in outside:
-            continue
-        reduction = REDUCTION in outside[: outside.index(POSITIONS)]
-        loops = list(SETS[REDUCTION])
-        still = (some.tile[:, loops] == some.base[:, loops]).all(axis=1)
-        slide[rows] = still if reduction else True
-        if order[2] == POSITIONS:
-            reach[rows] = bound[rows]
-    spread = (halves.axes[:, X] > 1) | ((halves.tile[:, X] >= n[X]) & (halves.axes[:, Y] > 1))
-    slide &= problem.rules.sliding & problem.stays(INPUT) & ~spread
-    reach = np.maximum(reach, element)
+    n = layer.sizes
+    element = inner.held(INPUT)
     count = n[B] * n[C]
+    reach = _slides_to(problem, inner, sweep)
 
-    def words(tile: Array) -> Array:
-        chosen = np.where(slide[:, None], np.maximum(reach, tile), tile)
+    def words(tile: Extent) -> Array:
+        if reach is None:
+            return count * input_positions(layer, tile, tile)
+        slides, across = reach
+        chosen = [np.where(slides, np.maximum(a, t), t) for a, t in zip(across, tile, strict=True)]
         return count * input_positions(layer, tile, chosen)
 
-    return words(element), words(np.minimum(element * halves.axes, n))
+    array = [
+        np.minimum(mine * units, size)
+        for mine, units, size in zip(element, inner.axes, n, strict=True)
+    ]
+    return words(element), words(array)
 
 
-def register_energy(problem: Problem, halves: Inner) -> Array:
-    """Energy of the registers beside the multipliers, (candidates,)."""
+def _slides_to(
+    problem: Problem, inner: Inner, sweep: Extent
+) -> tuple[NDArray[np.bool_], Extent] | None:
+    """Where input windows slide, and how far; None if nowhere."""
+    n = problem.layer.sizes
+    outside = inner.order[inner.order.index(INPUT) + 1 :]
+    if not (problem.rules.sliding and problem.stays(INPUT)) or POSITIONS not in outside:
+        return None
+    spread = (inner.axes[X] > 1) | ((inner.tile[X] >= n[X]) & (inner.axes[Y] > 1))
+    slides = ~spread
+    if outside[0] != POSITIONS:
+        for loop in SETS[REDUCTION]:
+            slides = slides & (inner.tile[loop] == inner.base[loop])
+    return slides, (sweep if inner.order[2] == POSITIONS else inner.tile)
+
+
+def register_energy(problem: Problem, inner: Inner) -> Array:
+    """Energy of the registers beside the multipliers."""
     level = problem.registers
-    macs = problem.layer.macs
-    adds = halves.lanes.prod(axis=1)
-    reads = np.zeros(len(halves))
+    macs = problem.layer.macs * _rounding(problem, inner, OUTPUT)[1]
+    adds, reads = ONE, 0.0 * ONE
+    for lanes in inner.lanes:
+        adds = adds * lanes
     for operand, block in ((WEIGHT, POSITIONS), (INPUT, FILTERS)):
-        held = halves.base[:, list(SETS[block])].prod(axis=1)
+        held = ONE
+        for loop in SETS[block]:
+            held = held * inner.base[loop]
         reads = reads + macs * level.bits[operand] * level.read[operand] / held
     sums = macs / adds * level.bits[OUTPUT] * (level.read[OUTPUT] + level.write[OUTPUT])
     return (reads + sums) * problem.active + problem.register_overhead
 
 
-def compute_cycles(problem: Problem, halves: Inner) -> Array:
+def compute_cycles(problem: Problem, inner: Inner) -> Array:
     """Cycles of the array without stalls."""
-    sizes = np.array(problem.layer.sizes)
-    return np.ceil(sizes / (halves.axes * halves.lanes)).prod(axis=1) * problem.cycles_per_mac
+    cycles = ONE * problem.cycles_per_mac
+    for size, units in zip(problem.layer.sizes, inner.side_by_side, strict=True):
+        if size > 1:
+            cycles = cycles * np.ceil(size / units)
+    return cycles

@@ -14,7 +14,7 @@ from hwmodel.mapper.problem import R
 from hwmodel.mapper.windows import Array
 from hwmodel.mapper.windows import balanced
 
-MOST_UNROLLINGS = 256
+MOST_UNROLLINGS = 1024
 """Unrollings that are tried, those of fewest cycles first (our choice)."""
 
 SLOWEST = 2.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -10,24 +11,26 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-def balanced(size: int, limit: int | None = None) -> list[int]:
+@functools.lru_cache(maxsize=4096)
+def balanced(size: int, limit: int | None = None) -> tuple[int, ...]:
     """The sizes worth trying for a tile of ``size``: those that split it into equal parts.
 
     A tile between two of them needs as many parts as the smaller one and holds more.
     """
     sizes = {-(-size // parts) for parts in range(1, math.isqrt(size) + 1)}
     sizes |= {-(-size // -(-size // small)) for small in range(1, math.isqrt(size) + 1)}
-    return sorted(value for value in sizes if limit is None or value <= limit)
+    return tuple(sorted(value for value in sizes if limit is None or value <= limit))
 
 
-def parts(most: int) -> NDArray[np.float64]:
-    """Numbers of equal parts to try, descending to 1: all small ones, then in steps of a fifth."""
+@functools.lru_cache(maxsize=1024)
+def parts(most: int) -> tuple[int, ...]:
+    """Numbers of equal parts to try, descending to 1: all small ones, then every fourth of it."""
     numbers = {most, *range(1, min(most, 8) + 1)}
     number = 10
     while number < most:
         numbers.add(number)
         number += max(number // 4, 1)
-    return np.array(sorted(numbers, reverse=True), dtype=np.float64)
+    return tuple(sorted(numbers, reverse=True))
 
 
 def positions(
@@ -53,6 +56,8 @@ def positions(
         dilation: From one tap to the next.
         real: Positions of the input that exist.
     """
+    if outputs == 1 and taps == 1:
+        return np.ones(1)
     common = math.gcd(stride, dilation)
     span = (outputs - 1) * stride + (taps - 1) * dilation + 1
     padding = max(span - real, 0) / common
