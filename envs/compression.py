@@ -36,6 +36,8 @@ from envs.reconstruction import reconstruct_masked
 from envs.reconstruction import reconstruct_rounded
 from envs.reconstruction import reconstruct_sparse
 from envs.reconstruction import removal_error
+from envs.sequential import aligned_biases
+from envs.sequential import channel_means
 from envs.sequential import compress_in_sequence
 from envs.statistics import LayerStatistics
 from envs.trace import TracedLayer
@@ -96,7 +98,7 @@ class Compressor:
     Args:
         network: Traced network.
         statistics: One entry for each of its layers.
-        images: Batches of calibration images for ``repair="sequential"``.
+        images: Batches of calibration images, for ``aligned`` and ``sequential`` repair.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Compressor:
         self._cache: OrderedDict[tuple[object, ...], tuple[Tensor, Tensor, Tensor | None]]
         self._cache = OrderedDict()
         self._cached_bytes = 0
+        self._means: list[Tensor] | None = None
 
     def compress(self, config: CompressionConfig) -> CompressedNetwork:
         """Compress every layer.
@@ -136,6 +139,8 @@ class Compressor:
                 self._weights(index, decision, kept_in[index], kept_out[index], config.repair)
                 for index, decision in enumerate(decisions)
             ]
+        if config.repair == "aligned":
+            weights = self._aligned(weights, ranges, kept_out)
         layers = tuple(
             CompressedLayer(
                 *weights[index], ranges[index], kept_in[index], kept_out[index], decision
@@ -254,7 +259,7 @@ class Compressor:
         columns = removed_columns(layer, kept_in)
         rows, scale = compressed_rows(layer, statistics, decision, columns, repair)
         bias = layer.bias
-        if repair == "layerwise" and decision.weight_bits not in FLOAT_BITS:
+        if repair != "none" and decision.weight_bits not in FLOAT_BITS:
             shift = bias_correction(layer.rows, rows[None], statistics.mean)[0].flatten()
             bias = bias + shift * layer.fold_scale
         weight, scale = folded(layer, rows, scale, decision.weight_bits, kept_out)
@@ -270,8 +275,7 @@ class Compressor:
         kept_out: Sequence[Tensor],
     ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """Folded weight, bias and scale of every layer."""
-        if not self.images:
-            raise InputError("repair", "sequential", "it needs calibration images; use 'layerwise'")
+        self._require_images("sequential")
         found: list[tuple[Tensor, Tensor | None]] = []
 
         def compress_layer(index: int, target: Tensor, covariance: Tensor) -> Tensor:
@@ -285,6 +289,26 @@ class Compressor:
 
         biases = compress_in_sequence(self.network, self.images, ranges, kept_out, compress_layer)
         return [(weight, bias, scale) for (weight, scale), bias in zip(found, biases, strict=True)]
+
+    def _aligned(
+        self,
+        weights: list[tuple[Tensor, Tensor, Tensor | None]],
+        ranges: Sequence[ActivationRange],
+        kept_out: Sequence[Tensor],
+    ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """The same with biases that restore the dense means."""
+        self._require_images("aligned")
+        if self._means is None:
+            self._means = channel_means(self.network, self.images)
+        layers = [(weight, bias) for weight, bias, _ in weights]
+        biases = aligned_biases(self.network, self.images, ranges, kept_out, layers, self._means)
+        return [
+            (weight, bias, scale) for (weight, _, scale), bias in zip(weights, biases, strict=True)
+        ]
+
+    def _require_images(self, repair: Repair) -> None:
+        if not self.images:
+            raise InputError("repair", repair, "it needs calibration images; use 'layerwise'")
 
     def _remember(
         self, key: tuple[object, ...], result: tuple[Tensor, Tensor, Tensor | None]

@@ -26,7 +26,7 @@ sparsity)."""
 Criterion = Literal[
     "none", "l1", "l2", "taylor", "second_order", "geometric_median", "reconstruction", "random"
 ]
-Repair = Literal["none", "layerwise", "sequential"]
+Repair = Literal["none", "layerwise", "aligned", "sequential"]
 
 RUN = r"n:([1-9]\d{0,3})"
 BLOCK = r"([1-9]\d{0,3})x([1-9]\d{0,3})"
@@ -129,13 +129,14 @@ class CompressionConfig:
         layers: Decision by layer name, in execution order.
         repair: ``layerwise`` adjusts the weights left of each layer so that its output changes
             least (second-order reconstruction and bias correction, no labels), for the inputs of
-            the dense network; ``sequential`` does so for the inputs that the compressed layers
-            before it give, which loses less and takes seconds for every configuration; ``none``
-            leaves them as they are and rounds to nearest.
+            the dense network. ``aligned`` then corrects the biases layer after layer until the mean
+            of every channel is that of the dense network. ``sequential`` adjusts the weights for
+            the inputs that the compressed layers before give: it loses least and takes seconds
+            for every configuration. ``none`` leaves weights as they are and rounds to nearest.
     """
 
     layers: Mapping[str, LayerDecision]
-    repair: Repair = "layerwise"
+    repair: Repair = "aligned"
 
     def __post_init__(self) -> None:
         check_choice("repair", self.repair, get_args(Repair))
@@ -180,7 +181,7 @@ class CompressionConfig:
                 where = f"{path}.{error.field}"
                 raise InputError(where, error.value, error.allowed) from None
             layers[name] = decision
-        return cls(layers=layers, repair=data.get("repair", "layerwise"))
+        return cls(layers=layers, repair=data.get("repair", "aligned"))
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(self.to_json(), indent=2) + "\n")

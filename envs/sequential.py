@@ -1,4 +1,4 @@
-"""Compress layer after layer, each for the inputs that the compressed layers before it give."""
+"""Repair layer after layer, each for the inputs that the compressed layers before it give."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ _SEED = 0
 _WORKING_BYTES = 1 << 29
 """Room for one feature map of all images."""
 _FEWEST_IMAGES = 32
+_MOST_IMAGES = 1024
+_ALIGNMENT_IMAGES = 128
 _IMAGES_AT_ONCE = 64
 _USUAL_IMAGES = 1000
 """With fewer, more positions of each image are looked at."""
@@ -55,7 +57,140 @@ def compress_in_sequence(
     Returns:
         Bias of every layer, (out_channels,).
     """
-    walk = _Walk(network, input_ranges, kept_out, compress_layer)
+    biases: list[Tensor] = []
+
+    def step(index: int, run: RunLayer, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        layer = network.layers[index]
+        dense, compressed = inputs
+        compressed = quantize_activation(compressed, input_ranges[index])
+        target, covariance = _fit(layer, dense, compressed)
+        weight = compress_layer(index, target, covariance)
+        wanted = run(dense, layer.folded_weight, layer.bias)
+        reached = run(compressed, weight, layer.bias)
+        shift = _channel_mean(layer, wanted) - _channel_mean(layer, reached)
+        biases.append((layer.bias + shift.cpu()) * kept_out[index])
+        return wanted, _shifted(layer, reached, shift, kept_out[index])
+
+    images = _images(network, batches, _MOST_IMAGES)
+    walk_layers(network, (images, images.clone()), step)
+    return biases
+
+
+def aligned_biases(
+    network: TracedNetwork,
+    batches: Sequence[Tensor],
+    input_ranges: Sequence[ActivationRange],
+    kept_out: Sequence[Tensor],
+    layers: Sequence[tuple[Tensor, Tensor]],
+    wanted: Sequence[Tensor],
+) -> list[Tensor]:
+    """Biases that restore the mean of every output channel, layer after layer.
+
+    The bias correction of Nagel et al. (Data-Free Quantization, 2019, section 4.2), measured on
+    what the compressed layers before really give.
+
+    Args:
+        network: Traced network; its own weights do not matter.
+        batches: Calibration images, (images, ...); the first few of them are used.
+        input_ranges: Grid of every layer's input.
+        kept_out: Output channels of every layer that stay, bool, (out_channels,).
+        layers: Compressed weight and bias of every layer.
+        wanted: Means of the dense layers' output channels, see :func:`channel_means`.
+
+    Returns:
+        Bias of every layer, (out_channels,).
+    """
+    biases: list[Tensor] = []
+
+    def step(index: int, run: RunLayer, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        layer = network.layers[index]
+        weight, bias = layers[index]
+        reached = run(quantize_activation(inputs[0], input_ranges[index]), weight, bias)
+        shift = wanted[index] - _channel_mean(layer, reached)
+        biases.append((bias + shift.cpu()) * kept_out[index])
+        return (_shifted(layer, reached, shift, kept_out[index]),)
+
+    walk_layers(network, (_images(network, batches, _ALIGNMENT_IMAGES),), step)
+    return biases
+
+
+def channel_means(network: TracedNetwork, batches: Sequence[Tensor]) -> list[Tensor]:
+    """Mean of every output channel of every dense layer on the images that alignment uses."""
+    means: list[Tensor] = []
+
+    def step(index: int, run: RunLayer, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        layer = network.layers[index]
+        outputs = run(inputs[0], layer.folded_weight, layer.bias)
+        means.append(_channel_mean(layer, outputs))
+        return (outputs,)
+
+    walk_layers(network, (_images(network, batches, _ALIGNMENT_IMAGES),), step)
+    return means
+
+
+RunLayer = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A layer's operation on (inputs, weight, bias)."""
+
+Step = Callable[[int, RunLayer, tuple[Tensor, ...]], tuple[Tensor, ...]]
+"""Told a layer's index, its operation and its inputs, one of each network; returns the outputs."""
+
+
+def walk_layers(network: TracedNetwork, images: tuple[Tensor, ...], step: Step) -> None:
+    """Execute a graph for several networks of one architecture at once.
+
+    Args:
+        network: Traced network.
+        images: Inputs of each of the networks.
+        step: Computes the layers, in execution order; all else is the same for all networks.
+    """
+    index_of = {layer.node: index for index, layer in enumerate(network.layers)}
+    nodes = list(network.graph_module.graph.nodes)
+    last_reader = {item: node for node in nodes for item in node.all_input_nodes}
+    values: dict[fx.Node, tuple[Any, ...]] = {}
+    with torch.inference_mode():
+        for node in nodes:
+            if node.op == "placeholder":
+                values[node] = images
+            elif node.op == "get_attr":
+                value: Any = network.graph_module
+                for part in str(node.target).split("."):
+                    value = getattr(value, part)
+                values[node] = (value,) * len(images)
+            elif node.op == "call_module":  # a layer's input, which the layer's step rounds
+                values[node] = values[node.all_input_nodes[0]]
+            elif node.name in index_of:
+                source = values[node.all_input_nodes[0]]
+                values[node] = step(index_of[node.name], _operation(node), source)
+            elif node.op == "call_function":
+                values[node] = tuple(
+                    _call(node, values, network_number) for network_number in range(len(images))
+                )
+            for item in node.all_input_nodes:
+                if last_reader[item] is node:
+                    del values[item]
+
+
+def _operation(node: fx.Node) -> RunLayer:
+    target: Any = node.target
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        weight, bias = weight.to(x), bias.to(x)
+        parts = x.split(_IMAGES_AT_ONCE)
+        return torch.cat([target(part, weight, bias, *node.args[3:]) for part in parts])
+
+    return run
+
+
+def _call(node: fx.Node, values: dict[fx.Node, tuple[Any, ...]], network_number: int) -> Any:
+    target: Any = node.target
+    args, kwargs = fx.node.map_arg(
+        (node.args, node.kwargs), lambda item: values[item][network_number]
+    )
+    return target(*args, **kwargs)
+
+
+def _images(network: TracedNetwork, batches: Sequence[Tensor], most: int) -> Tensor:
+    """The first calibration images whose largest feature map fits the memory, on the device."""
     largest = max(
         max(
             layer.shape.in_channels * layer.shape.in_height * layer.shape.in_width,
@@ -63,77 +198,9 @@ def compress_in_sequence(
         )
         for layer in network.layers
     )
-    images = torch.cat(list(batches))[: max(_FEWEST_IMAGES, _WORKING_BYTES // (4 * largest))]
-    with torch.inference_mode():
-        walk.run(images.to(network.graph_module.get_parameter("weight_0").device))
-    return walk.biases
-
-
-class _Walk:
-    """Executes the graph on pairs of tensors: of the dense network and of the compressed one."""
-
-    def __init__(
-        self,
-        network: TracedNetwork,
-        input_ranges: Sequence[ActivationRange],
-        kept_out: Sequence[Tensor],
-        compress_layer: CompressLayer,
-    ) -> None:
-        self.network = network
-        self.input_ranges = input_ranges
-        self.kept_out = kept_out
-        self.compress_layer = compress_layer
-        self.biases = [layer.bias for layer in network.layers]
-        self._index = {layer.node: index for index, layer in enumerate(network.layers)}
-        self._pairs: dict[fx.Node, Any] = {}
-
-    def run(self, images: Tensor) -> None:
-        nodes = list(self.network.graph_module.graph.nodes)
-        last_reader = {item: node for node in nodes for item in node.all_input_nodes}
-        for node in nodes:
-            if node.op == "placeholder":
-                self._pairs[node] = (images, images.clone())
-            elif node.op == "get_attr":
-                value: Any = self.network.graph_module
-                for part in str(node.target).split("."):
-                    value = getattr(value, part)
-                self._pairs[node] = (value, value)
-            elif node.op == "call_module":  # a layer's input: rounded when the layer's turn comes
-                self._pairs[node] = self._pairs[node.all_input_nodes[0]]
-            elif node.name in self._index:
-                self._pairs[node] = self._layer(self._index[node.name], node)
-            elif node.op == "call_function":
-                self._pairs[node] = tuple(self._call(node, side) for side in (0, 1))
-            for item in node.all_input_nodes:
-                if last_reader[item] is node:
-                    del self._pairs[item]
-
-    def _call(self, node: fx.Node, side: int) -> Any:
-        arguments = fx.node.map_arg((node.args, node.kwargs), lambda item: self._pairs[item][side])
-        return node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
-
-    def _layer(self, index: int, node: fx.Node) -> tuple[Tensor, Tensor]:
-        layer = self.network.layers[index]
-        source: Any = node.args[0]
-        dense, compressed = self._pairs[source]
-        compressed = quantize_activation(compressed, self.input_ranges[index])
-        target, covariance = _fit(layer, dense, compressed)
-        weight = self.compress_layer(index, target, covariance)
-
-        def output(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            weight, bias = weight.to(x), bias.to(x)
-            parts = x.split(_IMAGES_AT_ONCE)
-            return torch.cat([node.target(part, weight, bias, *node.args[3:]) for part in parts])  # type: ignore[operator]
-
-        wanted = output(dense, layer.folded_weight, layer.bias)
-        reached = output(compressed, weight, layer.bias)
-        axis = -1 if layer.weight.ndim == 2 else 1
-        shift = _channel_mean(wanted, axis) - _channel_mean(reached, axis)
-        kept = self.kept_out[index]
-        self.biases[index] = (layer.bias + shift.cpu()) * kept
-        view = [1] * reached.ndim
-        view[axis] = -1
-        return wanted, reached.add_(shift.view(view)).mul_(kept.to(shift).view(view))
+    count = min(most, max(_FEWEST_IMAGES, _WORKING_BYTES // (4 * largest)))
+    images = torch.cat(list(batches))[:count]
+    return images.to(network.graph_module.get_parameter("weight_0").device)
 
 
 def _fit(layer: TracedLayer, dense: Tensor, compressed: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,5 +231,17 @@ def _centered_patches(layer: TracedLayer, x: Tensor) -> Tensor:
     return patches.sub_(patches.mean(dim=1, keepdim=True))
 
 
-def _channel_mean(x: Tensor, axis: int) -> Tensor:
-    return x.mean(dim=[index for index in range(x.ndim) if index != axis % x.ndim])
+def _channel_axis(layer: TracedLayer) -> int:
+    return -1 if layer.weight.ndim == 2 else 1
+
+
+def _channel_mean(layer: TracedLayer, x: Tensor) -> Tensor:
+    """Mean of every output channel, (out_channels,)."""
+    return x.transpose(0, _channel_axis(layer)).flatten(1).mean(dim=1)
+
+
+def _shifted(layer: TracedLayer, x: Tensor, shift: Tensor, kept: Tensor) -> Tensor:
+    """Outputs with a shift of every channel, zero in channels that are gone."""
+    shape = [1] * x.ndim
+    shape[_channel_axis(layer)] = -1
+    return x.add_(shift.view(shape)).mul_(kept.to(shift).view(shape))

@@ -52,7 +52,7 @@ class Menu:
     weight_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     activation_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     pinned: Mapping[str, LayerDecision] | None = None
-    repair: Repair = "layerwise"
+    repair: Repair = "aligned"
 
     def space(self, network: TracedNetwork) -> SearchSpace:
         """The search space of a network.

@@ -91,7 +91,7 @@ class SearchSpace:
     activation_bits: tuple[int, ...]
     channel_group: tuple[int, ...]
     pinned: Mapping[str, LayerDecision] = field(default_factory=dict)
-    repair: Repair = "layerwise"
+    repair: Repair = "aligned"
 
     def __post_init__(self) -> None:
         if self.methods[:1] != (NO_PRUNING,):

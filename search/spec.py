@@ -143,7 +143,7 @@ class SpaceSection(_Section):
     ] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     weight_bits: _Widths = INTEGER_BITS
     activation_bits: _Widths = INTEGER_BITS
-    repair: Repair = "layerwise"
+    repair: Repair = "aligned"
     pinned: dict[str, _Decision] = Field(default_factory=dict)
 
     def to_methods(self) -> tuple[Method, ...]:

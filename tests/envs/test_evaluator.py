@@ -40,7 +40,8 @@ def evaluator() -> Evaluator:
     split = batches(inputs, targets, 100)
     task = Task("self", network, split[:1], split, split[:2], chance=0.2)
     traced = trace(network, inputs[:2], "self")
-    return Evaluator(task, Compressor(traced, collect_statistics(traced, split[:1])))
+    statistics = collect_statistics(traced, split[:1])
+    return Evaluator(task, Compressor(traced, statistics, [split[0][0]]))
 
 
 def hopeless(evaluator: Evaluator) -> CompressionConfig:

@@ -144,7 +144,7 @@ def test_what_does_not_exist_is_refused(make, field: str) -> None:
 
 def test_configurations_of_before_keep_their_hash() -> None:
     layers = {"a": LayerDecision("element", "l1", 0.5, 4, 8), "b": LayerDecision()}
-    assert CompressionConfig(layers).hash == "7d7d38cf0c579ef7"
+    assert CompressionConfig(layers, "layerwise").hash == "7d7d38cf0c579ef7"
 
 
 @pytest.mark.parametrize("name", ["n:16/l1", "4x1/random", "filter/geometric_median", "none"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 
 import pytest
 import torch
@@ -18,6 +19,11 @@ from tests.envs.test_removal import filter_config
 from tests.envs.test_removal import make_evaluator
 
 
+@cache
+def evaluator_of(name: str) -> Evaluator:
+    return make_evaluator(name)
+
+
 def output_change(evaluator: Evaluator, config: CompressionConfig) -> float:
     """Mean squared change of the outputs for the calibration images."""
     compressor = evaluator.compressor
@@ -27,10 +33,11 @@ def output_change(evaluator: Evaluator, config: CompressionConfig) -> float:
     return float((after - before).square().mean())
 
 
+@pytest.mark.parametrize("repair", ["aligned", "sequential"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks_of_every_kind_are_compressed_layer_after_layer(name: str) -> None:
-    evaluator = make_evaluator(name)
-    config = dataclasses.replace(filter_config(evaluator, 0.3, "l2"), repair="sequential")
+def test_networks_of_every_kind_are_repaired_layer_after_layer(name: str, repair: Repair) -> None:
+    evaluator = evaluator_of(name)
+    config = dataclasses.replace(filter_config(evaluator, 0.3, "l2"), repair=repair)
     compressed = evaluator.compressor.compress(config)
     masked, _ = evaluator.outputs(compressed, "calibration")
     assert torch.isfinite(masked).all()
@@ -41,7 +48,7 @@ def test_networks_of_every_kind_are_compressed_layer_after_layer(name: str) -> N
 
 @pytest.mark.parametrize("name", ["inverted", "padded_residual", "attention"])
 def test_outputs_change_less_than_if_every_layer_is_repaired_alone(name: str) -> None:
-    evaluator = make_evaluator(name)
+    evaluator = evaluator_of(name)
     decision = LayerDecision("element", "second_order", 0.4, 4, 4)
     names = evaluator.compressor.network.names
     change: dict[Repair, float] = {}
@@ -51,15 +58,30 @@ def test_outputs_change_less_than_if_every_layer_is_repaired_alone(name: str) ->
     assert change["sequential"] < change["layerwise"] < change["none"]
 
 
-def test_an_uncompressed_network_is_left_as_it_is() -> None:
-    evaluator = make_evaluator("inverted")
+@pytest.mark.parametrize("name", ["inverted", "padded_residual", "tokens"])
+def test_alignment_restores_the_mean_of_every_output(name: str) -> None:
+    evaluator = evaluator_of(name)
     names = evaluator.compressor.network.names
-    config = dataclasses.replace(uniform(names, 32), repair="sequential")
+    means = {}
+    for bits, repair in ((32, "layerwise"), (3, "layerwise"), (3, "aligned")):
+        config = dataclasses.replace(uniform(names, bits), repair=repair)
+        outputs, _ = evaluator.outputs(evaluator.compressor.compress(config), "calibration")
+        means[bits, repair] = outputs.mean(dim=0)
+    away = (means[3, "layerwise"] - means[32, "layerwise"]).abs().max()
+    aligned = (means[3, "aligned"] - means[32, "layerwise"]).abs().max()
+    assert aligned < 0.2 * away
+
+
+@pytest.mark.parametrize("repair", ["aligned", "sequential"])
+def test_an_uncompressed_network_is_left_as_it_is(repair: Repair) -> None:
+    evaluator = evaluator_of("inverted")
+    names = evaluator.compressor.network.names
+    config = dataclasses.replace(uniform(names, 32), repair=repair)
     assert output_change(evaluator, config) < 1e-8
 
 
 def test_weights_lie_on_their_grid_and_come_out_the_same_again() -> None:
-    evaluator = make_evaluator("inverted")
+    evaluator = evaluator_of("inverted")
     names = evaluator.compressor.network.names
     config = dataclasses.replace(uniform(names, 4), repair="sequential")
     first = evaluator.compressor.compress(config)
@@ -73,9 +95,10 @@ def test_weights_lie_on_their_grid_and_come_out_the_same_again() -> None:
         torch.testing.assert_close(integers, integers.round(), atol=1e-3, rtol=0)
 
 
-def test_without_calibration_images_it_is_refused() -> None:
-    compressor = make_evaluator("mlp").compressor
+@pytest.mark.parametrize("repair", ["aligned", "sequential"])
+def test_without_calibration_images_it_is_refused(repair: Repair) -> None:
+    compressor = evaluator_of("mlp").compressor
     bare = Compressor(compressor.network, compressor.statistics)
-    config = dataclasses.replace(uniform(compressor.network.names, 4), repair="sequential")
+    config = dataclasses.replace(uniform(compressor.network.names, 4), repair=repair)
     with pytest.raises(InputError, match="repair"):
         bare.compress(config)
