@@ -43,6 +43,10 @@ from hwmodel.mapper.windows import Array
 FIRST_CHUNK, NEXT_CHUNKS = 32, 96
 """Inner halves completed at once: few at first, to find a bound."""
 
+MOST_COMPLETED = 2048
+"""Inner halves completed at most. Where loose bounds would let more through (layers far larger than
+the buffer), the best was among the first few hundred in all that we let run to the end."""
+
 MOST_UNROLLINGS = 64
 """Unrollings that are searched with all register tiles; of more the best are picked first."""
 
@@ -110,7 +114,7 @@ def search(problem: Problem) -> Found:
     best: Found | None = None
     goal, second = np.inf, np.inf
     start, size = 0, FIRST_CHUNK
-    while start < len(order):
+    while start < min(len(order), MOST_COMPLETED):
         chunk = order[start : start + size]
         start, size = start + size, NEXT_CHUNKS
         chunk = chunk[(bound[chunk] < goal) | ((bound[chunk] <= goal) & (tie[chunk] < second))]

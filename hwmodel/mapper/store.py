@@ -12,7 +12,7 @@ from pathlib import Path
 from hwmodel.mapper.mapping import Mapping
 from hwmodel.mapper.problem import Problem
 
-MAPPER_VERSION = 1
+MAPPER_VERSION = 2
 """Part of every key: raise it when the same problem gets another answer."""
 
 
