@@ -103,6 +103,7 @@ def test_export_and_evaluate_agree_with_the_ledger(run: Path, tmp_path: Path) ->
     assert measured["energy_pj"] == pytest.approx(row["energy_pj"].item())
 
 
+@pytest.mark.slow
 def test_the_same_seeds_of_random_search_give_the_same_ledger_of_fine_prices(
     tmp_path: Path,
 ) -> None:
