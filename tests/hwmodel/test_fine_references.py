@@ -3,7 +3,7 @@
 ``data/mappers.csv``: six layers, as published with the array. ``data/mappers_more.csv``: others,
 K and C of one group. nn_dataflow (commit 198a527, Python 3.11, sympy 1.14): ``MapStrategyEyeriss``
 and ``gen_loopblocking`` for one layer without buffer bypass, goal ``e``, times groups. ZigZag
-3.9.1: the stages of ``run_zigzag`` in benchmarks/hwmodel.py, the better of with and without its
+3.9.1: the stages of ``run_zigzag`` in benchmarks/hardware.py, the better of with and without its
 hints for the unrolling. Empty where a tool refuses a layer or was not run.
 """
 

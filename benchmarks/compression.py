@@ -1,0 +1,123 @@
+"""What single settings lose without retraining: one way to compress all layers, test split.
+
+Run: ``python benchmarks/compression.py --network 20`` (CIFAR-10 ResNets 20, 32, 44, 56; 1,024
+calibration images; ``--data`` and ``--weights`` as for ``joulecut search``). The table of
+docs/compression.md. With ``--patterns`` the other granularities and criteria, at W8A8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import get_args
+
+from envs.config import CompressionConfig
+from envs.config import LayerDecision
+from envs.config import Repair
+from envs.config import criteria
+from envs.config import uniform
+from envs.evaluator import Evaluator
+from envs.setup import prepare_evaluator
+from envs.tasks import load_task
+from envs.trace import TracedNetwork
+
+REPAIRS = tuple(sorted(get_args(Repair), key=["none", "layerwise", "aligned", "sequential"].index))
+
+SETTINGS: Mapping[str, tuple[float, int, int]] = {
+    "W8A8": (0, 8, 8),
+    "W6A6": (0, 6, 6),
+    "W4A8": (0, 4, 8),
+    "W4A4": (0, 4, 4),
+    "50 % + W8A8": (0.5, 8, 8),
+    "60 % + W8A8": (0.6, 8, 8),
+    "70 % + W8A8": (0.7, 8, 8),
+    "50 % + W4A6": (0.5, 4, 6),
+}
+"""Element sparsity, weight bits, activation bits of every layer."""
+
+PATTERNS = (("n:4", 0.5), ("n:8", 0.5), ("1x4", 0.5), ("4x1", 0.5), ("kernel", 0.3))
+
+Rows = dict[str, dict[str, LayerDecision]]
+
+
+def element_rows(network: TracedNetwork) -> Rows:
+    """Every setting by magnitude and by second order, and some with 8-bit images or wide ends."""
+    rows: Rows = {}
+    for name, (sparsity, weight_bits, activation_bits) in SETTINGS.items():
+        for criterion in ("l1", "second_order") if sparsity else ("none",):
+            decision = LayerDecision(
+                "element" if sparsity else "none", criterion, sparsity, weight_bits, activation_bits
+            )
+            label = f"{name}, {criterion}" if sparsity else name
+            rows[label] = dict.fromkeys(network.names, decision)
+    first = network.names[0]
+    image = replace(rows["W4A4"][first], activation_bits=8)
+    rows["W4A4, image at 8 bits"] = {**rows["W4A4"], first: image}
+    return rows
+
+
+def structured_rows(network: TracedNetwork, *, all_patterns: bool) -> Rows:
+    """2:4 and 20 % of the filters of uncoupled layers; or all patterns and criteria."""
+    rows: Rows = {}
+    for granularity, sparsity in PATTERNS if all_patterns else PATTERNS[:1]:
+        for criterion in ("l1", "second_order"):
+            decision = LayerDecision(granularity, criterion, sparsity, 8, 8)
+            label = f"{granularity} {sparsity:.0%} + W8A8, {criterion}"
+            rows[label] = dict.fromkeys(network.names, decision)
+            if granularity.startswith("n:"):
+                whole = {
+                    layer.name: decision if layer.shape.in_channels % 4 == 0 else _plain()
+                    for layer in network.layers
+                }
+                rows[f"{label}, not the first layer"] = whole
+    groups = network.units.group
+    for criterion in criteria("filter") if all_patterns else ("l2", "taylor", "reconstruction"):
+        decision = LayerDecision("filter", criterion, 0.2, 8, 8)
+        rows[f"filters 20 % + W8A8, {criterion}"] = {
+            name: decision if group >= 0 and groups.count(group) == 1 else _plain()
+            for name, group in zip(network.names, groups, strict=True)
+        }
+    return rows
+
+
+def _plain() -> LayerDecision:
+    return LayerDecision(weight_bits=8, activation_bits=8)
+
+
+def report(evaluator: Evaluator, rows: Rows, repairs: tuple[Repair, ...]) -> None:
+    dense = evaluator.evaluate(uniform(evaluator.compressor.network.names, 32), "test").accuracy
+    print(f"fp32: {100 * dense:.2f} %. Points lost:")
+    print(f"| {'setting':42} | " + " | ".join(f"{repair:>10}" for repair in repairs) + " |")
+    print("|---" * (len(repairs) + 1) + "|")
+    for label, layers in rows.items():
+        cells = []
+        for repair in repairs:
+            accuracy = evaluator.evaluate(CompressionConfig(layers, repair), "test").accuracy
+            cells.append(f"{100 * (dense - accuracy):10.2f}")
+        print(f"| {label:42} | " + " | ".join(cells) + " |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", type=int, default=20, help="depth of the CIFAR-10 ResNet")
+    parser.add_argument("--data", help="folder of the data; downloaded by default")
+    parser.add_argument("--weights", help="checkpoint; downloaded by default")
+    parser.add_argument("--patterns", action="store_true", help="other granularities and criteria")
+    parser.add_argument("--repairs", nargs="+", choices=REPAIRS, default=REPAIRS)
+    arguments = parser.parse_args()
+    name = f"cifar10-resnet{arguments.network}"
+    task = load_task(name, data=arguments.data, weights=arguments.weights)
+    start = time.perf_counter()
+    evaluator = prepare_evaluator(task)
+    network = evaluator.compressor.network
+    rows = structured_rows(network, all_patterns=arguments.patterns)
+    if not arguments.patterns:
+        rows = {**element_rows(network), **rows}
+    report(evaluator, rows, tuple(arguments.repairs))
+    print(f"{time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
