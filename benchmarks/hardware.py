@@ -1,7 +1,7 @@
 """Speed of the hardware model at all levels, and of its mapper against ZigZag's.
 
 Run on one core: ``OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/hardware.py``. Times are CPU
-time of this process. The comparison needs ``pip install -e .[benchmark]``; it is left out without it.
+time of this process. The comparison needs ``pip install -e .[benchmark]``; without, it is left out.
 """
 
 from __future__ import annotations
