@@ -55,7 +55,8 @@ def hypervolume(
     ratios, losses = ratios[inside], losses[inside]
     front = pareto_front(ratios, losses)
     widths = np.diff(np.append(ratios[front], reference[0]))
-    return float(np.sum(widths * (reference[1] - losses[front])) / (reference[0] * reference[1]))
+    share = np.sum(widths * (reference[1] - losses[front])) / (reference[0] * reference[1])
+    return min(float(share), 1.0)  # sums of parts of the box can round to more than the box
 
 
 def distinct(rows: pd.DataFrame, split: str) -> pd.DataFrame:
