@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from dataclasses import fields
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwmodel._activity import Activity
 from hwmodel._loading import pass_cycles
@@ -29,6 +30,7 @@ from hwmodel.accelerator import Accelerator
 from hwmodel.coarse import Demand
 from hwmodel.errors import InputError
 from hwmodel.technology import Array
+from hwmodel.workload import LayerShape
 
 INDIFFERENT_TRAFFIC = 0.05
 """Share of the least DRAM traffic that time is worth: without it a layer may take seven times the
@@ -92,7 +94,7 @@ class _Layer:
 
 
 @dataclass(frozen=True)
-class _Mapping:
+class PassMapping:
     """How layers run; ``turns`` follow each other and ``blocks`` are those that share inputs.
 
     Attributes:
@@ -128,53 +130,6 @@ class _Mapping:
         return passes * self.pass_cycles
 
 
-@dataclass(frozen=True)
-class PassMapping:
-    """How one layer runs in passes; ``str`` prints it as a loop nest, from DRAM inwards."""
-
-    loops: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return "\n".join("  " * depth + line for depth, line in enumerate(self.loops))
-
-
-def pass_mappings(
-    shapes: Shapes, demand: Demand, accelerator: Accelerator
-) -> tuple[tuple[PassMapping | None, ...], ...]:
-    """The mapping of every candidate and layer, None for layers that are gone.
-
-    Raises:
-        InputError: the inputs and sums of the smallest possible pass do not fit the buffer.
-    """
-    mapping = _map(shapes, demand, _Chip.of(accelerator))
-
-    def loops(candidate: int, layer: int) -> PassMapping | None:
-        if demand.macs[candidate, layer] == 0:
-            return None
-        at = {item.name: int(getattr(mapping, item.name)[candidate, layer])
-              for item in fields(_Mapping)}  # fmt: skip
-        block_turns = at["filter_turns"] // at["blocks"]
-        return PassMapping(
-            (
-                f"for {int(demand.groups[candidate, layer])} groups",
-                f"for {at['blocks']} blocks of filters: their sums stay in the buffer",
-                f"for {at['strips']} strips of {at['strip']} output rows, "
-                f"{at['image_turns']} times {at['images']} images: weights from DRAM",
-                f"for {at['channel_turns']} times {at['channels'] * at['stacked']} input channels: "
-                "inputs from DRAM to the buffer",
-                f"for {block_turns} passes of {at['pass_cycles']} cycles: weights to the elements",
-                f"at once: {at['chain']} kernel rows x {at['strip']} output rows x "
-                f"{at['stacked']} channel sets x {at['parallel']} filter sets",
-                f"inside: {at['images']} images x {int(shapes.out_width[layer])} columns x "
-                f"{at['channels']} channels x {at['filters']} filters x "
-                f"{int(shapes.kernel_width[layer])} kernel columns",
-            )
-        )
-
-    candidates, layers = demand.macs.shape
-    return tuple(tuple(loops(c, index) for index in range(layers)) for c in range(candidates))
-
-
 def row_stationary_passes(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activity:
     """Counts on a row-stationary array that runs in processing passes.
 
@@ -182,14 +137,61 @@ def row_stationary_passes(shapes: Shapes, demand: Demand, accelerator: Accelerat
         InputError: the inputs and sums of the smallest possible pass do not fit the buffer.
     """
     chip = _Chip.of(accelerator)
-    mapping = _map(shapes, demand, chip)
+    return activity_of(_map(shapes, demand, chip), shapes, demand, chip.sum_bits)
+
+
+def pass_choices(
+    shapes: Shapes, demand: Demand, accelerator: Accelerator, index: int
+) -> PassMapping:
+    """The mappings of one layer of one candidate that are worth it, (choices, 1).
+
+    Args:
+        shapes: All layers.
+        demand: Of that layer alone, (1, 1).
+        accelerator: The accelerator.
+        index: Which layer.
+
+    Raises:
+        InputError: the inputs and sums of the smallest possible pass do not fit the buffer.
+    """
+    columns = (demand.group_inputs, demand.group_outputs, demand.activation_bits,
+               demand.weight_bits)  # fmt: skip
+    layer = _Layer(np.array([float(index)]), *(column.ravel() for column in columns))
+    mapping, worth, _ = _worth_it(shapes, layer, _Chip.of(accelerator))
+    rows = np.flatnonzero(worth[:, 0])
+    return PassMapping(*(getattr(mapping, item.name)[rows] for item in fields(PassMapping)))
+
+
+def loop_nest(layer: LayerShape, groups: int, mapping: PassMapping, choice: int) -> tuple[str, ...]:
+    """One of :func:`pass_choices` as a loop nest, from DRAM inwards."""
+    at = {item.name: int(getattr(mapping, item.name)[choice, 0]) for item in fields(PassMapping)}
+    lines = (
+        f"for {groups} groups",
+        f"for {at['blocks']} blocks of filters: their sums stay in the buffer",
+        f"for {at['strips']} strips of {at['strip']} output rows, "
+        f"{at['image_turns']} times {at['images']} images: weights from DRAM",
+        f"for {at['channel_turns']} times {at['channels'] * at['stacked']} input channels: "
+        "inputs from DRAM to the buffer",
+        f"for {at['filter_turns'] // at['blocks']} passes of {at['pass_cycles']} cycles: "
+        "weights to the elements",
+        f"at once: {at['chain']} kernel rows x {at['strip']} output rows x "
+        f"{at['stacked']} channel sets x {at['parallel']} filter sets",
+        f"inside: {at['images']} images x {layer.out_width} columns x "
+        f"{at['channels']} channels x {at['filters']} filters x "
+        f"{layer.kernel_width} kernel columns",
+    )
+    return tuple("  " * depth + line for depth, line in enumerate(lines))
+
+
+def activity_of(mapping: PassMapping, shapes: Shapes, demand: Demand, sum_bits: int) -> Activity:
+    """What an array does that runs like this, (candidates or choices, layers)."""
     alive = demand.macs > 0
     input_rows = demand.in_channels * (mapping.rows * shapes.input_row * shapes.batch)
-    sums = demand.output_words * chip.sum_bits
+    sums = demand.output_words * sum_bits
     spilled = sums * (mapping.channel_turns - 1)
     row_words = shapes.kernel_height * shapes.out_height * shapes.input_row * shapes.batch
     deliveries = np.ceil(demand.group_outputs / mapping.filters)
-    sum_registers = demand.active_macs * chip.sum_bits
+    sum_registers = demand.active_macs * sum_bits
     return Activity(
         cycles=demand.groups * mapping.cycles * alive,
         register_reads={
@@ -217,7 +219,7 @@ def row_stationary_passes(shapes: Shapes, demand: Demand, accelerator: Accelerat
     )
 
 
-def _map(shapes: Shapes, demand: Demand, chip: _Chip) -> _Mapping:
+def _map(shapes: Shapes, demand: Demand, chip: _Chip) -> PassMapping:
     """The mapping of every candidate and layer, (candidates, layers)."""
     size = demand.macs.shape
     columns = [
@@ -241,18 +243,33 @@ def _map(shapes: Shapes, demand: Demand, chip: _Chip) -> _Mapping:
         _map_layers(shapes, _Layer(*(part[start : start + CHUNK] for part in different)), chip)
         for start in range(0, first.size, CHUNK)
     ]
-    return _Mapping(
+    return PassMapping(
         **{
             item.name: np.concatenate([getattr(part, item.name) for part in mapped])[
                 where.reshape(size)
             ]
-            for item in fields(_Mapping)
+            for item in fields(PassMapping)
         }
     )
 
 
-def _map_layers(shapes: Shapes, layer: _Layer, chip: _Chip) -> _Mapping:
+def _map_layers(shapes: Shapes, layer: _Layer, chip: _Chip) -> PassMapping:
     """The best choice for each layer, (layers,)."""
+    mapping, worth, buffer_bits = _worth_it(shapes, layer, chip)
+    for key in (mapping.cycles, buffer_bits):
+        wanted = np.where(worth, key, np.inf)
+        worth &= wanted <= wanted.min(axis=0)
+    best = worth.argmax(axis=0), np.arange(layer.index.size)
+    return PassMapping(*(getattr(mapping, item.name)[best] for item in fields(PassMapping)))
+
+
+def _worth_it(
+    shapes: Shapes, layer: _Layer, chip: _Chip
+) -> tuple[PassMapping, NDArray[np.bool_], Array]:
+    """Every choice of every layer, (choices, layers): which are worth it, and bits at the buffer.
+
+    Worth it are those that fit and have about the least DRAM traffic.
+    """
     index = layer.index.astype(np.intp)
     every = _choices(shapes, chip.elements)
     choice = _Choices(*(getattr(every, item.name)[:, index] for item in fields(_Choices)))
@@ -262,17 +279,13 @@ def _map_layers(shapes: Shapes, layer: _Layer, chip: _Chip) -> _Mapping:
         width = int(shapes.input_row[lost])
         allowed = "its inputs and sums must fit the buffer's banks"
         raise InputError(f"layers[{lost}].width", width, allowed)
-    candidates = dram_bits <= dram_bits.min(axis=0) * (1 + INDIFFERENT_TRAFFIC)
-    for key in (mapping.cycles, buffer_bits):
-        wanted = np.where(candidates, key, np.inf)
-        candidates &= wanted <= wanted.min(axis=0)
-    best = candidates.argmax(axis=0), np.arange(index.size)
-    return _Mapping(*(getattr(mapping, item.name)[best] for item in fields(_Mapping)))
+    worth = dram_bits <= dram_bits.min(axis=0) * (1 + INDIFFERENT_TRAFFIC)
+    return mapping, worth, buffer_bits
 
 
 def _evaluate(
     shapes: Shapes, layer: _Layer, choice: _Choices, chip: _Chip
-) -> tuple[_Mapping, Array, Array]:
+) -> tuple[PassMapping, Array, Array]:
     """Every choice of every layer, (choices, layers), with its bits at DRAM and at the buffer.
 
     DRAM bits are infinite where inputs and sums do not fit the buffer.
@@ -317,7 +330,7 @@ def _evaluate(
         sum_transfer=sum_bits / chip.sum_bus,
     )
     overlap = np.maximum(reach - stride, 0)
-    mapping = _Mapping(
+    mapping = PassMapping(
         images=choice.images,
         strip=choice.strip,
         channels=channels,

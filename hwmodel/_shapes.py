@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from dataclasses import fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,11 @@ class Shapes:
     rereads: NDArray[np.float64]
     additions: NDArray[np.float64]
     multiplications: NDArray[np.float64]
+
+    def only(self, index: int) -> Shapes:
+        """One layer of them."""
+        layer = slice(index, index + 1)
+        return Shapes(**{item.name: getattr(self, item.name)[..., layer] for item in fields(self)})
 
 
 @functools.lru_cache(maxsize=64)

@@ -20,7 +20,12 @@ from hwmodel.technology import Array
 
 
 def weight_stationary_cycles(
-    positions: Array, reduction: Array, outputs: Array, rows: int, columns: int
+    positions: Array,
+    reduction: Array,
+    outputs: Array,
+    rows: int,
+    columns: int,
+    blocks: Array | float = 1.0,
 ) -> Array:
     """Cycles of a matrix product on an array that holds a tile of weights at a time.
 
@@ -30,9 +35,10 @@ def weight_stationary_cycles(
         ceil(reduction / rows) * ceil(outputs / columns) * (2 * rows + columns + positions - 2)
 
     The same as SCALE-Sim's (Samajdar et al., ISPASS 2020), which counts from cycle 0: one less.
+    Positions that come in ``blocks``, one after the other, load and drain each tile so many times.
     """
     tiles = np.ceil(reduction / rows) * np.ceil(outputs / columns)
-    return np.asarray(tiles * (2 * rows + columns + positions - 2))
+    return np.asarray(tiles * (blocks * (2 * rows + columns - 2) + positions))
 
 
 def output_stationary_cycles(
@@ -64,14 +70,18 @@ def systolic(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activi
     reduction = demand.group_inputs * (shapes.kernel if unrolls_kernel else 1)
     turns = demand.groups * (1 if unrolls_kernel else shapes.kernel)
 
-    cycles_of = weight_stationary_cycles if is_weight_stationary else output_stationary_cycles
     steps = reduction / demand.lane_products
-    cycles = turns * cycles_of(positions, steps, demand.group_outputs, rows, columns)
+    sizes = (positions, steps, demand.group_outputs, rows, columns)
+    sum_turns = np.ceil(steps / rows) * (turns / demand.groups)
+    blocks = _position_blocks(accelerator, positions, sum_turns, columns)
+    if is_weight_stationary:
+        cycles = turns * weight_stationary_cycles(*sizes, blocks)
+    else:
+        cycles = turns * output_stationary_cycles(*sizes)
     output_tiles = np.ceil(demand.group_outputs / columns)
     input_words = turns * positions * reduction
     if is_weight_stationary:
-        weight_reads = 0.0 * demand.weights  # once a fetch from DRAM
-        sum_turns = np.ceil(steps / rows) * (turns / demand.groups)
+        weight_reads = demand.weights * (blocks - 1)  # and once a fetch from DRAM
     else:
         weight_reads = demand.weights * np.ceil(positions / rows)
         sum_turns = np.ones_like(demand.macs)
@@ -80,7 +90,7 @@ def systolic(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activi
     spills = sum_bits * (sum_turns - 1)
     passed_on: Bits = {"weight": demand.macs * demand.weight_bits}
     if is_weight_stationary:
-        sums = demand.macs / demand.lane_products
+        sums = demand.output_words * np.ceil(steps) * (turns / demand.groups)
         passed_on = {"output": sums * accelerator.precision.accumulator_bits}
     return Activity(
         cycles=cycles,
@@ -101,3 +111,15 @@ def systolic(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activi
         fetch_buffer_bits=demand.weights * demand.buffered_weight_bits * is_weight_stationary,
         sums_in_buffer=has_accumulator,
     )
+
+
+def _position_blocks(
+    accelerator: Accelerator, positions: Array, sum_turns: Array, columns: int
+) -> Array:
+    """Blocks of positions whose sums fit the accumulator, of layers that add up several tiles."""
+    buffers = accelerator.holding("buffer", "output")
+    if not buffers:
+        return np.ones_like(positions)
+    column_bits = columns * accelerator.precision.accumulator_bits
+    held = np.maximum(buffers[0].capacity_bits("output") // column_bits, 1)
+    return np.where(sum_turns > 1, np.ceil(positions / held), 1.0)

@@ -27,6 +27,7 @@ class Crossing:
         input_bits, weight_bits, output_bits: As stored in DRAM; 0 for maps that stay on chip.
         filled_input_bits: What the buffer gets of the input, as stored there.
         kept_output_bits: Outputs that stay on chip.
+        live_bits: Maps that stay on chip while the layer runs, its own included.
         reread_bits, kept_reread_bits: Maps that operations behind the layer read once more, from
             DRAM and from the chip; only priced with a vector unit.
     """
@@ -36,6 +37,7 @@ class Crossing:
     output_bits: Array
     filled_input_bits: Array
     kept_output_bits: Array | float
+    live_bits: Array | float
     reread_bits: Array | float
     kept_reread_bits: Array | float
 
@@ -64,7 +66,7 @@ def crossing_of(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Cro
         weight_bits = np.ceil(weight_bits / weight_atom_bits) * weight_atom_bits
     if not accelerator.feature_maps_stay_on_chip:
         rereads = output_bits @ shapes.rereads if accelerator.vector_unit else 0.0
-        return Crossing(input_bits, weight_bits, output_bits, filled_bits, 0.0, rereads, 0.0)
+        return Crossing(input_bits, weight_bits, output_bits, filled_bits, 0.0, 0.0, rereads, 0.0)
     # What is live shares the half of the buffer that the operand that stays leaves. A map is kept
     # if all that is live with it would fit, kept or not: so smaller maps never cost others a place.
     available = _buffer_bits(accelerator, "input") * (1 - STATIONARY_SHARE)
@@ -79,6 +81,7 @@ def crossing_of(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Cro
         output_bits=output_bits * (1 - kept),
         filled_input_bits=filled_bits * (1 - keeps_input),
         kept_output_bits=output_bits * kept,
+        live_bits=(output_bits * kept) @ shapes.live.T,
         reread_bits=(output_bits * (1 - kept)) @ shapes.rereads,
         kept_reread_bits=(output_bits * kept) @ shapes.rereads,
     )

@@ -94,6 +94,21 @@ class Demand:
         return self.macs / np.maximum(self.weight_bytes + self.activation_bytes, 1e-300)
 
 
+@dataclass(frozen=True)
+class VectorWork:
+    """Operations behind the layers, (candidates, layers) each: see ``VectorUnit``."""
+
+    additions: Array
+    multiplications: Array
+
+
+def vector_work(shapes: Shapes, demand: Demand) -> VectorWork:
+    """Additions and multiplications, for each output channel that is left."""
+    return VectorWork(
+        demand.out_channels * shapes.additions, demand.out_channels * shapes.multiplications
+    )
+
+
 def demand_of(shapes: Shapes, states: LayerStates, accelerator: Accelerator) -> Demand:
     """Price everything that needs no array.
 

@@ -20,6 +20,8 @@ from hwmodel._tiling import crossing_of
 from hwmodel._tiling import fetches
 from hwmodel.accelerator import Accelerator
 from hwmodel.coarse import Demand
+from hwmodel.coarse import VectorWork
+from hwmodel.coarse import vector_work
 from hwmodel.parts import OPERANDS
 from hwmodel.parts import Memory
 from hwmodel.parts import Operand
@@ -58,16 +60,25 @@ def price(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> MidCost:
     """Price every candidate and layer on the accelerator's array."""
     activity = _activity(shapes, demand, accelerator)
     crossing = crossing_of(shapes, demand, accelerator)
+    return price_activity(activity, demand, accelerator, crossing, vector_work(shapes, demand))
+
+
+def price_activity(
+    activity: Activity,
+    demand: Demand,
+    accelerator: Accelerator,
+    crossing: Crossing,
+    work: VectorWork,
+) -> MidCost:
+    """Price what an array does, (candidates, layers) or whatever broadcasts to that."""
     traffic, network = _traffic(demand, accelerator, activity, crossing)
 
     cycles = with_waiting(
         activity.cycles * demand.cycles_per_step, demand, accelerator, traffic["dram"].reads
     )
-    additions = demand.out_channels * shapes.additions
-    multiplications = demand.out_channels * shapes.multiplications
     vector = accelerator.vector_unit
     if vector:
-        vector_cycles = (additions + multiplications) / vector.operations_per_cycle
+        vector_cycles = (work.additions + work.multiplications) / vector.operations_per_cycle
         cycles = np.maximum(cycles, vector_cycles) if vector.overlaps else cycles + vector_cycles
     for role in ("buffer", "dram"):
         for transfer in _transfer_cycles(accelerator, role, traffic[role]):
@@ -88,7 +99,7 @@ def price(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> MidCost:
     }
     if vector:
         component["vector"] = (
-            additions * vector.add_energy + multiplications * vector.multiply_energy
+            work.additions * vector.add_energy + work.multiplications * vector.multiply_energy
         )
     for name, per_cycle in static_energy_per_cycle(accelerator).items():
         component[name] = cycles * per_cycle

@@ -121,11 +121,11 @@ def complete(
     return found
 
 
-def key_of(problem: Problem, energy: Array, cycles: Array) -> tuple[Array, Array]:
+def key_of(objective: str, energy: Array, cycles: Array) -> tuple[Array, Array]:
     """What is to be least, and what decides among equals."""
-    if problem.objective == "latency":
+    if objective == "latency":
         return cycles, energy
-    if problem.objective == "edp":
+    if objective == "edp":
         return energy * cycles, energy
     return energy, cycles
 
@@ -250,7 +250,7 @@ class _Choice:
         problem = self.problem
         far = self._crossing()
         feasible = self._feasible(past) & self._streams(past)
-        compute = self._shaped(timing.compute[:, None], 0)
+        compute = self._shaped(timing.least[:, None], 0)
         energy = self._energy(price, past, far) + problem.energy_per_cycle * compute
         shape = np.broadcast_shapes(energy.shape, feasible.shape)
         energy = np.where(feasible, energy, np.inf).ravel()
@@ -332,6 +332,7 @@ class _Choice:
             bits = ONE * 0
             for operand in operands:
                 through = self._shaped(1 - past[operand][:, None], 0)
+                through = through * (not self.problem.resident[operand])
                 bits = bits + self.values[operand] * (through * buffer.bits[operand])
             feasible = feasible & (bits <= capacity)
         if self.free == self.order[1]:
@@ -421,6 +422,7 @@ class _Choice:
             changes = mine < everything * problem.layer.sizes[G]
             changes |= side_by_side < problem.layer.sizes[G]
             bits = mine * (1 - past[operand]) * problem.buffer.bits[operand]
+            bits = bits * (not problem.resident[operand])
             needed.append(bits * np.where(changes, 2.0, 1.0))
         fits = np.ones(len(side_by_side), dtype=bool)
         for operands, capacity in problem.buffer.spaces:
@@ -445,9 +447,9 @@ def _ranked(
     def keys(some: NDArray[np.int64]) -> tuple[Array, Array, Array, Array]:
         cycles = cycles_at(some) if timing.matters else compute[some]
         total = energy[some] + problem.energy_per_cycle * (cycles - compute[some])
-        return (*key_of(problem, total, cycles), total, cycles)
+        return (*key_of(problem.objective, total, cycles), total, cycles)
 
-    bound, tie = key_of(problem, energy, compute)
+    bound, tie = key_of(problem.objective, energy, compute)
     some = np.flatnonzero((bound <= goal) & np.isfinite(energy))
     if len(some) > FEW:
         # Best first: cycles are equal bounds for many tiles, so energy decides among them.

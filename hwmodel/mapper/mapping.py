@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from hwmodel.mapper.prices import on_network
+from hwmodel.mapper.prices import returned
 from hwmodel.mapper.prices import returning
 from hwmodel.mapper.problem import INPUT
 from hwmodel.mapper.problem import LOOPS
@@ -15,10 +18,16 @@ from hwmodel.mapper.problem import SETS
 from hwmodel.mapper.problem import WEIGHT
 from hwmodel.mapper.problem import G
 from hwmodel.mapper.problem import Problem
+from hwmodel.mapper.problem import X
+from hwmodel.mapper.problem import Y
+from hwmodel.mapper.registers import Inner
 from hwmodel.mapper.registers import values
 from hwmodel.mapper.search import Found
 from hwmodel.mapper.timing import transfers
 from hwmodel.mapper.traffic import compute_cycles
+from hwmodel.mapper.traffic import loads
+from hwmodel.mapper.traffic import paced_cycles
+from hwmodel.mapper.traffic import register_accesses
 from hwmodel.mapper.traffic import register_energy
 from hwmodel.mapper.traffic import total_values
 from hwmodel.mapper.windows import Array
@@ -67,25 +76,26 @@ def mapping_of(problem: Problem, found: Found) -> Mapping:
     dram, buffer = transfers(problem, near, far, found.past)
     outputs = total_values(problem.layer)[OUTPUT]
     out = near[OUTPUT]
-    back = float(returning(problem, out.fetched, out.again, outputs)[0])
-    if problem.rules.first_sums:
-        back *= float(out.delivered[0] / out.fetched[0])
-    delivered = [move.delivered[0] * groups for move in near]
+    back = returned(problem, out, returning(problem, out.fetched, out.again, outputs))
+    passed = [float(values[0]) * groups for values in on_network(problem, near, back)]
+    stored = [0.0, 0.0, 0.0, 0.0]
+    if problem.rules.fills:
+        stored = [float(values[0]) * groups for values in (*(m.delivered for m in near), back)]
     held = problem.registers.bits
     traffic: dict[tuple[str, str], float] = {}
     energy = {"mac": problem.mac}
     energy["register_file"] = float(register_energy(problem, inner)[0]) + sum(
-        delivered[operand] * held[operand] * problem.registers.write[operand]
+        stored[operand] * held[operand] * problem.registers.write[operand]
         for operand in (WEIGHT, INPUT)
     )
     energy["register_file"] += held[OUTPUT] * (
-        delivered[OUTPUT] * problem.registers.read[OUTPUT]
-        + back * groups * problem.registers.write[OUTPUT]
+        stored[OUTPUT] * problem.registers.read[OUTPUT]
+        + stored[-1] * problem.registers.write[OUTPUT]
     )
-    hops = [delivered[WEIGHT], delivered[INPUT], delivered[OUTPUT] + back * groups]
     network = problem.hop if problem.rules.network else (0.0, 0.0, 0.0)
-    energy["array_network"] = sum(hop * one for hop, one in zip(hops, network, strict=True))
-    _count_registers(problem, hops, traffic)
+    energy["array_network"] = sum(hop * one for hop, one in zip(passed, network, strict=True))
+    stored[OUTPUT] += stored.pop()
+    _count_registers(problem, inner, stored, traffic)
     for name, level, (reads, writes) in (
         ("buffer", problem.buffer, buffer),
         ("dram", problem.dram, dram),
@@ -97,12 +107,14 @@ def mapping_of(problem: Problem, found: Found) -> Mapping:
             memory = level.names[operand]
             if memory is not None:
                 traffic[memory, OPERANDS[operand]] = read + written
-    compute = float(compute_cycles(problem, inner)[0])
+    energy["vector"] = problem.beside.vector_energy
+    steps = compute_cycles(problem, inner)
+    compute = float(paced_cycles(problem, steps, loads(problem, inner), near)[0])
     return Mapping(
         nest=_nest(problem, found),
         traffic_bits=traffic,
         energy=energy,
-        cycles=outer.cycles + problem.startup_cycles,
+        cycles=outer.cycles,
         compute_cycles=compute,
         utilization=problem.layer.macs * problem.cycles_per_mac / (compute * _multipliers(problem)),
     )
@@ -116,16 +128,15 @@ def _multipliers(problem: Problem) -> int:
 
 
 def _count_registers(
-    problem: Problem, hops: list[float], traffic: dict[tuple[str, str], float]
+    problem: Problem, inner: Inner, stored: list[float], traffic: dict[tuple[str, str], float]
 ) -> None:
     level = problem.registers
-    macs = problem.layer.macs * problem.active
-    for operand, accesses in ((WEIGHT, macs), (INPUT, macs), (OUTPUT, 2 * macs)):
+    accesses = register_accesses(problem, inner)
+    for operand in range(len(OPERANDS)):
         memory = level.names[operand]
         if memory is not None:
-            traffic[memory, OPERANDS[operand]] = float(
-                (accesses + hops[operand]) * level.bits[operand]
-            )
+            values = float(accesses[operand][0]) + stored[operand]
+            traffic[memory, OPERANDS[operand]] = values * level.bits[operand]
 
 
 def _nest(problem: Problem, found: Found) -> tuple[str, ...]:
@@ -175,10 +186,14 @@ def _nest(problem: Problem, found: Found) -> tuple[str, ...]:
 def _append(upwards: list[str], small: Array, large: Array) -> None:
     """Loops from one tile to a larger one, innermost first; a set's own order within a block."""
     order = [loop for block in SETS for loop in block] + [G]
+    grown = large / small
+    if not (large[Y].is_integer() and small[Y].is_integer()):  # positions that run on across rows
+        grown[Y], grown[X] = grown[X] * grown[Y], 1
     for loop in order:
-        count = int(np.ceil(large[loop] / small[loop]))
+        count = math.ceil(grown[loop] * (1 - 1e-6))  # units may be fractions
         if count > 1:
-            upwards.append(f"for {LOOPS[loop]} in {count}")
+            name = LOOPS[loop] if large[loop].is_integer() or loop != Y else "positions"
+            upwards.append(f"for {name} in {count}")
 
 
 def _keep(
@@ -191,7 +206,7 @@ def _keep(
 
 
 def _array_line(axes: Array, lanes: Array) -> str:
-    units = [f"{LOOPS[loop]} {int(count)}" for loop, count in enumerate(axes) if count > 1]
-    inside = [f"{LOOPS[loop]} {int(count)}" for loop, count in enumerate(lanes) if count > 1]
+    units = [f"{LOOPS[loop]} {count:.3g}" for loop, count in enumerate(axes) if count != 1]
+    inside = [f"{LOOPS[loop]} {count:.3g}" for loop, count in enumerate(lanes) if count != 1]
     line = "side by side: " + (" x ".join(units) or "nothing")
     return line + (f"; in each element {' x '.join(inside)}" if inside else "")

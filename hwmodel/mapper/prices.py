@@ -28,8 +28,9 @@ class Prices:
     Attributes:
         fetch: Reading a weight or input for the elements, (2, operands).
         leave, come_back: A partial sum that the elements give away and take back, (2,).
-        deliver: Bringing a weight or input to one element; one element giving a sum away.
-        give_back: Bringing a partial sum back to one element.
+        hop: One value on the array network.
+        deliver: Storing a weight or input in one element; taking a sum from one.
+        give_back: Storing a partial sum in one element again.
         finish: Writing a finished output, (2,).
         cross: DRAM to buffer of a weight or input.
         spill, refill: A partial sum from buffer to DRAM, and back.
@@ -38,6 +39,7 @@ class Prices:
     fetch: Array
     leave: Array
     come_back: Array
+    hop: tuple[float, float, float]
     deliver: tuple[float, float, float]
     give_back: float
     finish: Array
@@ -54,22 +56,26 @@ def prices(problem: Problem) -> Prices:
     fetch = fetch * np.array([level.read for level in (buffer, dram)])
     sums = np.array([level.bits[OUTPUT] for level in (buffer, dram)])
     finish = dram.final_bits * dram.write[OUTPUT]
-    through = buffer.final_bits * (buffer.read[OUTPUT] + buffer.write[OUTPUT])
-    kept = registers.bits
+    out_again = 0.0 if problem.resident[OUTPUT] else buffer.read[OUTPUT]
+    through = buffer.final_bits * (out_again + buffer.write[OUTPUT])
+    filled = [0.0 if stays else bits * each for stays, bits, each
+              in zip(problem.resident, buffer.bits, buffer.write, strict=True)]  # fmt: skip
+    kept = registers.bits if problem.rules.fills else (0.0, 0.0, 0.0)
     return Prices(
         fetch=fetch,
         leave=sums * np.array([buffer.write[OUTPUT], dram.write[OUTPUT]]),
         come_back=sums * np.array([buffer.read[OUTPUT], dram.read[OUTPUT]]),
+        hop=hop,
         deliver=(
-            hop[WEIGHT] + kept[WEIGHT] * registers.write[WEIGHT],
-            hop[INPUT] + kept[INPUT] * registers.write[INPUT],
-            hop[OUTPUT] + kept[OUTPUT] * registers.read[OUTPUT],
+            kept[WEIGHT] * registers.write[WEIGHT],
+            kept[INPUT] * registers.write[INPUT],
+            kept[OUTPUT] * registers.read[OUTPUT],
         ),
-        give_back=hop[OUTPUT] + kept[OUTPUT] * registers.write[OUTPUT],
+        give_back=kept[OUTPUT] * registers.write[OUTPUT],
         finish=np.array([finish + through, finish]),
         cross=(
-            dram.bits[WEIGHT] * dram.read[WEIGHT] + buffer.bits[WEIGHT] * buffer.write[WEIGHT],
-            dram.bits[INPUT] * dram.read[INPUT] + buffer.bits[INPUT] * buffer.write[INPUT],
+            dram.bits[WEIGHT] * dram.read[WEIGHT] + filled[WEIGHT],
+            dram.bits[INPUT] * dram.read[INPUT] + filled[INPUT],
         ),
         spill=sums[1] * dram.write[OUTPUT] + sums[0] * buffer.read[OUTPUT],
         refill=sums[1] * dram.read[OUTPUT] + sums[0] * buffer.write[OUTPUT],
@@ -95,12 +101,29 @@ def inner_energy(
     """
     out, route = moves[OUTPUT], past[OUTPUT]
     back = returning(problem, out.fetched, out.again, outputs)
-    copies = out.delivered / out.fetched if problem.rules.first_sums else 1.0
+    to_elements = returned(problem, out, back)
     energy = (out.fetched - outputs) * price.leave[route] + back * price.come_back[route]
-    energy = energy + out.delivered * price.deliver[OUTPUT] + back * copies * price.give_back
+    energy = energy + out.delivered * price.deliver[OUTPUT] + to_elements * price.give_back
     energy = energy + outputs * price.finish[route]
     for operand in (WEIGHT, INPUT):
         move = moves[operand]
         energy = energy + move.fetched * price.fetch[past[operand], operand]
         energy = energy + move.delivered * price.deliver[operand]
+    for values, hop in zip(on_network(problem, moves, to_elements), price.hop, strict=True):
+        energy = energy + values * hop
     return energy
+
+
+def returned(problem: Problem, sums: Moves, back: Array) -> Array:
+    """Partial sums that elements take back, of those that come back from the next memory."""
+    return back * (sums.delivered / sums.fetched) if problem.rules.first_sums else back
+
+
+def on_network(problem: Problem, moves: list[Moves], to_elements: Array) -> list[Array]:
+    """Values of every operand that cost a hop on the array network."""
+    weights, inputs, sums = moves
+    if problem.broadcast:  # of sums, those that elements pass on to be added
+        return [weights.fetched, inputs.fetched, sums.delivered - sums.fetched]
+    # Sums come back through a row-stationary array; others are added at its edge.
+    back = to_elements if problem.row_stationary else 0.0
+    return [weights.delivered, inputs.delivered, sums.delivered + back]

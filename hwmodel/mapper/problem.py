@@ -52,10 +52,18 @@ class Layer:
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of the array: loops (indices) that may lie on it, and the most units each takes."""
+    """One axis of the array.
+
+    Attributes:
+        size: Units.
+        limits: Loops (indices) that may lie on it, and the most units each takes.
+        flat: Its loops may also lie on it as one, cut wherever the axis ends: 27 kernel values on
+            16 units take two turns (im2col).
+    """
 
     size: int
     limits: tuple[tuple[int, int], ...]
+    flat: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,8 @@ class Rules:
 
     Attributes:
         network: Words between buffer and elements cost array network energy.
+        fills: Writing what reaches an element into its registers costs energy, and so does reading
+            a partial sum that leaves. Else that is part of what the network costs.
         sliding: A window that moves along a row or column fetches what is new to it.
         bypass: Operands may go past the buffer.
         held_reads: A register read again in the next cycle is free (ZigZag).
@@ -116,6 +126,7 @@ class Rules:
     """
 
     network: bool = True
+    fills: bool = False
     sliding: bool = True
     bypass: bool = True
     held_reads: bool = False
@@ -127,6 +138,7 @@ class Rules:
 NATIVE = Rules()
 ZIGZAG = Rules(
     network=False,
+    fills=True,
     sliding=False,
     bypass=False,
     held_reads=True,
@@ -134,6 +146,43 @@ ZIGZAG = Rules(
     whole_elements=True,
     one_loop_per_axis=True,
 )
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What an array waits for when it computes.
+
+    Attributes:
+        operand: What its elements keep, and have to load.
+        least_cycles: Of a load for all that it serves, hidden behind computing if that is as long.
+        more_cycles: Of a load, hidden behind nothing: a systolic array fills and drains.
+        whole_input_first: Computing starts when the buffer holds the input of a group and the
+            weights of the first filters side by side: how many these are; 0 if it does not wait.
+    """
+
+    operand: int = WEIGHT
+    least_cycles: float = 0.0
+    more_cycles: float = 0.0
+    whole_input_first: int = 0
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What happens behind a layer, however it is mapped.
+
+    Attributes:
+        dram_reads, buffer_reads: Bits of feature maps that are read once more.
+        buffer_writes: Bits of outputs that are written to where the next layer reads its input.
+        vector_energy, vector_cycles: Of the vector unit.
+        overlaps: The vector unit works while the array does.
+    """
+
+    dram_reads: float = 0.0
+    buffer_reads: float = 0.0
+    buffer_writes: float = 0.0
+    vector_energy: float = 0.0
+    vector_cycles: float = 0.0
+    overlaps: bool = True
 
 
 @dataclass(frozen=True)
@@ -151,11 +200,18 @@ class Problem:
             0 if all.
         registers, buffer, dram: Memories. The first two may hold only some operands or none.
         hop: Energy of one value on the array network, by operand; of outputs, a partial sum.
+        broadcast: One word on the network reaches all elements that want it, and sums that are
+            finished leave by a way of their own. Else each element counts.
+        whole_vectors: The lanes of an element read whole vectors of inputs, full or not, and their
+            sum is stored whether or not zeros are gated.
+        resident: The operand lives in the buffer, which has set its place aside: it neither crosses
+            DRAM nor goes past the buffer.
+        waiting, beside: What computing waits for, and what else happens.
         mac: Energy of all multiply-accumulates of the layer.
         active: Fraction of multiply-accumulates whose register accesses are not gated.
         register_overhead: Energy of the registers beyond values, such as zero flags.
         cycles_per_mac: Cycles of one multiply-accumulate of an element.
-        startup_cycles: Cycles of the layer before and after all else.
+        startup_cycles: Cycles of the array before and after all else.
         energy_per_cycle: Leakage and clock.
         objective: ``energy``, ``latency`` or ``edp``.
     """
@@ -171,6 +227,11 @@ class Problem:
     dram: Level
     hop: tuple[float, float, float]
     mac: float
+    broadcast: bool = False
+    whole_vectors: bool = False
+    resident: tuple[bool, bool, bool] = (False, False, False)
+    waiting: Waiting = Waiting()
+    beside: Beside = Beside()
     active: float = 1.0
     register_overhead: float = 0.0
     cycles_per_mac: float = 1.0

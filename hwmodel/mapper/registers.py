@@ -46,6 +46,9 @@ ORDERS: tuple[Order, ...] = tuple(itertools.permutations((0, 1, 2)))  # type: ig
 
 ONE = np.ones(1)
 
+TOLERANCE = 1e-6
+"""Of sizes that are fractions: loops that lie on an axis as one, positions across rows."""
+
 MOST_SIZES = 40
 """Sizes of a register tile that are tried for one loop, evenly spread if there are more."""
 
@@ -125,10 +128,16 @@ def values(layer: Layer, operand: int, extent: Extent) -> Array:
     if operand == OUTPUT:
         return extent[B] * extent[K] * extent[Y] * extent[X]
     if operand == INPUT:
-        rows = window(extent[Y], extent[R], layer.stride[0], layer.dilation[0])
+        rows = window(_rows(extent[Y]), extent[R], layer.stride[0], layer.dilation[0])
         columns = window(extent[X], extent[S], layer.stride[1], layer.dilation[1])
         return extent[B] * extent[C] * rows * columns
     return extent[K] * extent[C] * extent[R] * extent[S]
+
+
+def _rows(tile: Array) -> Array:
+    """Rows that a tile touches; one that runs on across rows, a fraction, begins anywhere."""
+    rows = np.floor(tile * (1 + TOLERANCE))
+    return np.where(tile - rows > TOLERANCE, rows + 2, rows)
 
 
 def inner_halves(
@@ -167,14 +176,21 @@ def inner_halves(
 
 
 def fits_registers(problem: Problem, inner: Inner) -> NDArray[np.bool_]:
-    """Whether what an element holds fits; what it only latches is one value per lane."""
+    """Whether what an element holds fits; what it only latches is one value per lane.
+
+    An element of whole vectors keeps whole vectors of weights and inputs, full or not.
+    """
     layer, level = problem.layer, problem.registers
     held = [values(layer, operand, inner.held(operand)) for operand in range(3)]
+    if problem.whole_vectors:
+        lanes = functools.reduce(np.multiply, inner.lanes)
+        held[:OUTPUT] = [each * (problem.vector.size / lanes) for each in held[:OUTPUT]]
     fits = np.ones(1, dtype=bool)
     if problem.latched is not None and not level.holds(problem.latched):
         fits = fits & (held[problem.latched] <= values(layer, problem.latched, inner.lanes))
     for operands, bits in level.spaces:
-        fits = fits & (sum(held[operand] * level.bits[operand] for operand in operands) <= bits)
+        needed = sum(held[operand] * level.bits[operand] for operand in operands)
+        fits = fits & (needed <= bits * (1 + TOLERANCE))
     return fits
 
 
@@ -227,9 +243,9 @@ def _matters(problem: Problem, order: Order, block: int) -> bool:
 def _chain(problem: Problem, block: int) -> Array:
     """Growing tiles of one set of loops, (tiles, loops)."""
     sizes = problem.layer.sizes
-    tiles: dict[tuple[int, ...], None] = {}
+    tiles: dict[tuple[float, ...], None] = {}
     for chain in CHAINS[block]:
-        current = [1] * len(sizes)
+        current = [1.0] * len(sizes)
         for loop in chain:
             options = balanced(sizes[loop])
             if len(options) > MOST_SIZES:
@@ -238,4 +254,12 @@ def _chain(problem: Problem, block: int) -> Array:
             for size in options:
                 current[loop] = size
                 tiles[tuple(current)] = None
+    served = problem.positions_per_weight
+    if block == POSITIONS and sizes[X] * sizes[Y] > served > 0:
+        stripe = [1.0] * len(sizes)
+        if sizes[Y] == 1:
+            stripe[X] = served
+        else:
+            stripe[X], stripe[Y] = sizes[X], served / sizes[X] * (1 + 1e-9)
+        tiles[tuple(stripe)] = None
     return np.array(list(tiles), dtype=np.float64)

@@ -27,6 +27,7 @@ from hwmodel.mapper.problem import OUTPUT
 from hwmodel.mapper.problem import WEIGHT
 from hwmodel.mapper.problem import G
 from hwmodel.mapper.problem import Problem
+from hwmodel.mapper.problem import Waiting
 from hwmodel.mapper.registers import ONE
 from hwmodel.mapper.registers import Inner
 from hwmodel.mapper.registers import inner_halves
@@ -35,6 +36,8 @@ from hwmodel.mapper.timing import busy
 from hwmodel.mapper.timing import transfers
 from hwmodel.mapper.traffic import compute_cycles
 from hwmodel.mapper.traffic import inner_moves
+from hwmodel.mapper.traffic import loads
+from hwmodel.mapper.traffic import paced_cycles
 from hwmodel.mapper.traffic import register_energy
 from hwmodel.mapper.traffic import total_values
 from hwmodel.mapper.unroll import unrollings
@@ -128,7 +131,7 @@ def search(problem: Problem) -> Found:
             timing = one.timing.take(rows)
             for outer in complete(problem, price, some, past, one.fixed[rows], timing, goal):
                 energy, cycles = np.array(outer.energy), np.array(outer.cycles)
-                primary, beside = (float(key) for key in key_of(problem, energy, cycles))
+                primary, beside = (float(key) for key in key_of(problem.objective, energy, cycles))
                 if primary < goal * (1 - 1e-12) or (primary <= goal and beside < second):
                     goal, second = primary, beside
                     row = np.array([outer.row])
@@ -149,9 +152,9 @@ def _distinct(one: _Bounded, rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _bounded(problem: Problem, price: Prices, inner: Inner, fits: NDArray[np.bool_]) -> _Bounded:
     """Lower bounds of all routes of all inner halves."""
-    fixed = problem.mac + register_energy(problem, inner)
-    compute = compute_cycles(problem, inner)
-    bound, tie = _bounds(problem, price, inner, fixed, compute)
+    fixed = _fixed_energy(problem, inner)
+    timing = _timing(problem, inner)
+    bound, tie = _bounds(problem, price, inner, fixed, timing.least)
     bound = np.where(fits, bound, np.inf).reshape(len(bound), -1)
     kept = np.flatnonzero(np.isfinite(bound))
     which, half = np.unravel_index(kept, bound.shape)
@@ -161,10 +164,34 @@ def _bounded(problem: Problem, price: Prices, inner: Inner, fits: NDArray[np.boo
         half,
         [routes[which, operand] for operand in range(len(OPERANDS))],
         np.broadcast_to(fixed, inner.shape).ravel()[half],
-        Timing(np.broadcast_to(compute, inner.shape).ravel()[half], _timed(problem)),
+        timing.take(half),
         bound.ravel()[kept],
         tie.ravel()[kept],
     )
+
+
+def _fixed_energy(problem: Problem, inner: Inner) -> Array:
+    """Energy that no buffer tile changes."""
+    beside, buffer = problem.beside, problem.buffer
+    energy = beside.dram_reads * problem.dram.read[INPUT] + beside.vector_energy
+    energy += beside.buffer_reads * buffer.read[INPUT] + beside.buffer_writes * buffer.write[INPUT]
+    return problem.mac + energy + register_energy(problem, inner)
+
+
+def _timing(problem: Problem, inner: Inner) -> Timing:
+    """Cycles of all candidates, in one dimension."""
+    compute, once = compute_cycles(problem, inner), loads(problem, inner)
+    least = paced_cycles(problem, compute, once, inner_moves(problem, inner))
+    matters = bool(
+        problem.dram.ports
+        or problem.buffer.ports
+        or problem.energy_per_cycle
+        or problem.startup_cycles
+        or problem.beside.vector_cycles
+        or problem.waiting != Waiting()
+    )
+    columns = [np.broadcast_to(each, inner.shape).ravel() for each in (compute, once, least)]
+    return Timing(columns[0], columns[1], columns[2], matters)
 
 
 def _bounds(
@@ -180,13 +207,13 @@ def _bounds(
         energy = inner_energy(problem, price, moves, route, totals[OUTPUT])
         energy = energy + sum(crossing[operand] * (1 - route[operand]) for operand in range(3))
         energy = fixed + energy * layer.sizes[G]
-        cycles = compute
-        if _timed(problem):
+        cycles = compute.reshape(inner.shape)
+        if problem.dram.ports or problem.buffer.ports:
             far = [ONE * total for total in totals]
             dram, buffer = transfers(problem, moves, far, route)
             outside = np.maximum(busy(problem.dram, *dram), busy(problem.buffer, *buffer))
             cycles = np.maximum(cycles, outside)
-        bound, tie = key_of(problem, energy + problem.energy_per_cycle * cycles, cycles)
+        bound, tie = key_of(problem.objective, energy + problem.energy_per_cycle * cycles, cycles)
         if route[INPUT] and problem.buffer.holds(INPUT):
             bound = np.where(moves[INPUT].again, np.inf, bound)
         bounds.append(np.broadcast_to(bound, inner.shape))
@@ -201,8 +228,8 @@ def _promising(problem: Problem, price: Prices) -> tuple[Array, Array]:
         return axes, lanes
     least = np.full((2, len(axes)), np.inf)
     for inner, fits in inner_halves(problem, axes, lanes, every=SAMPLE):
-        fixed = problem.mac + register_energy(problem, inner)
-        keys = _bounds(problem, price, inner, fixed, compute_cycles(problem, inner))
+        fixed = _fixed_energy(problem, inner)
+        keys = _bounds(problem, price, inner, fixed, _timing(problem, inner).least)
         for index, key in enumerate(keys):
             here = np.where(fits, key, np.inf).min(axis=(0, 2), initial=np.inf)
             least[index] = np.minimum(least[index], here)
@@ -210,16 +237,15 @@ def _promising(problem: Problem, price: Prices) -> tuple[Array, Array]:
     return axes[best], lanes[best]
 
 
-def _timed(problem: Problem) -> bool:
-    return bool(problem.dram.ports or problem.buffer.ports or problem.energy_per_cycle)
-
-
 def _routes(problem: Problem) -> list[tuple[int, ...]]:
     """Which operands go past the buffer, all combinations that the array allows."""
     options: list[tuple[int, ...]] = []
     for operand in range(len(OPERANDS)):
+        waits = problem.waiting.whole_input_first and operand != OUTPUT
         if not problem.buffer.holds(operand):
             options.append((1,))
+        elif waits or problem.resident[operand] or not problem.rules.bypass:
+            options.append((0,))
         else:
-            options.append((0, 1) if problem.rules.bypass else (0,))
+            options.append((0, 1))
     return list(itertools.product(*options))

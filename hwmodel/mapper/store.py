@@ -7,19 +7,14 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 from hwmodel.mapper.mapping import Mapping
-from hwmodel.mapper.problem import Problem
 
-MAPPER_VERSION = 2
+MAPPER_VERSION = 3
 """Part of every key: raise it when the same problem gets another answer."""
-
-
-def key_of(problem: Problem, counting: str) -> str:
-    """SHA-256 of everything that decides the answer."""
-    content = json.dumps([MAPPER_VERSION, counting, dataclasses.asdict(problem)])
-    return hashlib.sha256(content.encode()).hexdigest()
 
 
 class Store:
@@ -52,6 +47,21 @@ class Store:
             os.replace(name, path)
         except OSError:
             return
+
+    def remembered(self, content: Sequence[object], find: Callable[[], Mapping]) -> Mapping:
+        """The mapping of a problem, found once.
+
+        Args:
+            content: Everything that decides the answer, as JSON has it.
+            find: Finds it.
+        """
+        text = json.dumps([MAPPER_VERSION, *content])
+        key = hashlib.sha256(text.encode()).hexdigest()
+        mapping = self.get(key)
+        if mapping is None:
+            mapping = find()
+            self.put(key, mapping)
+        return mapping
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"

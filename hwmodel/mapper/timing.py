@@ -8,15 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hwmodel._loading import whole_input_first_cycles
 from hwmodel.mapper.prices import Past
 from hwmodel.mapper.prices import returning
 from hwmodel.mapper.problem import INPUT
 from hwmodel.mapper.problem import OUTPUT
 from hwmodel.mapper.problem import WEIGHT
 from hwmodel.mapper.problem import G
+from hwmodel.mapper.problem import K
 from hwmodel.mapper.problem import Level
 from hwmodel.mapper.problem import Problem
 from hwmodel.mapper.traffic import Moves
+from hwmodel.mapper.traffic import paced_cycles
 from hwmodel.mapper.traffic import total_values
 from hwmodel.mapper.windows import Array
 
@@ -26,16 +29,20 @@ class Timing:
     """Cycles of inner halves.
 
     Attributes:
-        compute: Cycles of the array alone, (candidates,).
-        matters: Whether cycles depend on transfers, or energy or objective on cycles.
+        compute: Cycles of the multipliers alone, (candidates,).
+        loads: How often elements load what they keep, each value once, (candidates,).
+        least: Least cycles of the array, however large the buffer's tile, (candidates,).
+        matters: Whether cycles depend on more than that.
     """
 
     compute: Array
+    loads: Array
+    least: Array
     matters: bool
 
     def take(self, index: NDArray[np.int64]) -> Timing:
         """Some of the candidates."""
-        return Timing(self.compute[index], self.matters)
+        return Timing(self.compute[index], self.loads[index], self.least[index], self.matters)
 
     def latency(
         self,
@@ -51,9 +58,42 @@ class Timing:
         elsewhere the array waits for DRAM.
         """
         dram, buffer = transfers(problem, near, far, past)
+        computing = paced_cycles(problem, self.compute, self.loads, near)
         outside = busy(problem.dram, *dram)
-        inside = np.maximum(self.compute, busy(problem.buffer, *buffer))
-        return np.where(twice, np.maximum(inside, outside), inside + outside)
+        if problem.waiting.whole_input_first:
+            computing = _after_whole_input(problem, computing, dram[0])
+        inside = np.maximum(_with_beside(problem, computing), busy(problem.buffer, *buffer))
+        hidden = np.maximum(inside, outside)
+        if problem.waiting.whole_input_first:  # what is not hidden is in there
+            return hidden
+        return np.where(twice, hidden, inside + outside)
+
+
+def _with_beside(problem: Problem, computing: Array) -> Array:
+    """Cycles of array and vector unit, start-up included."""
+    cycles = computing + problem.startup_cycles
+    beside = problem.beside
+    if beside.overlaps:
+        return np.maximum(cycles, beside.vector_cycles)
+    return cycles + beside.vector_cycles
+
+
+def _after_whole_input(problem: Problem, computing: Array, dram_reads: list[Array]) -> Array:
+    """Cycles of an array that starts when its input and first weights are in the buffer."""
+    layer, waiting = problem.layer, problem.waiting
+    spaces = [bits for operands, bits in problem.buffer.spaces if INPUT in operands]
+    bits_per_cycle = [
+        min(port.bits_per_cycle for port in problem.dram.ports if port.reads and i in port.operands)
+        for i in (WEIGHT, INPUT)
+    ]
+    return whole_input_first_cycles(
+        computing,
+        dram_reads[INPUT] / bits_per_cycle[INPUT],
+        dram_reads[WEIGHT] / bits_per_cycle[WEIGHT],
+        turns=np.ceil(np.array(layer.sizes[K]) / waiting.whole_input_first),
+        groups=np.array(layer.sizes[G]),
+        buffer_load=spaces[0] / bits_per_cycle[INPUT],
+    )
 
 
 Traffic = tuple[list[Array], list[Array]]
@@ -82,7 +122,11 @@ def transfers(
         dram_writes.append(np.zeros_like(crossing))
         through = (1 - direct) * (groups * buffer.bits[operand])
         reads.append(near[operand].fetched * through)
-        writes.append(far[operand] * through)
+        writes.append(far[operand] * through * (not problem.resident[operand]))
+    beside = problem.beside
+    dram_reads[INPUT] = dram_reads[INPUT] + beside.dram_reads
+    reads[INPUT] = reads[INPUT] + beside.buffer_reads
+    writes[INPUT] = writes[INPUT] + beside.buffer_writes
     direct = past[OUTPUT]
     visits = np.where(direct, near[OUTPUT].fetched, far[OUTPUT])
     spilled = visits - outputs
@@ -94,7 +138,7 @@ def transfers(
     finished = (1 - direct) * (groups * outputs * buffer.final_bits)
     inner = near[OUTPUT].fetched
     back = returning(problem, inner, near[OUTPUT].again, outputs)
-    reads.append((back + spilled) * bits + finished)
+    reads.append((back + spilled) * bits + finished * (not problem.resident[OUTPUT]))
     writes.append((inner - outputs + refilled) * bits + finished)
     return (dram_reads, dram_writes), (reads, writes)
 

@@ -32,6 +32,7 @@ from hwmodel.mapper.problem import Y
 from hwmodel.mapper.registers import ONE
 from hwmodel.mapper.registers import Extent
 from hwmodel.mapper.registers import Inner
+from hwmodel.mapper.registers import product
 from hwmodel.mapper.registers import values
 from hwmodel.mapper.windows import Array
 from hwmodel.mapper.windows import positions
@@ -134,9 +135,10 @@ def inner_moves(problem: Problem, inner: Inner, sweep: Extent | None = None) -> 
     for operand in range(len(OPERANDS)):
         unique, all_of_them = _rounding(problem, inner, operand)
         times = visits[operand]
+        vectors = _vectors(problem, inner) if operand == INPUT else ONE
         moves.append(
             Moves(
-                fetched[operand] * times * unique,
+                fetched[operand] * times * unique * vectors,
                 delivered[operand] * times * copies[operand] * all_of_them,
                 fetched[operand] * times > totals[operand] * (1 + 1e-9),
             )
@@ -160,6 +162,21 @@ def _rounding(problem: Problem, inner: Inner, operand: int) -> tuple[Array, Arra
     return np.maximum(np.round(own), 1) / own, np.round(everything) / everything
 
 
+def _vectors(problem: Problem, inner: Inner) -> Array:
+    """Words of the vectors that lanes read, full or not, for each word that is needed."""
+    if not problem.whole_vectors:
+        return ONE
+    return problem.vector.size / _added(problem, inner)
+
+
+def _added(problem: Problem, inner: Inner) -> Array:
+    """Products that an element adds at once, on average: the last of several may be fewer."""
+    count = ONE
+    for size, lanes in zip(problem.layer.sizes, inner.lanes, strict=True):
+        count = count * (size / np.ceil(size / lanes))
+    return count
+
+
 def _active(layer: Layer, inner: Inner, block: int) -> Array:
     """Elements on the axes of one set, on average: the last of several rounds may be smaller."""
     count = ONE
@@ -178,7 +195,7 @@ def _input_words(problem: Problem, inner: Inner, sweep: Extent) -> tuple[Array, 
     """
     layer = problem.layer
     n = layer.sizes
-    element = inner.held(INPUT)
+    element = inner.held(INPUT) if problem.stays(INPUT) else product(inner.lanes, inner.base)
     count = n[B] * n[C]
     reach = _slides_to(problem, inner, sweep)
 
@@ -212,26 +229,62 @@ def _slides_to(
     return slides, (sweep if inner.order[2] == POSITIONS else inner.tile)
 
 
-def register_energy(problem: Problem, inner: Inner) -> Array:
-    """Energy of the registers beside the multipliers."""
-    level = problem.registers
+def register_accesses(problem: Problem, inner: Inner) -> list[Array]:
+    """Values that the multipliers read from registers, and partial sums read and written."""
     macs = problem.layer.macs * _rounding(problem, inner, OUTPUT)[1]
-    adds, reads = ONE, 0.0 * ONE
-    for lanes in inner.lanes:
-        adds = adds * lanes
-    for operand, block in ((WEIGHT, POSITIONS), (INPUT, FILTERS)):
+    accesses = []
+    for block in (POSITIONS, FILTERS):
         held = ONE
         for loop in SETS[block]:
             held = held * inner.base[loop]
-        reads = reads + macs * level.bits[operand] * level.read[operand] / held
-    sums = macs / adds * level.bits[OUTPUT] * (level.read[OUTPUT] + level.write[OUTPUT])
-    return (reads + sums) * problem.active + problem.register_overhead
+        accesses.append(macs * problem.active / held)
+    sums = 2 * macs / _added(problem, inner)
+    return [*accesses, sums if problem.whole_vectors else sums * problem.active]
+
+
+def register_energy(problem: Problem, inner: Inner) -> Array:
+    """Energy of the registers beside the multipliers, but for what arrives and leaves."""
+    level = problem.registers
+    energy = ONE * problem.register_overhead
+    for operand, count in enumerate(register_accesses(problem, inner)):
+        one = level.read[operand]
+        if operand == OUTPUT:
+            one = (level.read[operand] + level.write[operand]) / 2
+        energy = energy + count * (level.bits[operand] * one)
+    return energy
 
 
 def compute_cycles(problem: Problem, inner: Inner) -> Array:
-    """Cycles of the array without stalls."""
+    """Cycles of the multipliers if nothing makes them wait."""
     cycles = ONE * problem.cycles_per_mac
     for size, units in zip(problem.layer.sizes, inner.side_by_side, strict=True):
         if size > 1:
             cycles = cycles * np.ceil(size / units)
     return cycles
+
+
+def loads(problem: Problem, inner: Inner) -> Array:
+    """How often the array loads what its elements keep, if each value is loaded once."""
+    layer, kept = problem.layer, problem.waiting.operand
+    count = np.ceil(layer.sizes[G] / inner.side_by_side[G])
+    for block in range(len(SETS)):
+        if block != kept:
+            count = count * steps(layer, block, inner.side_by_side)
+    return count
+
+
+def paced_cycles(problem: Problem, compute: Array, once: Array, moves: list[Moves]) -> Array:
+    """Cycles of the array with the loads that it waits for.
+
+    Args:
+        problem: The problem.
+        compute: From :func:`compute_cycles`.
+        once: From :func:`loads`.
+        moves: Say how often everything is loaded.
+    """
+    waiting = problem.waiting
+    if not (waiting.least_cycles or waiting.more_cycles):
+        return compute
+    total = total_values(problem.layer)[waiting.operand]
+    times = once * (moves[waiting.operand].fetched / total)
+    return np.maximum(compute, once * waiting.least_cycles) + times * waiting.more_cycles

@@ -16,10 +16,13 @@ from hwmodel import VectorOperation
 from hwmodel import Workload
 from hwmodel import cost
 from hwmodel import load_accelerator
+from hwmodel.pricing import Level
 
 THROUGH_DRAM = load_accelerator("systolic-16x16")
 ON_CHIP = THROUGH_DRAM.model_copy(update={"feature_maps_stay_on_chip": True})
 VECTOR = THROUGH_DRAM.vector_unit
+
+both_levels = pytest.mark.parametrize("level", ["mid", "fine"])
 
 MAP = 16 * 8 * 8
 """Values of every map of the block below, bytes at 8 bits."""
@@ -38,43 +41,52 @@ def residual_block(batch: int = 1) -> Workload:
     )
 
 
-def test_an_addition_costs_its_operations_and_a_second_read_of_the_other_map() -> None:
+@both_levels
+def test_an_addition_costs_its_operations_and_a_second_read_of_the_other_map(level: Level) -> None:
     block = residual_block()
     plain = dataclasses.replace(block, operations=())
     states = LayerStates.dense(block, 8)
-    after, before = cost(block, states, THROUGH_DRAM), cost(plain, states, THROUGH_DRAM)
+    after, before = (
+        cost(block, states, THROUGH_DRAM, level),
+        cost(plain, states, THROUGH_DRAM, level),
+    )
     assert VECTOR is not None
     assert after.component_pj["vector"].tolist() == [[0, 0, MAP * VECTOR.add_energy, 0]]
     assert (after.dram_bytes - before.dram_bytes).tolist() == [[0, 0, MAP, 0]]
 
 
-def test_removed_channels_are_not_added() -> None:
+@both_levels
+def test_removed_channels_are_not_added(level: Level) -> None:
     block = residual_block()
     states = LayerStates.dense(block, 8)
     half = dataclasses.replace(
         states, in_channels=states.in_channels / 2, out_channels=states.out_channels / 2
     )
-    energy = [cost(block, each, ON_CHIP).component_pj["vector"].sum() for each in (states, half)]
+    energy = [
+        cost(block, each, ON_CHIP, level).component_pj["vector"].sum() for each in (states, half)
+    ]
     assert energy[1] == energy[0] / 2
 
 
-def test_an_accelerator_without_a_vector_unit_leaves_them_out() -> None:
+@both_levels
+def test_an_accelerator_without_a_vector_unit_leaves_them_out(level: Level) -> None:
     block = residual_block()
     plain = dataclasses.replace(block, operations=())
     without = THROUGH_DRAM.model_copy(update={"vector_unit": None})
     states = LayerStates.dense(block, 8)
-    report = cost(block, states, without)
+    report = cost(block, states, without, level)
     assert "vector" not in report.component_pj
-    np.testing.assert_array_equal(report.dram_bytes, cost(plain, states, without).dram_bytes)
+    np.testing.assert_array_equal(report.dram_bytes, cost(plain, states, without, level).dram_bytes)
 
 
-def test_a_processor_does_one_after_the_other() -> None:
+@both_levels
+def test_a_processor_does_one_after_the_other(level: Level) -> None:
     block = residual_block()
     mcu = load_accelerator("cortex-m")
     states = LayerStates.dense(block, 8)
-    plain = cost(dataclasses.replace(block, operations=()), states, mcu)
+    plain = cost(dataclasses.replace(block, operations=()), states, mcu, level)
     assert mcu.vector_unit is not None
-    cycles = (cost(block, states, mcu).latency_cycles - plain.latency_cycles)[0]
+    cycles = (cost(block, states, mcu, level).latency_cycles - plain.latency_cycles)[0]
     assert cycles.tolist() == [0, 0, MAP / mcu.vector_unit.operations_per_cycle, 0]
 
 
@@ -88,6 +100,7 @@ def with_scratchpad(bytes_: int):
     return ON_CHIP.model_copy(update={"memories": memories})
 
 
+@both_levels
 @pytest.mark.parametrize(
     ("maps", "with_addition", "kept"),
     # A chain needs room for two maps, what a layer reads and what it writes. The addition keeps
@@ -95,7 +108,7 @@ def with_scratchpad(bytes_: int):
     [(1, False, []), (2, False, [0, 1, 2]), (2, True, []), (3, True, [0, 1, 2])],
 )
 def test_maps_stay_if_all_that_is_live_with_them_fits(
-    maps: int, with_addition: bool, kept: list[int]
+    maps: int, with_addition: bool, kept: list[int], level: Level
 ) -> None:
     block = residual_block()
     if not with_addition:
@@ -103,20 +116,21 @@ def test_maps_stay_if_all_that_is_live_with_them_fits(
     states = LayerStates.dense(block, 8)
     half = with_scratchpad(2 * maps * MAP)  # the other half is for what streams
     written = [
-        cost(block, states, each).traffic_words["dram", "output"][0]
+        cost(block, states, each, level).traffic_words["dram", "output"][0]
         for each in (THROUGH_DRAM, half)
     ]
     assert np.flatnonzero(written[0] - written[1]).tolist() == kept
 
 
-def test_a_kept_residual_map_is_read_from_the_buffer() -> None:
+@both_levels
+def test_a_kept_residual_map_is_read_from_the_buffer(level: Level) -> None:
     block = residual_block()
     states = LayerStates.dense(block, 8)
     roomy = with_scratchpad(2**20)
     plain = dataclasses.replace(block, operations=())
     words = {
-        memory: cost(block, states, roomy).traffic_words[memory, "input"][0, 2]
-        - cost(plain, states, roomy).traffic_words[memory, "input"][0, 2]
+        memory: cost(block, states, roomy, level).traffic_words[memory, "input"][0, 2]
+        - cost(plain, states, roomy, level).traffic_words[memory, "input"][0, 2]
         for memory in ("scratchpad", "dram")
     }
     assert words == {"scratchpad": MAP / 2, "dram": 0}  # words of 16 bits

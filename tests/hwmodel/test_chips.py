@@ -15,11 +15,9 @@ from hwmodel import LayerStates
 from hwmodel import Workload
 from hwmodel import cost
 from hwmodel import load_accelerator
-from hwmodel._passes import pass_mappings
-from hwmodel._shapes import shapes_of
 from hwmodel.accelerator import Accelerator
-from hwmodel.coarse import demand_of
 from hwmodel.errors import InputError
+from hwmodel.pricing import Level
 
 DATA = Path(__file__).parent / "data"
 
@@ -33,6 +31,8 @@ SYSTOLIC = load_accelerator("systolic-16x16")
 NVDLA = load_accelerator("nvdla-small")
 EYERISS = load_accelerator("eyeriss")
 
+both_levels = pytest.mark.parametrize("level", ["mid", "fine"])
+
 
 def output_stationary() -> Accelerator:
     data = SYSTOLIC.model_dump()
@@ -41,29 +41,32 @@ def output_stationary() -> Accelerator:
     return Accelerator.model_validate(data)
 
 
+@both_levels
 @pytest.mark.parametrize("row", rows_of("scalesim_16x16.csv"))
-def test_systolic_products_take_the_cycles_of_scale_sim(row: dict[str, str]) -> None:
+def test_systolic_products_take_the_cycles_of_scale_sim(row: dict[str, str], level: Level) -> None:
     accelerator = SYSTOLIC if row["dataflow"] == "weight_stationary" else output_stationary()
     positions, outputs, reduction = int(row["M"]), int(row["N"]), int(row["K"])
     product = network(
         LayerShape("product", reduction, outputs, in_width=positions, out_width=positions)
     )
-    report = cost(product, LayerStates.dense(product, 8), accelerator)
+    report = cost(product, LayerStates.dense(product, 8), accelerator, level)
     computing = report.macs / (report.utilization * accelerator.array.multipliers)
     assert computing.item() == pytest.approx(int(row["cycles"]) + 1)
 
 
-def test_systolic_tile_fills_and_drains() -> None:
+@both_levels
+def test_systolic_tile_fills_and_drains(level: Level) -> None:
     # 16 channels times 9 kernel positions are 9 tiles of rows: each shifts its weights in (16),
     # streams 64 positions, and drains the far corner (16 + 16 - 2).
     layer = LayerShape("conv", 16, 16, 8, 8, 8, 8, 3, 3, padding=(1, 1))
     states = LayerStates.dense(network(layer), 8)
-    assert cost(network(layer), states, SYSTOLIC).latency_cycles.item() == 9 * (16 + 64 + 30)
+    assert cost(network(layer), states, SYSTOLIC, level).latency_cycles.item() == 9 * (16 + 64 + 30)
 
 
-def test_depthwise_uses_one_column_of_a_systolic_array() -> None:
+@both_levels
+def test_depthwise_uses_one_column_of_a_systolic_array(level: Level) -> None:
     layer = LayerShape("dw", 8, 8, 8, 8, 8, 8, 3, 3, padding=(1, 1), groups=8)
-    report = cost(network(layer), LayerStates.dense(network(layer), 8), SYSTOLIC)
+    report = cost(network(layer), LayerStates.dense(network(layer), 8), SYSTOLIC, level)
     assert report.latency_cycles.item() == 8 * (16 + 64 + 30)
     assert np.isclose(report.utilization.item(), 9 * 64 / (256 * 110))
 
@@ -85,10 +88,13 @@ def trace(row: dict[str, str]) -> LayerShape:
 TRACES = rows_of("nvdla_small_rtl.csv")
 
 
+@both_levels
 @pytest.mark.parametrize("row", TRACES, ids=lambda row: row["trace"])
-def test_nvdla_moves_the_bytes_and_takes_the_cycles_of_its_rtl(row: dict[str, str]) -> None:
+def test_nvdla_moves_the_bytes_and_takes_the_cycles_of_its_rtl(
+    row: dict[str, str], level: Level
+) -> None:
     workload = network(trace(row))
-    report = cost(workload, LayerStates.dense(workload, 8), NVDLA)
+    report = cost(workload, LayerStates.dense(workload, 8), NVDLA, level)
     moved = {operand: words.item() * 2 for (name, operand), words in report.traffic_words.items()
              if name == "dram"}  # fmt: skip
     assert moved["input"] == int(row["in_bytes"])
@@ -99,22 +105,24 @@ def test_nvdla_moves_the_bytes_and_takes_the_cycles_of_its_rtl(row: dict[str, st
     assert report.latency_cycles.item() == pytest.approx(int(row["cycles"]), rel=0.02)
 
 
-def nvdla_cycles(layer: LayerShape) -> float:
-    report = cost(network(layer), LayerStates.dense(network(layer), 8), NVDLA)
+def nvdla_cycles(layer: LayerShape, level: Level) -> float:
+    report = cost(network(layer), LayerStates.dense(network(layer), 8), NVDLA, level)
     return report.latency_cycles.item()
 
 
-def test_nvdla_waits_for_its_whole_input_and_as_many_weights() -> None:
+@both_levels
+def test_nvdla_waits_for_its_whole_input_and_as_many_weights(level: Level) -> None:
     # 8 -> 16 channels, 1x1, 16x16: 256 atoms of inputs and the 16 of the (padded) weights, two
     # cycles each; then 256 positions for each 8 output channels.
     layer = LayerShape("1x1", 8, 16, 16, 16, 16, 16)
-    assert nvdla_cycles(layer) == 127 + 2 * (256 + 16) + 2 * 256
+    assert nvdla_cycles(layer, level) == 127 + 2 * (256 + 16) + 2 * 256
 
 
-def test_nvdla_loads_weights_no_faster_than_eight_positions_pass() -> None:
+@both_levels
+def test_nvdla_loads_weights_no_faster_than_eight_positions_pass(level: Level) -> None:
     # A linear layer of 512 x 8 is one position for 64 vectors, whose 8 x 8 weights take 8 cycles
     # each; the 64 atoms of inputs and the 512 of weights take two.
-    assert nvdla_cycles(LayerShape("fc", 512, 8)) == 127 + 2 * (64 + 512) + 64 * 8
+    assert nvdla_cycles(LayerShape("fc", 512, 8), level) == 127 + 2 * (64 + 512) + 64 * 8
 
 
 ALEXNET = rows_of("eyeriss_alexnet.csv")
@@ -148,16 +156,18 @@ def column(name: str) -> np.ndarray:
     return np.array([float(row[name]) for row in ALEXNET])
 
 
-def test_eyeriss_takes_the_time_of_the_chip() -> None:
-    report = cost(alexnet(), LayerStates.dense(alexnet()), EYERISS)
+@both_levels
+def test_eyeriss_takes_the_time_of_the_chip(level: Level) -> None:
+    report = cost(alexnet(), LayerStates.dense(alexnet()), EYERISS, level)
     modelled = 1000 * report.latency_cycles[0] / EYERISS.clock_hz
     error = np.abs(modelled / column("latency_ms") - 1)
     assert error.max() < 0.06
     assert error.mean() < 0.04
 
 
-def test_eyeriss_traffic_is_that_of_the_chip() -> None:
-    report = cost(alexnet(), LayerStates.dense(alexnet()), EYERISS)
+@both_levels
+def test_eyeriss_traffic_is_that_of_the_chip(level: Level) -> None:
+    report = cost(alexnet(), LayerStates.dense(alexnet()), EYERISS, level)
     np.testing.assert_allclose(
         report.dram_bytes[0] / 1e6, column("dram_mb") * column("run_length"), rtol=0.07
     )
@@ -167,7 +177,8 @@ def test_eyeriss_traffic_is_that_of_the_chip() -> None:
     assert np.all((ratio > 1) & (ratio < 1.35))
 
 
-def test_eyeriss_traffic_after_run_length_coding_is_that_of_the_chip() -> None:
+@both_levels
+def test_eyeriss_traffic_after_run_length_coding_is_that_of_the_chip(level: Level) -> None:
     zeros = column("input_zeros")
     left = 1 - zeros
     states = dataclasses.replace(
@@ -176,12 +187,13 @@ def test_eyeriss_traffic_after_run_length_coding_is_that_of_the_chip() -> None:
         # An output's zeros are those of the next layer's input; of the last layer's, its own.
         output_density=np.append(left[1:], left[-1])[np.newaxis],
     )
-    report = cost(alexnet(), states, EYERISS)
+    report = cost(alexnet(), states, EYERISS, level)
     np.testing.assert_allclose(report.dram_bytes[0] / 1e6, column("dram_mb"), rtol=0.15)
 
 
-def test_eyeriss_passes_are_those_of_the_paper() -> None:
-    report = cost(alexnet(), LayerStates.dense(alexnet()), EYERISS)
+@both_levels
+def test_eyeriss_passes_are_those_of_the_paper(level: Level) -> None:
+    report = cost(alexnet(), LayerStates.dense(alexnet()), EYERISS, level)
     weights = report.traffic_words["dram", "weight"][0] * 2
     fetches = np.ceil(column("out_side") / column("strip")) * 4 / column("images")
     np.testing.assert_allclose(weights, report.weight_bytes[0] * fetches)
@@ -193,26 +205,27 @@ def test_eyeriss_passes_are_those_of_the_paper() -> None:
     np.testing.assert_allclose(inputs, 4 * column("in_channels") * rows * side * column("blocks"))
 
 
-def test_fewer_channels_never_move_more_through_eyeriss_dram() -> None:
+@both_levels
+def test_fewer_channels_never_move_more_through_eyeriss_dram(level: Level) -> None:
     layer = LayerShape("conv", 64, 96, 28, 28, 28, 28, 3, 3, padding=(1, 1))
     states = LayerStates.dense(network(layer), candidates=64)
     kept = np.arange(1, 65, dtype=float)[:, np.newaxis]
     for fewer in (dict(in_channels=kept), dict(out_channels=kept)):
-        report = cost(network(layer), dataclasses.replace(states, **fewer), EYERISS)
+        report = cost(network(layer), dataclasses.replace(states, **fewer), EYERISS, level)
         assert np.all(np.diff(report.dram_bytes[:, 0]) >= 0)
 
 
-def test_a_map_too_wide_for_the_banks_is_refused() -> None:
+@both_levels
+def test_a_map_too_wide_for_the_banks_is_refused(level: Level) -> None:
     layer = LayerShape("wide", 4, 4, 13, 9000, 1, 8988, 13, 13)
     with pytest.raises(InputError, match=r"layers\[0\].width"):
-        cost(network(layer), LayerStates.dense(network(layer)), EYERISS)
+        cost(network(layer), LayerStates.dense(network(layer)), EYERISS, level)
 
 
 def test_passes_print_as_a_loop_nest() -> None:
-    shapes = shapes_of(alexnet())
-    demand = demand_of(shapes, LayerStates.dense(alexnet()), EYERISS)
-    first = str(pass_mappings(shapes, demand, EYERISS)[0][0])
-    assert first.splitlines() == [
+    report = cost(alexnet(), LayerStates.dense(alexnet()), EYERISS, "fine")
+    assert report.mappings is not None
+    assert str(report.mappings[0][0]).splitlines() == [
         "for 1 groups",
         "  for 1 blocks of filters: their sums stay in the buffer",
         "    for 8 strips of 7 output rows, 4 times 1 images: weights from DRAM",
@@ -223,22 +236,24 @@ def test_passes_print_as_a_loop_nest() -> None:
     ]
 
 
-def test_eyeriss_draws_the_power_of_the_chip() -> None:
+@both_levels
+def test_eyeriss_draws_the_power_of_the_chip(level: Level) -> None:
     # Table V, mW without DRAM. The clock's share of two of them is in the preset; the others, and
     # what is not clock, are not fitted.
     left = 1 - column("input_zeros")[np.newaxis]
     states = dataclasses.replace(LayerStates.dense(alexnet()), activation_density=left)
-    report = cost(alexnet(), states, EYERISS)
+    report = cost(alexnet(), states, EYERISS, level)
     on_chip = report.layer_energy_pj[0] - report.component_pj["dram"][0]
     milliwatts = on_chip / 1e9 * EYERISS.clock_hz / report.latency_cycles[0]
     np.testing.assert_allclose(milliwatts, [332, 288, 266, 235, 236], rtol=0.16)
 
 
-def test_a_processor_fills_its_vector_with_the_whole_window() -> None:
+@both_levels
+def test_a_processor_fills_its_vector_with_the_whole_window(level: Level) -> None:
     # 27 products of 3 channels and 9 kernel positions are 14 pairs, for 8 outputs at 16 places.
     cortex = load_accelerator("cortex-m")
     layer = LayerShape("conv", 3, 8, 4, 4, 4, 4, 3, 3, padding=(1, 1))
-    report = cost(network(layer), LayerStates.dense(network(layer), 8), cortex)
+    report = cost(network(layer), LayerStates.dense(network(layer), 8), cortex, level)
     assert report.latency_cycles.item() == pytest.approx(14 * 8 * 16 * cortex.array.cycles_per_step)
     assert report.utilization.item() == pytest.approx(27 / 28)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -14,11 +12,6 @@ from hwmodel import LayerStates
 from hwmodel import Workload
 from hwmodel import cost
 from hwmodel import load_accelerator
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JOULECUT_CACHE", str(tmp_path))
 
 
 def one_layer(out: int, channels: int, side: int, kernel: int, batch: int = 1) -> Workload:

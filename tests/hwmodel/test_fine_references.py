@@ -29,11 +29,6 @@ ROWS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JOULECUT_CACHE", str(tmp_path))
-
-
 def name_of(row: dict[str, str]) -> str:
     return "-".join(row[key] for key in ("K", "C", "OFM", "F", "N", "stride", "groups"))
 
