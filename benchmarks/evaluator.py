@@ -168,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="folder that holds cifar-10-batches-py")
     parser.add_argument("--weights", help="checkpoint of ResNet-20")
-    parser.add_argument("--prepared", type=Path, help="folder that keeps statistics")
+    parser.add_argument("--database", type=Path, help="folder of an option database")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--configs", type=int, default=64)
     parser.add_argument("--stopping", type=int, default=500)
@@ -176,7 +176,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     task = cifar.load(DEPTH, args.data, args.weights)
-    evaluator = prepare_evaluator(task, args.prepared, args.device)
+    evaluator = prepare_evaluator(task, args.database, args.device)
     space = Menu().space(evaluator.compressor.network)
     choices = space.sample(np.random.default_rng(args.seed), args.configs)
     configs = [space.config(choice) for choice in choices]

@@ -1,7 +1,7 @@
 """Compares algorithms at equal numbers of true evaluations, in this process and without Ray.
 
     python benchmarks/proposers.py --task cifar10-resnet20 --images 2000 --evaluations 60 \
-        --algorithms dp dp+local ppo --seeds 0 1 --prepared runs/resnet20/prepared
+        --algorithms dp dp+local ppo --seeds 0 1 --database runs/resnet20/database
 
 Every algorithm knows the dense network at 8, 6, 5 and 4 bits, then proposes in twelve batches
 what is measured on the first images of the search split. The hypervolume is the share of the
@@ -102,13 +102,13 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--evaluations", type=int, default=60)
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--prepared", type=Path, help="kept there: statistics and option table")
+    parser.add_argument("--database", type=Path, help="folder of an option database")
     args = parser.parse_args()
     torch.set_num_threads(1)
     task = TaskSpec(args.task, data=args.data, weights=args.weights).load()
-    evaluator = prepare_evaluator(first_images(task, args.images), args.prepared)
+    evaluator = prepare_evaluator(first_images(task, args.images), args.database)
     accelerator = load_accelerator(args.accelerator)
-    problem = prepare_problem(evaluator, accelerator, Menu(), directory=args.prepared)
+    problem = prepare_problem(evaluator, accelerator, Menu())
     print("algorithm    seed  evals   volume   least ratio at 0.5, 1, 2 points")
     for algorithm in args.algorithms:
         for seed in args.seeds:

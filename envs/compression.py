@@ -14,41 +14,33 @@ from torch import Tensor
 from envs.config import FLOAT_BITS
 from envs.config import CompressionConfig
 from envs.config import Criterion
-from envs.config import Granularity
 from envs.config import LayerDecision
 from envs.config import Repair
 from envs.config import run_of
-from envs.patterns import pattern_of
+from envs.database import LayerSource
+from envs.database import OptionDatabase
+from envs.layer_compression import compressed_rows
+from envs.layer_compression import removed_columns
 from envs.problem import output_bits
 from envs.problem import with_runs
 from envs.pruning import geometric_median_filter_scores
 from envs.pruning import keep_units
-from envs.pruning import magnitude_scores
 from envs.pruning import norm_filter_scores
 from envs.pruning import random_scores
-from envs.pruning import second_order_scores
 from envs.quantization import ActivationRange
-from envs.quantization import round_weights
-from envs.quantization import weight_scales
 from envs.reconstruction import bias_correction
-from envs.reconstruction import inverse_diagonal
-from envs.reconstruction import reconstruct_masked
-from envs.reconstruction import reconstruct_rounded
-from envs.reconstruction import reconstruct_sparse
 from envs.reconstruction import removal_error
 from envs.sequential import aligned_biases
 from envs.sequential import channel_means
 from envs.sequential import compress_in_sequence
+from envs.space import NO_PRUNING
+from envs.space import Method
 from envs.statistics import LayerStatistics
 from envs.trace import TracedLayer
 from envs.trace import TracedNetwork
 from envs.units import is_removed
 from hwmodel import InputError
 from hwmodel import LayerStates
-
-COMPRESSION_VERSION = "3"
-"""Changes whenever the same configuration would give other weights or another accuracy: part of
-every cache key."""
 
 _CACHED_BYTES = 1 << 30
 
@@ -99,6 +91,7 @@ class Compressor:
         network: Traced network.
         statistics: One entry for each of its layers.
         images: Batches of calibration images, for ``aligned`` and ``sequential`` repair.
+        database: Where compressed layers may lie ready; None if there is none.
     """
 
     def __init__(
@@ -106,13 +99,16 @@ class Compressor:
         network: TracedNetwork,
         statistics: tuple[LayerStatistics, ...],
         images: Sequence[Tensor] = (),
+        database: OptionDatabase | None = None,
     ) -> None:
         self.network = network
         self.statistics = statistics
         self.images = images
+        self.database = database
         self._cache: OrderedDict[tuple[object, ...], tuple[Tensor, Tensor, Tensor | None]]
         self._cache = OrderedDict()
         self._cached_bytes = 0
+        self._sources: dict[tuple[int, bool], LayerSource] = {}
         self._means: list[Tensor] | None = None
 
     def compress(self, config: CompressionConfig) -> CompressedNetwork:
@@ -257,7 +253,8 @@ class Compressor:
         layer = self.network.layers[index]
         statistics = self.statistics[index]
         columns = removed_columns(layer, kept_in)
-        rows, scale = compressed_rows(layer, statistics, decision, columns, repair)
+        found = self._from_database(index, decision, repair) if columns is None else None
+        rows, scale = found or compressed_rows(layer, statistics, decision, columns, repair)
         bias = layer.bias
         if repair != "none" and decision.weight_bits not in FLOAT_BITS:
             shift = bias_correction(layer.rows, rows[None], statistics.mean)[0].flatten()
@@ -266,6 +263,25 @@ class Compressor:
         result = (weight, bias * kept_out, scale)
         self._remember(key, result)
         return result
+
+    def source(self, index: int, repair: Repair) -> LayerSource:
+        """What the options of one layer are made from, with or without repair."""
+        key = index, repair != "none"
+        if key not in self._sources:
+            layer, statistics = self.network.layers[index], self.statistics[index]
+            self._sources[key] = LayerSource(layer, statistics, repair != "none")
+        return self._sources[key]
+
+    def _from_database(
+        self, index: int, decision: LayerDecision, repair: Repair
+    ) -> tuple[Tensor, Tensor] | None:
+        if self.database is None:
+            return None
+        method, sparsity = Method(decision.granularity, decision.criterion), decision.sparsity
+        if method.granularity == "filter":  # the filters that stay are rounded like unpruned ones
+            method, sparsity = NO_PRUNING, 0.0
+        source = self.source(index, repair)
+        return self.database.weights(source, method, sparsity, decision.weight_bits)
 
     def _sequential_weights(
         self,
@@ -320,109 +336,6 @@ class Compressor:
             self._cached_bytes -= weight.nbytes
 
 
-def compressed_rows(
-    layer: TracedLayer,
-    statistics: LayerStatistics,
-    decision: LayerDecision,
-    removed: Tensor | None,
-    repair: Repair,
-) -> tuple[Tensor, Tensor | None]:
-    """Prune and round one layer's raw weights.
-
-    Args:
-        layer: The layer.
-        statistics: Its statistics.
-        decision: What to do. Filters are removed by the caller.
-        removed: Columns whose input channels are gone, bool, (groups, columns), or None.
-        repair: See ``CompressionConfig``.
-
-    Returns:
-        Weights (groups, rows, columns) and the scale of every output channel, None for floats.
-    """
-    pruned = pruned_rows(
-        layer, statistics, decision.granularity, decision.criterion, [decision.sparsity],
-        removed, repair,
-    )  # fmt: skip
-    rounded, scales = rounded_rows(statistics, pruned, [decision.weight_bits], removed, repair)
-    is_float = decision.weight_bits in FLOAT_BITS
-    return rounded[0, 0], None if is_float else scales[0, 0].flatten()
-
-
-def pruned_rows(
-    layer: TracedLayer,
-    statistics: LayerStatistics,
-    granularity: Granularity,
-    criterion: Criterion,
-    sparsities: Sequence[float],
-    removed: Tensor | None,
-    repair: Repair,
-) -> Tensor:
-    """One layer pruned to several sparsities, (sparsities, groups, rows, columns)."""
-    rows, moment = layer.rows, statistics.second_moment
-    repairs = repair != "none"
-    if granularity in ("none", "filter"):
-        sparsities = [0.0] * len(sparsities)
-    patterns = [pattern_of(granularity, sparsity, layer.shape) for sparsity in sparsities]
-    if criterion == "second_order" and repairs:
-        pruned = torch.empty(len(sparsities), *rows.shape)
-        for pattern in dict.fromkeys(patterns):
-            same = [index for index, other in enumerate(patterns) if other == pattern]
-            goals = [sparsities[index] for index in same]
-            pruned[same] = reconstruct_sparse(
-                rows, moment, goals, pattern=pattern, removed_columns=removed
-            )
-        return pruned
-    stays = torch.ones_like(rows, dtype=torch.bool)
-    if removed is not None:
-        stays &= ~removed[:, None]
-    scores = torch.where(stays, weight_scores(layer, statistics, criterion), -1.0)
-    keep = torch.stack(
-        [
-            stays & pattern.keep(scores, stays, 1 - sparsity) if sparsity else stays
-            for pattern, sparsity in zip(patterns, sparsities, strict=True)
-        ]
-    )
-    if bool(keep.all()):
-        return rows.expand_as(keep)
-    if not repairs:
-        return rows * keep
-    return reconstruct_masked(rows, moment, keep, removed_columns=removed)
-
-
-def weight_scores(layer: TracedLayer, statistics: LayerStatistics, criterion: Criterion) -> Tensor:
-    """Score of every weight as trained, >= 0, (groups, rows, columns)."""
-    if criterion == "second_order":
-        return second_order_scores(layer.rows, inverse_diagonal(statistics.second_moment))
-    return random_scores(layer.rows) if criterion == "random" else magnitude_scores(layer.rows)
-
-
-def rounded_rows(
-    statistics: LayerStatistics,
-    pruned: Tensor,
-    bits: Sequence[int],
-    removed: Tensor | None,
-    repair: Repair,
-) -> tuple[Tensor, Tensor]:
-    """Pruned weights at several widths.
-
-    Args:
-        statistics: Of their layer.
-        pruned: Shape (options, groups, rows, columns).
-        bits: Widths.
-        removed: Columns that are gone, (groups, columns), or None.
-        repair: See ``CompressionConfig``.
-
-    Returns:
-        Weights (options, widths, groups, rows, columns) and scales (options, widths, groups, rows).
-    """
-    integers = [width for width in bits if width not in FLOAT_BITS]
-    if repair != "none" and integers == list(bits):
-        return reconstruct_rounded(pruned, statistics.second_moment, bits, removed_columns=removed)
-    scales = torch.stack([weight_scales(pruned, width) for width in bits], dim=1)
-    rounded = [round_weights(pruned, scales[:, i], width) for i, width in enumerate(bits)]
-    return torch.stack(rounded, dim=1), scales
-
-
 def folded(
     layer: TracedLayer, rows: Tensor, scale: Tensor | None, bits: int, kept_out: Tensor
 ) -> tuple[Tensor, Tensor | None]:
@@ -452,14 +365,6 @@ def integer_weights(weight: Tensor, scale: Tensor) -> Tensor:
     """Integers of weights that lie on a grid, int8; ``scale`` is that of every output channel."""
     step = torch.where(scale == 0, 1.0, scale).view(-1, *[1] * (weight.ndim - 1))
     return (weight / step).round().to(torch.int8)
-
-
-def removed_columns(layer: TracedLayer, kept_in: Tensor) -> Tensor | None:
-    """Columns of a layer's rows whose input channel is gone, (groups, columns); None if none."""
-    if bool(kept_in.all()):
-        return None
-    kernel = layer.rows.shape[-1] * layer.shape.groups // len(kept_in)
-    return ~kept_in.view(layer.shape.groups, -1).repeat_interleave(kernel, dim=1)
 
 
 def check_config(network: TracedNetwork, config: CompressionConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,11 +11,15 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
+from torch import Tensor
 
 from envs.compression import Compressor
 from envs.config import LayerDecision
 from envs.config import Repair
+from envs.database import OptionDatabase
 from envs.evaluator import Evaluator
+from envs.evaluator import weights_hash
+from envs.layer_compression import COMPRESSION_VERSION
 from envs.options import OptionTable
 from envs.problem import CompressionProblem
 from envs.space import DEFAULT_METHODS
@@ -31,9 +36,6 @@ from envs.trace import trace
 from hwmodel import Accelerator
 from hwmodel import InputError
 from hwmodel.pricing import Level
-
-STATISTICS_FILE = "statistics.safetensors"
-TABLE_FILE = "options.npz"
 
 
 @dataclass(frozen=True)
@@ -92,23 +94,28 @@ def trace_task(task: Task) -> TracedNetwork:
 
 
 def prepare_evaluator(task: Task, directory: Path | None = None, device: str = "cpu") -> Evaluator:
-    """An evaluator with calibration statistics, read from ``directory`` or left there.
+    """An evaluator with calibration statistics.
 
     Args:
         task: The task.
-        directory: Where the statistics are kept; not kept if None.
+        directory: Folder of the option database, see :class:`envs.database.OptionDatabase`; the
+            statistics are read from it or left there, and compressed layers are looked up in it.
+            Nothing is kept if None.
         device: Where the network runs.
     """
     network = trace_task(task)
-    path = None if directory is None else directory / STATISTICS_FILE
+    images = [inputs for inputs, _ in task.calibration]
+    path = None
+    if directory is not None:
+        path = directory / f"statistics-{_calibration_hash(task, images)}.safetensors"
     if path is not None and path.exists():
         statistics = load_statistics(path)
     else:
         statistics = collect_statistics(network, task.calibration)
         if path is not None:
             _write(path, lambda partial: save_statistics(partial, statistics))
-    images = [inputs for inputs, _ in task.calibration]
-    return Evaluator(task, Compressor(network, statistics, images), device)
+    database = None if directory is None else OptionDatabase(directory)
+    return Evaluator(task, Compressor(network, statistics, images, database), device)
 
 
 def prepare_problem(
@@ -117,20 +124,37 @@ def prepare_problem(
     menu: Menu,
     *,
     level: Level = "mid",
-    directory: Path | None = None,
     progress: Progress | None = None,
 ) -> CompressionProblem:
-    """The problem that learners see; its option table is read from ``directory`` or left there."""
-    network = evaluator.compressor.network
-    space = menu.space(network)
-    path = None if directory is None else directory / TABLE_FILE
+    """The problem that learners see; its option table is kept in the evaluator's database."""
+    compressor = evaluator.compressor
+    space = menu.space(compressor.network)
+    path = None
+    if compressor.database is not None:
+        path = compressor.database.directory / f"options-{_table_hash(compressor, space)}.npz"
     if path is not None and path.exists():
         table = _load_table(path)
     else:
         table = build_option_table(evaluator, space, progress)
         if path is not None:
             _write(path, lambda partial: _save_table(partial, table))
-    return CompressionProblem(network.workload, accelerator, space, table, level)
+    return CompressionProblem(compressor.network.workload, accelerator, space, table, level)
+
+
+def _calibration_hash(task: Task, images: list[Tensor]) -> str:
+    """Hash of what statistics are made from."""
+    digest = hashlib.sha256(f"{COMPRESSION_VERSION} {weights_hash(task.network)}".encode())
+    for batch in images:
+        digest.update(batch.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _table_hash(compressor: Compressor, space: SearchSpace) -> str:
+    """Hash of what an option table is made from."""
+    digest = hashlib.sha256(repr(space).encode())
+    for index in range(len(space.layers)):
+        digest.update(compressor.source(index, space.repair).content.encode())
+    return digest.hexdigest()[:32]
 
 
 def _write(path: Path, save: Callable[[Path], None]) -> None:

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from envs.compression import CompressedNetwork
 from envs.compression import Compressor
-from envs.compression import compressed_rows
-from envs.compression import pruned_rows
-from envs.compression import removed_columns
-from envs.compression import rounded_rows
 from envs.config import CompressionConfig
 from envs.config import LayerDecision
 from envs.config import uniform
+from envs.database import layer_options
 from envs.evaluator import Evaluator
+from envs.layer_compression import compressed_rows
+from envs.layer_compression import removed_columns
 from envs.options import OptionTable
 from envs.reconstruction import output_error
 from envs.space import SearchSpace
@@ -86,21 +85,20 @@ def _layer_options(
         lost = output_error((rows - layer.rows)[None], statistics.second_moment, layer.rows)
         error[:] = float(lost[0])
         return density, error
-    for method, (granularity, criterion) in enumerate(space.methods):
-        if granularity == "filter":  # what stays is rounded like an unpruned layer
-            density[method], error[method] = density[0], error[0]
+    source = compressor.source(index, space.repair)
+    make = layer_options if compressor.database is None else compressor.database.options
+    for number, method in enumerate(space.methods):
+        if space.is_filter(number):  # what stays is rounded like an unpruned layer
+            density[number], error[number] = density[0], error[0]
             continue
-        reached = space.nearest_sparsity[method]
-        sparsities = [space.sparsities[index] for index in reached] if method else [0.0]
-        pruned = pruned_rows(
-            layer, statistics, granularity, criterion, sparsities, None, space.repair
-        )
-        rounded, _ = rounded_rows(statistics, pruned, space.weight_bits, None, space.repair)
-        density[method] = (rounded != 0).double().mean(dim=(2, 3, 4)).numpy()
-        lost = output_error(
-            rounded.flatten(0, 1) - layer.rows, statistics.second_moment, layer.rows
-        )
-        error[method] = lost.double().numpy().reshape(-1, len(space.weight_bits))
+        reached, place = np.unique(space.nearest_sparsity[number], return_inverse=True)
+        sparsities = [space.sparsities[step] for step in reached] if number else [0.0]
+        options = make(source, method, sparsities, space.weight_bits)
+        for values, name in ((density, "density"), (error, "error")):
+            found = [
+                [float(getattr(by[bits], name)) for bits in space.weight_bits] for by in options
+            ]
+            values[number] = np.array(found)[place]
     return density, error
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import hashlib
 import json
 import socket
 import tempfile
@@ -13,10 +15,10 @@ from datetime import datetime
 from datetime import timezone
 from pathlib import Path
 
-from envs.compression import COMPRESSION_VERSION
 from envs.config import CompressionConfig
 from envs.evaluator import Evaluator
 from envs.evaluator import weights_hash
+from envs.layer_compression import COMPRESSION_VERSION
 from envs.setup import prepare_evaluator
 from envs.tasks import TaskSpec
 from hwmodel import Accelerator
@@ -49,7 +51,7 @@ class WorkerSpec:
         task: The task, which the process loads itself.
         accelerator: What the network runs on.
         level: Level of the hardware model at which the ledger's costs are.
-        prepared: Folder with the calibration statistics.
+        database: Folder of the option database.
         ledger: Folder of the ledger.
         device: Where the network runs, ``cpu`` or ``cuda``.
     """
@@ -57,7 +59,7 @@ class WorkerSpec:
     task: TaskSpec
     accelerator: Accelerator
     level: Level
-    prepared: Storage
+    database: Storage
     ledger: Storage
     device: str = "cpu"
 
@@ -67,8 +69,8 @@ class EvaluationWorker:
 
     def __init__(self, spec: WorkerSpec, evaluator: Evaluator | None = None) -> None:
         if evaluator is None:
-            with local_copy(spec.prepared) as directory:
-                evaluator = prepare_evaluator(spec.task.load(), directory, spec.device)
+            directory = local_database(spec.database)
+            evaluator = prepare_evaluator(spec.task.load(), directory, spec.device)
         self.spec = spec
         self.evaluator = evaluator
         self._ledger = Ledger(spec.ledger)
@@ -147,6 +149,18 @@ def total_costs(report: CostReport) -> dict[str, float]:
         "model_bytes": float(report.model_bytes[0]),
         "dram_bytes": float(report.dram_bytes[0].sum()),
     }
+
+
+def local_database(database: Storage) -> Path:
+    """Folder of an option database on this machine, with all that a remote one holds."""
+    if database.local is not None:
+        return database.local
+    place = hashlib.sha256(database.location.encode()).hexdigest()[:16]
+    here = Storage.at(Path(tempfile.gettempdir()) / f"joulecut-{getpass.getuser()}" / place)
+    here.make()
+    for name in set(database.names("database")) - set(here.names("database")):
+        here.write(name, database.read(name))
+    return Path(here.root)
 
 
 @contextmanager

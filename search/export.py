@@ -19,7 +19,7 @@ from envs.removal import remove_channels
 from envs.setup import prepare_evaluator
 from hwmodel import InputError
 from search.baselines import DENSE_FP32
-from search.evaluation import local_copy
+from search.evaluation import local_database
 from search.front import baseline
 from search.front import pick
 from search.run_directory import RunDirectory
@@ -92,8 +92,8 @@ def export(run: RunDirectory, max_accuracy_drop: float, directory: str | Path) -
         allowed = "no configuration of the run holds it; allow more"
         raise InputError("--max-accuracy-drop", max_accuracy_drop, allowed)
     config = CompressionConfig.from_json(json.loads(picked["config"]))
-    with local_copy(run.storage.child("prepared")) as prepared:
-        evaluator = prepare_evaluator(spec.task_spec().load(), prepared)
+    directory_here = local_database(run.database(spec))
+    evaluator = prepare_evaluator(spec.task_spec().load(), directory_here)
     return {
         "config_hash": config.hash,
         "search_accuracy_drop": float(100 * (reference["accuracy"] - picked["accuracy"])),

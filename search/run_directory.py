@@ -6,7 +6,7 @@
     RUN/spec.yaml     the specification; resources and time_budget may be edited before a resume
     RUN/state.json    the driver and how far it is
     RUN/ledger/       every true evaluation, see ``search.ledger``
-    RUN/prepared/     what compression computed once for all evaluators
+    RUN/database/     what compression computed once for all evaluators
     RUN/policies/     checkpoints of the learners
     RUN/report/       tables, pictures and the HTML page
 """
@@ -40,7 +40,7 @@ from search.storage import write_error
 FORMAT = 1
 """Version of the layout of a run directory."""
 
-_FOLDERS = ("ledger", "prepared", "policies", "report")
+_FOLDERS = ("ledger", "database", "policies", "report")
 _NOT_A_RUN = "use a directory that 'joulecut search' wrote"
 
 
@@ -118,6 +118,11 @@ class RunDirectory:
         except (OSError, UnicodeDecodeError):
             raise InputError("run", where, f"it is missing or damaged; {_NOT_A_RUN}") from None
         return Spec.from_mapping(parse_yaml(text, where))
+
+    def database(self, spec: Spec) -> Storage:
+        """Folder of the option database: the run's own unless the specification names one."""
+        shared = spec.resources.database
+        return self.storage.child("database") if shared is None else Storage.at(shared)
 
     def check_spec(self, spec: Spec) -> None:
         """Refuse to go on with another specification than the run was started with.

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import ray
 from ray import tune
 
-from envs.compression import COMPRESSION_VERSION
 from envs.config import CompressionConfig
 from envs.config import uniform
+from envs.layer_compression import COMPRESSION_VERSION
 from envs.problem import CompressionProblem
-from envs.setup import Menu
 from envs.setup import prepare_evaluator
 from envs.setup import prepare_problem
 from hwmodel import InputError
@@ -31,18 +25,20 @@ from search.evaluation import EvaluationWorker
 from search.evaluation import Request
 from search.evaluation import WorkerSpec
 from search.evaluation import evaluation_error
-from search.evaluation import local_copy
+from search.evaluation import local_database
 from search.finalists import finalists
 from search.finalists import write_layer_tables
 from search.front import baseline
 from search.front import provable_drop
 from search.measurements import Reference
+from search.preparation import fill_database
+from search.preparation import share
 from search.progress import Progress
+from search.ray_session import ray_session
 from search.report import build_report
 from search.report_files import write_report
 from search.run_directory import RunDirectory
 from search.spec import Spec
-from search.storage import Storage
 from search.trial import TrialSetup
 from search.trial import search_trial
 from search.trials import raise_errors
@@ -70,34 +66,32 @@ def run_search(run: RunDirectory, spec: Spec) -> None:
         progress.stage("loading the task")
         task_spec = spec.task_spec()
         device = "cuda" if spec.resources.evaluator_gpus > 0 else "cpu"
-        prepared = run.storage.child("prepared")
-        with local_copy(prepared) as directory:
-            evaluator = prepare_evaluator(task_spec.load(), directory)
-            progress.stage("preparing the options of every layer")
-            problem = prepare_problem(
-                evaluator,
-                accelerator,
-                _menu(spec),
-                level=GUIDE_LEVEL,
-                directory=directory,
-                progress=progress.step,
-            )
-            _upload(directory, prepared)
+        database = run.database(spec)
+        evaluator = prepare_evaluator(task_spec.load(), local_database(database))
+        share(database)
         worker_spec = WorkerSpec(
-            task_spec, accelerator, spec.level, prepared, run.ledger.storage, device
+            task_spec, accelerator, spec.level, database, run.ledger.storage, device
         )
         worker = EvaluationWorker(worker_spec, evaluator)
         _require_same_network(run, worker)
-        progress.stage("measuring the baselines")
-        _measure_baselines(run, worker, spec)
-        try:
-            with _ray(spec):
+        with ray_session(spec.resources):
+            progress.stage("preparing the options of every layer")
+            menu = spec.space.to_menu()
+            space = menu.space(evaluator.compressor.network)
+            fill_database(evaluator.compressor, space, task_spec, database, progress.step)
+            problem = prepare_problem(
+                evaluator, accelerator, menu, level=GUIDE_LEVEL, progress=progress.step
+            )
+            share(database)
+            progress.stage("measuring the baselines")
+            _measure_baselines(run, worker, spec)
+            try:
                 _search(run, spec, worker, problem, deadline, progress)
                 progress.stage("verifying on the test split")
                 verify(run, spec, worker_spec, finalists(run, spec))
-        finally:
-            write_layer_tables(run, spec, worker)
-            write_report(run, build_report(run))
+            finally:
+                write_layer_tables(run, spec, worker)
+                write_report(run, build_report(run))
 
 
 def _require_same_network(run: RunDirectory, worker: EvaluationWorker) -> None:
@@ -110,26 +104,6 @@ def _require_same_network(run: RunDirectory, worker: EvaluationWorker) -> None:
         for value in set(rows[column]) - {now}:
             allowed = f"the run was started with {value}; use another --output"
             raise InputError(column, now, allowed)
-
-
-def _menu(spec: Spec) -> Menu:
-    space = spec.space
-    return Menu(
-        methods=space.to_methods(),
-        sparsities=space.sparsities,
-        weight_bits=space.weight_bits,
-        activation_bits=space.activation_bits,
-        pinned=space.pinned,
-        repair=space.repair,
-    )
-
-
-def _upload(directory: Any, storage: Storage) -> None:
-    """Copy prepared files to a remote run directory."""
-    if storage.local is None:
-        storage.make()
-        for path in directory.iterdir():
-            storage.write(path.name, path.read_bytes())
 
 
 def baseline_config(worker: EvaluationWorker, spec: Spec, bits: int) -> CompressionConfig:
@@ -214,45 +188,3 @@ def _shares(spec: Spec) -> dict[int, int]:
     """Evaluations of every seed: equal parts of what the baselines leave of the budget."""
     part, rest = divmod(spec.budget - len(BASELINES), len(spec.seeds))
     return {seed: part + (index < rest) for index, seed in enumerate(spec.seeds)}
-
-
-@contextmanager
-def _ray(spec: Spec) -> Iterator[None]:
-    """A Ray cluster: the one at ``address``, or a local one that ends with the run."""
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must reach this process
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    resources = spec.resources
-    if resources.address is None:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # it listens on localhost alone
-        ray.init(
-            num_cpus=resources.num_cpus or os.cpu_count(),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-    else:
-        ray.init(address=resources.address, log_to_driver=False, logging_level="ERROR")
-    for name in ("ray.tune", "ray.train", "ray.rllib"):
-        # What fails is raised here, as one line; their tracebacks would bury it.
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        _require_resources(spec)
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _require_resources(spec: Spec) -> None:
-    """Refuse what the cluster can never give one trial, instead of waiting for it forever."""
-    resources, cluster = spec.resources, ray.cluster_resources()
-    cpus = resources.trainer_cpus + resources.evaluators * resources.evaluator_cpus
-    gpus = resources.evaluators * resources.evaluator_gpus
-    # A cluster that scales may get what it does not have yet.
-    if resources.address is not None:
-        return
-    for field, needed, kind in (("evaluator_cpus", cpus, "CPU"), ("evaluator_gpus", gpus, "GPU")):
-        available = cluster.get(kind, 0.0)
-        if needed > available + 1e-6:
-            allowed = f"a trial would need {needed:g} {kind}s, and there are {available:g}"
-            raise InputError(f"resources.{field}", getattr(resources, field), allowed)

@@ -34,6 +34,7 @@ from hwmodel.errors import InputError
 from search._spec_errors import first_error
 
 if TYPE_CHECKING:
+    from envs.setup import Menu
     from envs.tasks import TaskSpec
 
 MIN_BUDGET = 16
@@ -146,9 +147,18 @@ class SpaceSection(_Section):
     repair: Repair = "aligned"
     pinned: dict[str, _Decision] = Field(default_factory=dict)
 
-    def to_methods(self) -> tuple[Method, ...]:
-        """The methods as ``SearchSpace`` takes them."""
-        return tuple(Method.parse(name) for name in self.methods)
+    def to_menu(self) -> Menu:
+        """The same as the environments take it."""
+        from envs.setup import Menu  # torch: seconds that validation does not need
+
+        return Menu(
+            methods=tuple(Method.parse(name) for name in self.methods),
+            sparsities=self.sparsities,
+            weight_bits=self.weight_bits,
+            activation_bits=self.activation_bits,
+            pinned=self.pinned,
+            repair=self.repair,
+        )
 
 
 class ResourceSection(_Section):
@@ -160,6 +170,8 @@ class ResourceSection(_Section):
         evaluator_gpus: GPUs, or a fraction of one, for an evaluator.
         num_cpus: CPUs of a local Ray; None takes all.
         address: Address of a running Ray cluster; None starts a local one.
+        database: Folder or URI of the option database, which runs may share; in the run directory
+            if None.
     """
 
     evaluators: Annotated[int, Field(ge=1, strict=True)] = 2
@@ -168,6 +180,7 @@ class ResourceSection(_Section):
     evaluator_gpus: Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)] = 0.0
     num_cpus: Annotated[int, Field(ge=1, strict=True)] | None = None
     address: _Text | None = None
+    database: _Text | None = None
 
 
 class Spec(_Section):

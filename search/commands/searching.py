@@ -1,16 +1,20 @@
-"""``search`` and ``resume``."""
+"""``search``, ``resume`` and ``prepare``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from typing import Any
 
 from hwmodel.errors import InputError
 from search.commands._shared import Verbs
+from search.commands._shared import add_json
 from search.commands._shared import add_task
 from search.commands._shared import add_verb
+from search.commands._shared import print_json
+from search.commands._shared import stdout_for_json
 
 if TYPE_CHECKING:
     from search.run_directory import RunDirectory
@@ -28,13 +32,14 @@ FLAGS = {
     "time_budget": "--time-budget",
     "targets": "--targets",
     "resources.address": "--address",
+    "resources.database": "--database",
     "output": "--output",
 }
 """The flag that sets each field of a specification."""
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Declare ``search`` and ``resume``."""
+    """Declare ``search``, ``resume`` and ``prepare``."""
     search = add_verb(verbs, "search", _search, "search for configurations of least energy")
     search.add_argument("spec", nargs="?", metavar="SPEC.yaml", help="flags override what it says")
     add_task(search, required=False)
@@ -48,9 +53,16 @@ def add_verbs(verbs: Verbs) -> None:
     search.add_argument("--time-budget", help="stop after this long: 90s, 30m, 2h")
     search.add_argument("--targets", type=_points, help="accuracy drops in points: 0.5,1,2")
     search.add_argument("--address", help="a running Ray cluster; a local one is started else")
+    search.add_argument("--database", help="option database to share: a path or URI")
     search.add_argument("--output", help="run directory: a path or URI")
     resume = add_verb(verbs, "resume", _resume, "go on with a run that stopped")
     resume.add_argument("run", metavar="RUN")
+    prepare = add_verb(verbs, "prepare", _prepare, "build an option database ahead of searches")
+    prepare.add_argument("spec", nargs="?", metavar="SPEC.yaml", help="flags override what it says")
+    add_task(prepare, required=False)
+    prepare.add_argument("--address", help="a running Ray cluster; a local one is started else")
+    prepare.add_argument("--database", help="the database: a path or URI")
+    add_json(prepare)
 
 
 def _search(args: argparse.Namespace) -> None:
@@ -70,6 +82,26 @@ def _search(args: argparse.Namespace) -> None:
     except InputError:
         run.discard_if_unused()
         raise
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    from search.preparation import prepare_database
+    from search.progress import Progress
+
+    # Neither matters here, but a specification has both.
+    spec = _spec(args, {"accelerator": "eyeriss-like", "output": "unused"}).absolute()
+    if spec.resources.database is None:
+        raise InputError("--database", None, "name a folder or URI for the option database")
+    with stdout_for_json(args.json), Progress() as progress:
+        result = prepare_database(spec, spec.resources.database, progress)
+    if args.json:
+        print_json(result)
+        return
+    size, limit = (result[key] / 2**20 for key in ("database_bytes", "limit_bytes"))
+    print(f"{result['task']}: {result['layers']} layers, {result['seconds']:.0f} s")
+    print(f"{result['database']}: {size:.0f} MiB of at most {limit:.0f} MiB")
+    if result["lacking"]:
+        print(f"{result['lacking']} parts did not fit; searches compute them when they need them")
 
 
 def _resume(args: argparse.Namespace) -> None:
@@ -95,13 +127,14 @@ def _run(run: RunDirectory, spec: Spec) -> None:
     print_report(run, build_report(run))
 
 
-def _spec(args: argparse.Namespace) -> Spec:
+def _spec(args: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -> Spec:
     from search.spec import Spec
     from search.spec import read_yaml
 
     data = read_yaml(args.spec) if args.spec else {}
     if not isinstance(data, dict):
         raise InputError(args.spec, data, "use a mapping of the specification's keys")
+    data = {**(defaults or {}), **data}
     given = _override(data, args)
     try:
         return Spec.from_mapping(data)
@@ -119,7 +152,7 @@ def _override(data: dict[str, Any], args: argparse.Namespace) -> set[str]:
         data["task"] = {"name": args.task or data["task"]}
     given = set()
     for field, flag in FLAGS.items():
-        value = getattr(args, flag.removeprefix("--").replace("-", "_"))
+        value = getattr(args, flag.removeprefix("--").replace("-", "_"), None)
         if value is not None:
             section, _, key = field.rpartition(".")
             target = data.setdefault(section, {}) if section else data

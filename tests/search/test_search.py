@@ -139,6 +139,8 @@ def start_and_stop(folder: Path, stop: signal.Signals, after: int) -> Path:
         stderr=subprocess.PIPE,
         env=ENVIRONMENT,
         cwd=ROOT,
+        # A shell that runs the tests in the background ignores SIGINT, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and driver.poll() is None:

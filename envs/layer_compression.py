@@ -1,0 +1,141 @@
+"""One layer compressed: pruned, then rounded, repaired or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from envs.config import FLOAT_BITS
+from envs.config import Criterion
+from envs.config import Granularity
+from envs.config import LayerDecision
+from envs.config import Repair
+from envs.patterns import pattern_of
+from envs.pruning import magnitude_scores
+from envs.pruning import random_scores
+from envs.pruning import second_order_scores
+from envs.quantization import round_weights
+from envs.quantization import weight_scales
+from envs.reconstruction import inverse_diagonal
+from envs.reconstruction import reconstruct_masked
+from envs.reconstruction import reconstruct_rounded
+from envs.reconstruction import reconstruct_sparse
+from envs.statistics import LayerStatistics
+from envs.trace import TracedLayer
+
+COMPRESSION_VERSION = "3"
+"""Changes whenever the same configuration would give other weights or another accuracy: part of
+every cache key."""
+
+
+def compressed_rows(
+    layer: TracedLayer,
+    statistics: LayerStatistics,
+    decision: LayerDecision,
+    removed: Tensor | None,
+    repair: Repair,
+) -> tuple[Tensor, Tensor | None]:
+    """Prune and round one layer's raw weights.
+
+    Args:
+        layer: The layer.
+        statistics: Its statistics.
+        decision: What to do. Filters are removed by the caller.
+        removed: Columns whose input channels are gone, bool, (groups, columns), or None.
+        repair: See ``CompressionConfig``.
+
+    Returns:
+        Weights (groups, rows, columns) and the scale of every output channel, None for floats.
+    """
+    pruned = pruned_rows(
+        layer, statistics, decision.granularity, decision.criterion, [decision.sparsity],
+        removed, repair,
+    )  # fmt: skip
+    rounded, scales = rounded_rows(statistics, pruned, [decision.weight_bits], removed, repair)
+    is_float = decision.weight_bits in FLOAT_BITS
+    return rounded[0, 0], None if is_float else scales[0, 0].flatten()
+
+
+def pruned_rows(
+    layer: TracedLayer,
+    statistics: LayerStatistics,
+    granularity: Granularity,
+    criterion: Criterion,
+    sparsities: Sequence[float],
+    removed: Tensor | None,
+    repair: Repair,
+) -> Tensor:
+    """One layer pruned to several sparsities, (sparsities, groups, rows, columns)."""
+    rows, moment = layer.rows, statistics.second_moment
+    repairs = repair != "none"
+    if granularity in ("none", "filter"):
+        sparsities = [0.0] * len(sparsities)
+    patterns = [pattern_of(granularity, sparsity, layer.shape) for sparsity in sparsities]
+    if criterion == "second_order" and repairs:
+        pruned = torch.empty(len(sparsities), *rows.shape)
+        for pattern in dict.fromkeys(patterns):
+            same = [index for index, other in enumerate(patterns) if other == pattern]
+            goals = [sparsities[index] for index in same]
+            pruned[same] = reconstruct_sparse(
+                rows, moment, goals, pattern=pattern, removed_columns=removed
+            )
+        return pruned
+    stays = torch.ones_like(rows, dtype=torch.bool)
+    if removed is not None:
+        stays &= ~removed[:, None]
+    scores = torch.where(stays, weight_scores(layer, statistics, criterion), -1.0)
+    keep = torch.stack(
+        [
+            stays & pattern.keep(scores, stays, 1 - sparsity) if sparsity else stays
+            for pattern, sparsity in zip(patterns, sparsities, strict=True)
+        ]
+    )
+    if bool(keep.all()):
+        return rows.expand_as(keep)
+    if not repairs:
+        return rows * keep
+    return reconstruct_masked(rows, moment, keep, removed_columns=removed)
+
+
+def weight_scores(layer: TracedLayer, statistics: LayerStatistics, criterion: Criterion) -> Tensor:
+    """Score of every weight as trained, >= 0, (groups, rows, columns)."""
+    if criterion == "second_order":
+        return second_order_scores(layer.rows, inverse_diagonal(statistics.second_moment))
+    return random_scores(layer.rows) if criterion == "random" else magnitude_scores(layer.rows)
+
+
+def rounded_rows(
+    statistics: LayerStatistics,
+    pruned: Tensor,
+    bits: Sequence[int],
+    removed: Tensor | None,
+    repair: Repair,
+) -> tuple[Tensor, Tensor]:
+    """Pruned weights at several widths.
+
+    Args:
+        statistics: Of their layer.
+        pruned: Shape (options, groups, rows, columns).
+        bits: Widths.
+        removed: Columns that are gone, (groups, columns), or None.
+        repair: See ``CompressionConfig``.
+
+    Returns:
+        Weights (options, widths, groups, rows, columns) and scales (options, widths, groups, rows).
+    """
+    integers = [width for width in bits if width not in FLOAT_BITS]
+    if repair != "none" and integers == list(bits):
+        return reconstruct_rounded(pruned, statistics.second_moment, bits, removed_columns=removed)
+    scales = torch.stack([weight_scales(pruned, width) for width in bits], dim=1)
+    rounded = [round_weights(pruned, scales[:, i], width) for i, width in enumerate(bits)]
+    return torch.stack(rounded, dim=1), scales
+
+
+def removed_columns(layer: TracedLayer, kept_in: Tensor) -> Tensor | None:
+    """Columns of a layer's rows whose input channel is gone, (groups, columns); None if none."""
+    if bool(kept_in.all()):
+        return None
+    kernel = layer.rows.shape[-1] * layer.shape.groups // len(kept_in)
+    return ~kept_in.view(layer.shape.groups, -1).repeat_interleave(kernel, dim=1)
