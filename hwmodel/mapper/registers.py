@@ -136,8 +136,9 @@ def values(layer: Layer, operand: int, extent: Extent) -> Array:
 
 def _rows(tile: Array) -> Array:
     """Rows that a tile touches; one that runs on across rows, a fraction, begins anywhere."""
-    rows = np.floor(tile * (1 + TOLERANCE))
-    return np.where(tile - rows > TOLERANCE, rows + 2, rows)
+    rows = np.rint(tile)
+    parts = abs(tile - rows) > TOLERANCE
+    return np.where(parts, np.floor(tile) + 2, rows) if parts.any() else tile
 
 
 def inner_halves(

@@ -34,6 +34,7 @@ from hwmodel.mapper.registers import inner_halves
 from hwmodel.mapper.timing import Timing
 from hwmodel.mapper.timing import busy
 from hwmodel.mapper.timing import transfers
+from hwmodel.mapper.traffic import Moves
 from hwmodel.mapper.traffic import compute_cycles
 from hwmodel.mapper.traffic import inner_moves
 from hwmodel.mapper.traffic import loads
@@ -153,8 +154,9 @@ def _distinct(one: _Bounded, rows: NDArray[np.int64]) -> NDArray[np.int64]:
 def _bounded(problem: Problem, price: Prices, inner: Inner, fits: NDArray[np.bool_]) -> _Bounded:
     """Lower bounds of all routes of all inner halves."""
     fixed = _fixed_energy(problem, inner)
-    timing = _timing(problem, inner)
-    bound, tie = _bounds(problem, price, inner, fixed, timing.least)
+    moves = inner_moves(problem, inner)
+    timing = _timing(problem, inner, moves)
+    bound, tie = _bounds(problem, price, inner, fixed, moves, timing)
     bound = np.where(fits, bound, np.inf).reshape(len(bound), -1)
     kept = np.flatnonzero(np.isfinite(bound))
     which, half = np.unravel_index(kept, bound.shape)
@@ -178,10 +180,10 @@ def _fixed_energy(problem: Problem, inner: Inner) -> Array:
     return problem.mac + energy + register_energy(problem, inner)
 
 
-def _timing(problem: Problem, inner: Inner) -> Timing:
+def _timing(problem: Problem, inner: Inner, moves: list[Moves]) -> Timing:
     """Cycles of all candidates, in one dimension."""
     compute, once = compute_cycles(problem, inner), loads(problem, inner)
-    least = paced_cycles(problem, compute, once, inner_moves(problem, inner))
+    least = paced_cycles(problem, compute, once, moves)
     matters = bool(
         problem.dram.ports
         or problem.buffer.ports
@@ -195,19 +197,23 @@ def _timing(problem: Problem, inner: Inner) -> Timing:
 
 
 def _bounds(
-    problem: Problem, price: Prices, inner: Inner, fixed: Array, compute: Array
+    problem: Problem,
+    price: Prices,
+    inner: Inner,
+    fixed: Array,
+    moves: list[Moves],
+    timing: Timing,
 ) -> tuple[Array, Array]:
     """Least value of what is minimized, and of what decides among equals, (routes, ...)."""
     layer = problem.layer
     totals = total_values(layer)
-    moves = inner_moves(problem, inner)
     crossing = (totals[WEIGHT] * price.cross[WEIGHT], totals[INPUT] * price.cross[INPUT], 0.0)
     bounds, ties = [], []
     for route in _routes(problem):
         energy = inner_energy(problem, price, moves, route, totals[OUTPUT])
         energy = energy + sum(crossing[operand] * (1 - route[operand]) for operand in range(3))
         energy = fixed + energy * layer.sizes[G]
-        cycles = compute.reshape(inner.shape)
+        cycles = timing.least.reshape(inner.shape)
         if problem.dram.ports or problem.buffer.ports:
             far = [ONE * total for total in totals]
             dram, buffer = transfers(problem, moves, far, route)
@@ -228,8 +234,9 @@ def _promising(problem: Problem, price: Prices) -> tuple[Array, Array]:
         return axes, lanes
     least = np.full((2, len(axes)), np.inf)
     for inner, fits in inner_halves(problem, axes, lanes, every=SAMPLE):
-        fixed = _fixed_energy(problem, inner)
-        keys = _bounds(problem, price, inner, fixed, _timing(problem, inner).least)
+        moves = inner_moves(problem, inner)
+        timing = _timing(problem, inner, moves)
+        keys = _bounds(problem, price, inner, _fixed_energy(problem, inner), moves, timing)
         for index, key in enumerate(keys):
             here = np.where(fits, key, np.inf).min(axis=(0, 2), initial=np.inf)
             least[index] = np.minimum(least[index], here)
