@@ -9,6 +9,8 @@ but neither cycles nor vectors get fewer.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from hwmodel._activity import Activity
@@ -66,7 +68,7 @@ def _positions(shapes: Shapes, array: ArrayPart) -> Array:
     """Output positions that follow each other, those side by side in the array taken as one."""
     rows, columns = array.axes_of("out_height"), array.axes_of("out_width")
     if any(axis in columns for axis in rows):  # one axis for both takes them as they come
-        cells = np.prod([axis.size for axis in {*rows, *columns}])
-        return np.ceil(shapes.out_pixels / cells)
+        sizes = {axis.name: axis.size for axis in (*rows, *columns)}
+        return np.ceil(shapes.out_pixels / math.prod(sizes.values()))
     height = np.ceil(shapes.out_height / array.units("out_height"))
     return height * np.ceil(shapes.out_width / array.units("out_width")) * shapes.batch

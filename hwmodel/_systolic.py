@@ -13,6 +13,7 @@ import numpy as np
 from hwmodel._activity import Activity
 from hwmodel._activity import Bits
 from hwmodel._shapes import Shapes
+from hwmodel._tiling import STATIONARY_SHARE
 from hwmodel.accelerator import Accelerator
 from hwmodel.coarse import Demand
 from hwmodel.parts import Loop
@@ -121,5 +122,6 @@ def _position_blocks(
     if not buffers:
         return np.ones_like(positions)
     column_bits = columns * accelerator.precision.accumulator_bits
-    held = np.maximum(buffers[0].capacity_bits("output") // column_bits, 1)
+    # The other half takes the next block's sums while this one's leave.
+    held = np.maximum(buffers[0].capacity_bits("output") * STATIONARY_SHARE // column_bits, 1)
     return np.where(sum_turns > 1, np.ceil(positions / held), 1.0)

@@ -228,11 +228,12 @@ def _shape(row: _Row, name: str) -> LayerShape:
         )
         for axis, side in enumerate(("height", "width"))
     )
+    counts = {
+        column: row.count(column) for column in ("in_channels", "out_channels", "groups", "batch")
+    }
     try:
         return LayerShape(
             name=name,
-            in_channels=row.count("in_channels"),
-            out_channels=row.count("out_channels"),
             in_height=in_height,
             in_width=in_width,
             out_height=out_height,
@@ -242,8 +243,7 @@ def _shape(row: _Row, name: str) -> LayerShape:
             stride=stride,
             padding=padding,
             dilation=dilation,
-            groups=row.count("groups"),
-            batch=row.count("batch"),
+            **counts,
         )
     except InputError as error:
         column = error.field.removeprefix(f"{name}.")

@@ -122,8 +122,8 @@ def returned(problem: Problem, sums: Moves, back: Array) -> Array:
 def on_network(problem: Problem, moves: list[Moves], to_elements: Array) -> list[Array]:
     """Values of every operand that cost a hop on the array network."""
     weights, inputs, sums = moves
-    if problem.broadcast:  # of sums, those that elements pass on to be added
-        return [weights.fetched, inputs.fetched, sums.delivered - sums.fetched]
+    if problem.broadcast:
+        return [weights.fetched, inputs.fetched, 0.0 * sums.fetched]
     # Sums come back through a row-stationary array; others are added at its edge.
     back = to_elements if problem.row_stationary else 0.0
     return [weights.delivered, inputs.delivered, sums.delivered + back]

@@ -200,8 +200,9 @@ class Problem:
             0 if all.
         registers, buffer, dram: Memories. The first two may hold only some operands or none.
         hop: Energy of one value on the array network, by operand; of outputs, a partial sum.
-        broadcast: One word on the network reaches all elements that want it, and sums that are
-            finished leave by a way of their own. Else each element counts.
+        broadcast: One word on the network reaches all elements that want it, else each counts. Sums
+            take ways of their own, and those of elements side by side are added before one stores
+            them.
         whole_vectors: The lanes of an element read whole vectors of inputs, full or not, and their
             sum is stored whether or not zeros are gated.
         resident: The operand lives in the buffer, which has set its place aside: it neither crosses

@@ -166,14 +166,15 @@ def _vectors(problem: Problem, inner: Inner) -> Array:
     """Words of the vectors that lanes read, full or not, for each word that is needed."""
     if not problem.whole_vectors:
         return ONE
-    return problem.vector.size / _added(problem, inner)
+    return problem.vector.size / _added(problem, inner.lanes)
 
 
-def _added(problem: Problem, inner: Inner) -> Array:
-    """Products that an element adds at once, on average: the last of several may be fewer."""
+def _added(problem: Problem, together: Extent) -> Array:
+    """Products that are added at once, on average: the last of several sums may have fewer."""
     count = ONE
-    for size, lanes in zip(problem.layer.sizes, inner.lanes, strict=True):
-        count = count * (size / np.ceil(size / lanes))
+    for loop in SETS[REDUCTION]:
+        size = problem.layer.sizes[loop]
+        count = count * (size / np.ceil(size / together[loop]))
     return count
 
 
@@ -238,7 +239,8 @@ def register_accesses(problem: Problem, inner: Inner) -> list[Array]:
         for loop in SETS[block]:
             held = held * inner.base[loop]
         accesses.append(macs * problem.active / held)
-    sums = 2 * macs / _added(problem, inner)
+    together = inner.side_by_side if problem.broadcast else inner.lanes
+    sums = 2 * macs / _added(problem, together)
     return [*accesses, sums if problem.whole_vectors else sums * problem.active]
 
 

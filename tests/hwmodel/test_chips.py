@@ -299,3 +299,26 @@ def test_cells_along_output_positions_read_a_weight_for_all_of_them() -> None:
     assert report.utilization.item() == pytest.approx(9 / 16)
     # 9 x 16 outputs are four grids: 216 weights are written once and read four times.
     assert report.traffic_words["buffer", "weight"].item() * 2 == 216 * (1 + 4)
+
+
+def test_cells_that_lie_on_both_sides_of_a_map_take_positions_as_they_come() -> None:
+    data = NVDLA.model_dump()
+    data["array"] = {
+        "dataflow": "output_stationary",
+        "axes": [{"name": "cells", "size": 64, "unroll": ["out_height", "out_width"]}],
+    }
+    grid = Accelerator.model_validate(data)
+    layer = LayerShape("conv", 4, 6, 16, 16, 9, 16, 3, 3, padding=(1, 1))
+    report = cost(network(layer), LayerStates.dense(network(layer), 8), grid)
+    assert report.utilization.item() == pytest.approx(9 * 16 / (3 * 64))
+
+
+@both_levels
+def test_positions_whose_sums_do_not_fit_the_accumulator_come_in_blocks(level: Level) -> None:
+    # Half of 64 KB holds 512 sums of 32 bits for each of 16 columns: 1,024 positions are two
+    # blocks, each of which loads and drains both tiles of weights.
+    product = network(LayerShape("product", 32, 16, in_width=1024, out_width=1024))
+    report = cost(product, LayerStates.dense(product, 8), SYSTOLIC, level, "latency")
+    blocks = 2 if level == "mid" else 1  # the search uses all of it where that is faster
+    cycles = 2 * (blocks * (2 * 16 + 16 - 2) + 1024)
+    assert report.macs.item() / (report.utilization.item() * 256) == pytest.approx(cycles)

@@ -144,6 +144,7 @@ def test_bad_files(tmp_path: Path, text: str | None, field: str, allowed: str) -
     assert field in line
     assert allowed in line
     assert "\n" not in line
+    assert line.count(field) == 1
 
 
 @pytest.mark.parametrize("bits", [0, 33])
