@@ -119,6 +119,11 @@ class Evaluator:
                     break
         return torch.cat(outputs).log_softmax(dim=1)
 
+    def halve_batches(self) -> bool:
+        """After running out of memory: half as many images at once; False where that was one."""
+        torch.cuda.empty_cache()  # nothing where there is no GPU
+        return self._data.halve()
+
     def _load(self, compressed: CompressedNetwork, exact: bool) -> nn.Module:
         integers = not exact and self.device.type == "cpu" and integer.is_available()
         return lower(self.compressor.network, compressed, integers).to(self.device)
@@ -187,6 +192,13 @@ def _full_precision() -> AbstractContextManager[None]:
     return torch.backends.cudnn.flags(
         enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
     )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception says that a device, or the host, has no memory left."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "allocate memory" in str(error)  # torch's CPU allocator raises a RuntimeError
 
 
 def weights_hash(network: nn.Module) -> str:

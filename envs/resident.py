@@ -39,13 +39,15 @@ class ResidentData:
     Args:
         task: The task.
         device: Where the inputs go.
-        images_at_once: Images of a part, on a CPU.
+        images_at_once: Most images of a part, on a CPU; elsewhere a part is a batch of the task
+            until :meth:`halve`.
     """
 
     def __init__(self, task: Task, device: torch.device, images_at_once: int) -> None:
         self._task = task
         self._device = device
-        self._images_at_once = images_at_once
+        self._images_at_once = images_at_once if device.type == "cpu" else None
+        self._largest = 0
         self._parts: dict[str, tuple[Part, ...] | None] = {}
 
     def parts(self, split: str) -> Iterator[Part]:
@@ -64,6 +66,15 @@ class ResidentData:
         if split not in self._parts:
             self._parts[split] = self._load(split)
         return self._parts[split] is not None
+
+    def halve(self) -> bool:
+        """Make parts of half the size from now on; False where they have one image already."""
+        if self._largest <= 1:
+            return False
+        self._images_at_once = self._largest // 2
+        self._largest = 0
+        self._parts.clear()
+        return True
 
     def _load(self, split: str) -> tuple[Part, ...] | None:
         batches: list[tuple[Tensor, Tensor]] = []
@@ -93,10 +104,11 @@ class ResidentData:
 
     def _part_size(self, images: int, batch: int) -> int:
         """Images of a part; all parts alike if possible, since each shape is prepared for."""
-        if self._device.type != "cpu":
-            return batch
-        most = min(self._images_at_once, images)
-        return next((n for n in range(most, most // 2, -1) if images % n == 0), most)
+        most = min(batch if self._images_at_once is None else self._images_at_once, images)
+        if self._images_at_once is not None:
+            most = next((n for n in range(most, most // 2, -1) if images % n == 0), most)
+        self._largest = max(self._largest, most)
+        return most
 
     def _place(self, inputs: Tensor) -> Tensor:
         if inputs.ndim == 4:

@@ -45,9 +45,14 @@ class Driver:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a process of this machine."""
+        return self.host == socket.gethostname()
+
     def is_alive(self, heartbeat: str | None) -> bool:
         """Whether it runs: by its process on this machine, by its last heartbeat elsewhere."""
-        if self.host == socket.gethostname():
+        if self.is_here:
             return _exists(self.pid) and self == Driver.of(self.pid)
         if heartbeat is None:
             return False

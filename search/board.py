@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from collections.abc import Sequence
-from typing import Any
 from typing import Literal
 
-import pandas as pd
 import ray
 
 from search.ledger import Evaluation
@@ -20,21 +20,21 @@ class Board:
     Run as one Ray actor for all trials of a run.
 
     Args:
-        known: Rows of the ledger so far.
+        known: Accuracies of the ledger so far, see :func:`accuracies`.
     """
 
-    def __init__(self, known: Sequence[Evaluation]) -> None:
-        self._known = {row.config_hash: row for row in known}
+    def __init__(self, known: Mapping[str, float]) -> None:
+        self._known = dict(known)
         self._claimed: dict[str, int] = {}
 
-    def claim(self, hashes: Sequence[str], seed: int) -> list[Evaluation | Answer]:
+    def claim(self, hashes: Sequence[str], seed: int) -> list[float | Answer]:
         """Ask for configurations.
 
         Returns:
-            For each its row where it is known; ``granted`` where the caller is to evaluate it;
-            ``pending`` where another trial is doing so.
+            For each its accuracy where it is known, NaN if the evaluation failed; ``granted``
+            where the caller is to evaluate it; ``pending`` where another trial is doing so.
         """
-        answers: list[Evaluation | Answer] = []
+        answers: list[float | Answer] = []
         for config_hash in hashes:
             if config_hash in self._known:
                 answers.append(self._known[config_hash])
@@ -45,16 +45,16 @@ class Board:
                 answers.append("granted")
         return answers
 
-    def record(self, row: Evaluation) -> None:
+    def record(self, config_hash: str, accuracy: float) -> None:
         """A claimed configuration has been evaluated and is in the ledger."""
-        self._claimed.pop(row.config_hash, None)
-        self._known[row.config_hash] = row
+        self._claimed.pop(config_hash, None)
+        self._known[config_hash] = accuracy
 
-    def restart(self, seed: int, rows: Sequence[Evaluation]) -> None:
-        """A trial starts, maybe again: its claims are void; ``rows`` is what the ledger has."""
+    def restart(self, seed: int, known: Mapping[str, float]) -> None:
+        """A trial starts, maybe again: its claims are void; ``known`` is what the ledger has."""
         self._claimed = {key: owner for key, owner in self._claimed.items() if owner != seed}
-        for row in rows:
-            self.record(row)
+        for config_hash, accuracy in known.items():
+            self.record(config_hash, accuracy)
 
     def count(self) -> int:
         """Number of configurations known."""
@@ -64,12 +64,11 @@ class Board:
 BoardActor = ray.remote(num_cpus=0)(Board)
 
 
-def evaluations(rows: pd.DataFrame) -> list[Evaluation]:
-    """The rows of ``Ledger.read()`` as objects."""
-    return [_evaluation(dict(zip(rows.columns, row, strict=True))) for row in rows.to_numpy()]
+def accuracies(rows: Sequence[Evaluation]) -> dict[str, float]:
+    """Accuracy by config hash; NaN where the evaluation failed."""
+    return {row.config_hash: accuracy(row) for row in rows}
 
 
-def _evaluation(row: dict[str, Any]) -> Evaluation:
-    accuracy = None if pd.isna(row["accuracy"]) else row["accuracy"]
-    blocks = tuple(row["block_accuracies"])
-    return Evaluation(**{**row, "accuracy": accuracy, "block_accuracies": blocks})
+def accuracy(row: Evaluation) -> float:
+    """Accuracy of one row; NaN where the evaluation failed."""
+    return math.nan if row.accuracy is None else row.accuracy

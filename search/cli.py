@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from hwmodel.errors import InputError
+from search.commands import batches
 from search.commands import catalog
 from search.commands import network
 from search.commands import pricing
 from search.commands import results
 from search.commands import searching
+from search.failure import RunError
 
+FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -32,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; those of the process by default.
 
     Returns:
-        The exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C. argparse raises
-        SystemExit with the same codes.
+        The exit code: 0; 1 where something broke and 2 for bad input, with one line on stderr; 130
+        after Ctrl-C. argparse raises SystemExit with the same codes.
     """
     args = _parser().parse_args(arguments)
     try:
@@ -42,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Raised in a Ray worker it arrives wrapped, with the worker's traceback in its text.
         print(f"joulecut: error: {getattr(error, 'cause', error)}", file=sys.stderr)
         return BAD_INPUT
+    except RunError as error:
+        print(f"joulecut: error: {error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader, such as head, has seen enough
@@ -57,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for module in (searching, results, network, pricing, catalog):
+    for module in (searching, batches, results, network, pricing, catalog):
         module.add_verbs(verbs)
     return parser
 

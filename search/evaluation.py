@@ -5,8 +5,10 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
+import logging
 import socket
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +16,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from datetime import timezone
 from pathlib import Path
+from typing import Any
+
+import ray
+import torch
 
 from envs.config import CompressionConfig
+from envs.evaluator import EvaluationResult
 from envs.evaluator import Evaluator
+from envs.evaluator import is_out_of_memory
 from envs.evaluator import weights_hash
 from envs.layer_compression import COMPRESSION_VERSION
 from envs.setup import prepare_evaluator
@@ -29,6 +37,10 @@ from hwmodel.pricing import Level
 from search.ledger import Evaluation
 from search.ledger import Ledger
 from search.storage import Storage
+
+_log = logging.getLogger(__name__)
+_COSTS = ("energy_pj", "latency_cycles", "bops", "model_bytes", "dram_bytes")
+_NO_COSTS = dict.fromkeys(_COSTS, float("nan"))
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,7 @@ class WorkerSpec:
         database: Folder of the option database.
         ledger: Folder of the ledger.
         device: Where the network runs, ``cpu`` or ``cuda``.
+        shared: Handle of a batch's :class:`search.sharing.Accuracies`; None outside of batches.
     """
 
     task: TaskSpec
@@ -62,15 +75,26 @@ class WorkerSpec:
     database: Storage
     ledger: Storage
     device: str = "cpu"
+    shared: Any = None
 
 
 class EvaluationWorker:
-    """Evaluates configurations one after the other; every result is in the ledger on return."""
+    """Evaluates configurations one after the other; every result is in the ledger on return.
 
-    def __init__(self, spec: WorkerSpec, evaluator: Evaluator | None = None) -> None:
+    Args:
+        spec: What to evaluate.
+        evaluator: Made from ``spec`` if None.
+        threads: Of torch in this process; as they are if None.
+    """
+
+    def __init__(
+        self, spec: WorkerSpec, evaluator: Evaluator | None = None, *, threads: int | None = None
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
         if evaluator is None:
             directory = local_database(spec.database)
-            evaluator = prepare_evaluator(spec.task.load(), directory, spec.device)
+            evaluator = prepare_evaluator(spec.task.load(), directory, _device(spec.device))
         self.spec = spec
         self.evaluator = evaluator
         self._ledger = Ledger(spec.ledger)
@@ -88,36 +112,68 @@ class EvaluationWorker:
         workload = compressor.network.workload
         return cost(workload, states, self.spec.accelerator, level=level or self.spec.level)
 
-    def evaluate(self, request: Request) -> Evaluation:
+    def evaluate(self, request: Request, *, again: bool = False) -> Evaluation:
         """Measure, price and record one configuration.
 
         A configuration that cannot be evaluated is recorded with its error and no accuracy.
 
+        Args:
+            request: What to evaluate.
+            again: Another worker was asked before and did not answer: what it may have recorded
+                before it was lost is not evaluated again.
+
         Raises:
             InputError: the ledger cannot be written.
         """
-        row = self._measure(request)
-        self._ledger.append([row])
-        return row
-
-    def _measure(self, request: Request) -> Evaluation:
-        start = datetime.now(timezone.utc)
-        config = request.config
-        accuracy, images, error = None, 0, None
-        blocks: tuple[float, ...] = ()
-        costs = dict.fromkeys(
-            ("energy_pj", "latency_cycles", "bops", "model_bytes", "dram_bytes"), float("nan")
-        )
+        found = self._ledger.find(request.config.hash, request.split) if again else None
+        if found is not None:
+            return found
+        start = time.perf_counter()
         try:
-            costs = total_costs(self.price(config))
-            # What is reported is what an export computes; a search may be faster than that.
-            exact = request.split != "search"
-            result = self.evaluator.evaluate(config, request.split, exact=exact)
-            accuracy, blocks, images = result.accuracy, result.block_accuracies, result.images
+            costs, result = total_costs(self.price(request.config)), self._result(request)
         except Exception as problem:  # one bad candidate must not end a search
             error = "".join(traceback.format_exception_only(problem)).strip()
-        end = datetime.now(timezone.utc)
-        return Evaluation(
+            return self._record(request, start, _NO_COSTS, None, error)
+        return self._record(request, start, costs, result, None)
+
+    def record_failure(self, request: Request, error: str) -> Evaluation:
+        """Record that a configuration could not be evaluated by the workers that were asked."""
+        return self._record(request, time.perf_counter(), _NO_COSTS, None, error)
+
+    def _result(self, request: Request) -> EvaluationResult:
+        """Accuracy of a configuration, which another run of a batch may know."""
+        shared = self.spec.shared
+        if shared is None:
+            return self._run(request)
+        key = (self.weights_hash, request.split, request.config.hash)
+        result: EvaluationResult | None = ray.get(shared.claim.remote(key))
+        if result is None:
+            try:
+                result = self._run(request)
+            finally:
+                shared.record.remote(key, result)
+        return result
+
+    def _run(self, request: Request) -> EvaluationResult:
+        # What is reported is what an export computes; a search may be faster than that.
+        exact = request.split != "search"
+        while True:
+            try:
+                return self.evaluator.evaluate(request.config, request.split, exact=exact)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or not self.evaluator.halve_batches():
+                    raise
+
+    def _record(
+        self,
+        request: Request,
+        start: float,
+        costs: dict[str, float],
+        result: EvaluationResult | None,
+        error: str | None,
+    ) -> Evaluation:
+        config = request.config
+        row = Evaluation(
             config_hash=config.hash,
             config=json.dumps(config.to_json()),
             task=self.evaluator.task.name,
@@ -125,19 +181,28 @@ class EvaluationWorker:
             split=request.split,
             role=request.role,
             name=request.name,
-            accuracy=accuracy,
-            block_accuracies=blocks,
-            images=images,
+            accuracy=result.accuracy if result else None,
+            block_accuracies=result.block_accuracies if result else (),
+            images=result.images if result else 0,
             **costs,
             accelerator=self.spec.accelerator.name,
-            seconds=(end - start).total_seconds(),
+            seconds=time.perf_counter() - start,
             seed=request.seed,
             algorithm=request.algorithm,
             host=socket.gethostname(),
-            time=end,
+            time=datetime.now(timezone.utc),
             code_version=COMPRESSION_VERSION,
             error=error,
         )
+        self._ledger.append([row])
+        return row
+
+
+def _device(wanted: str) -> str:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        _log.warning("a GPU is reserved and torch sees none: evaluating on the CPU")
+        return "cpu"
+    return wanted
 
 
 def total_costs(report: CostReport) -> dict[str, float]:

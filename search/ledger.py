@@ -1,12 +1,24 @@
-"""Every true evaluation ever made in a run: an append-only Parquet data set."""
+"""Every true evaluation ever made in a run: an append-only Parquet data set.
+
+::
+
+    part-ID.parquet      rows of one call of ``append``
+    part-ID-1.parquet    64 of those, merged; ``-2`` is 64 of these, and so on
+
+A part never changes and appears all at once. A merged part names in its metadata the parts that
+it stands for, and readers pass over those, so it does not matter when a merge is killed.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from collections.abc import Sequence
 from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import fields
 from datetime import datetime
+from typing import Any
 from uuid import uuid4
 
 import pandas as pd
@@ -101,20 +113,30 @@ class Evaluation:
 
 COLUMNS = tuple(field.name for field in fields(Evaluation))
 
+MERGED = 64
+"""Parts of one size that become one of the next."""
+_REPLACES = b"joulecut.replaces"
+_DAMAGED = (pa.ArrowException, OSError)
+
+
+class DamagedPartError(InputError):
+    """A part is not a whole Parquet file."""
+
 
 class Ledger:
     """The evaluations of a run, one immutable Parquet file for every call of :meth:`append`.
 
-    Any number of processes and machines may append and read at the same time: a part appears
-    all at once under a name of its own and never changes.
+    Any number of processes and machines may append and read at the same time, and one of them
+    may merge.
 
     Args:
         location: The folder, which need not exist: path, URI, or (file system, path).
     """
 
-    def __init__(self, location: Location | Storage) -> None:
-        self.storage = location if isinstance(location, Storage) else Storage.at(location)
+    def __init__(self, location: Location) -> None:
+        self.storage = Storage.at(location)
         self._parts: dict[str, pa.Table] = {}  # parts never change, so each is read once
+        self._swept = False
 
     @property
     def location(self) -> str:
@@ -125,47 +147,157 @@ class Ledger:
         """Add evaluations; when this returns they will survive a kill.
 
         Raises:
-            InputError: the disk is full, or the folder cannot be written; nothing was added.
+            InputError: the disk is full, or the folder cannot be written, and stays so for
+                ``storage.PATIENCE_SECONDS``; nothing was added.
         """
-        if not rows:
-            return
-        table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
-        buffer = pa.BufferOutputStream()
-        pq.write_table(table, buffer)
-        try:
-            self.storage.make()
-            self.storage.write(f"part-{uuid4().hex}.parquet", buffer.getvalue().to_pybytes())
-        except OSError as error:
-            raise write_error("ledger", self.location, error) from error
+        if rows:
+            table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
+            self._write(f"part-{uuid4().hex}.parquet", table)
 
     def read(self) -> pd.DataFrame:
         """All evaluations so far, one row each, oldest first, with the columns of ``SCHEMA``.
 
         Raises:
-            InputError: a part is damaged or has other columns; names the file.
+            DamagedPartError: a part is not a whole Parquet file; names it.
+            InputError: a part has other columns; names it.
         """
-        names = [name for name in self.storage.names("ledger") if _is_part(name)]
-        for name in names:
-            if name not in self._parts:
-                self._parts[name] = self._read_part(name)
-        tables = [SCHEMA.empty_table(), *(self._parts[name] for name in names)]
-        rows = pa.concat_tables(tables).to_pandas()
+        while not self._refresh():
+            continue
+        tables = [SCHEMA.empty_table(), *_standing(self._parts).values()]
+        rows = pa.concat_tables(table.replace_schema_metadata() for table in tables).to_pandas()
         return rows.sort_values("time", kind="stable", ignore_index=True)
+
+    def find(self, config_hash: str, split: str) -> Evaluation | None:
+        """The first row of a configuration on a split; None where there is none."""
+        rows = self.read()
+        found = evaluations(rows[(rows["config_hash"] == config_hash) & (rows["split"] == split)])
+        return found[0] if found else None
+
+    def merge(self) -> None:
+        """Keep the number of parts small, while others append; one process at a time.
+
+        Raises:
+            OSError: something could not be read or written; nothing is lost.
+            InputError: the same, or a part is damaged.
+        """
+        if not self._swept:  # what a merge left that was killed before it could delete
+            self._delete(self._replaced())
+        size = 0
+        while True:
+            names = [name for name in self._names() if _size(name) == size]
+            if not names:
+                return
+            for first in range(0, len(names) - MERGED + 1, MERGED):
+                self._merge(names[first : first + MERGED], size + 1)
+            size += 1
+
+    def set_aside_damaged(self, storage: Storage) -> list[str]:
+        """Move parts that are not whole Parquet files to another folder; returns their names.
+
+        Raises:
+            InputError: a part has other columns, or cannot be moved.
+        """
+        damaged = []
+        while True:
+            try:
+                self.read()
+            except DamagedPartError as error:
+                name = str(error.value).rpartition("/")[2]
+                try:
+                    self.storage.move(name, storage)
+                except OSError as problem:
+                    raise write_error("ledger", storage.location, problem) from problem
+                damaged.append(name)
+            else:
+                return damaged
+
+    def _refresh(self) -> bool:
+        """Read the parts that are new; False where a merge took one away meanwhile."""
+        names = self._names()
+        try:
+            self._parts = {
+                name: self._parts[name] if name in self._parts else self._read_part(name)
+                for name in names
+            }
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _merge(self, names: list[str], size: int) -> None:
+        table = pa.concat_tables(self._read_part(name).replace_schema_metadata() for name in names)
+        merged = f"part-{uuid4().hex}-{size}.parquet"
+        replaces = {_REPLACES: json.dumps(names).encode()}
+        self._write(merged, table.replace_schema_metadata(replaces))
+        self._read_part(merged)  # before anything is deleted: what was written can be read
+        self._delete(names)
+
+    def _delete(self, names: Iterable[str]) -> None:
+        self._swept = False
+        for name in names:
+            self.storage.delete(name)
+        self._swept = True
+
+    def _replaced(self) -> list[str]:
+        names = self._names()
+        merged = {name: self._read_part(name) for name in names if _size(name) > 0}
+        return sorted(_replaced(merged.values()) & set(names))
+
+    def _names(self) -> list[str]:
+        return [name for name in self.storage.names("ledger") if _is_part(name)]
+
+    def _write(self, name: str, table: pa.Table) -> None:
+        buffer = pa.BufferOutputStream()
+        pq.write_table(table, buffer, write_page_checksum=True)
+        try:
+            self.storage.write_patiently(name, buffer.getvalue().to_pybytes())
+        except OSError as error:
+            raise write_error("ledger", self.location, error) from error
 
     def _read_part(self, name: str) -> pa.Table:
         where = f"{self.location}/{name}"
         try:
-            table = pq.read_table(pa.BufferReader(self.storage.read(name)))
-        except (pa.ArrowException, OSError) as error:
-            allowed = "it is not a whole Parquet file; restore it, or move it out of the ledger"
-            raise InputError("ledger", where, allowed) from error
+            content = pa.BufferReader(self.storage.read(name))
+            table = pq.ParquetFile(content, page_checksum_verification=True).read()
+        except FileNotFoundError:
+            raise
+        except _DAMAGED as error:
+            allowed = "it is not a whole Parquet file; joulecut resume will put it aside"
+            raise DamagedPartError("ledger", where, allowed) from error
         if set(table.column_names) != set(COLUMNS):
             raise InputError("ledger", where, f"use a part with columns {', '.join(COLUMNS)}")
         try:
-            return table.select(list(COLUMNS)).cast(SCHEMA)
+            return table.select(list(COLUMNS)).cast(SCHEMA.with_metadata(table.schema.metadata))
         except (pa.ArrowException, ValueError) as error:
             raise InputError("ledger", where, "its columns need the ledger's types") from error
 
 
+def evaluations(rows: pd.DataFrame) -> list[Evaluation]:
+    """The rows of ``Ledger.read()`` as objects."""
+    return [_evaluation(dict(zip(rows.columns, row, strict=True))) for row in rows.to_numpy()]
+
+
+def _evaluation(row: dict[str, Any]) -> Evaluation:
+    missing = {key: None for key in ("accuracy", "error") if pd.isna(row[key])}
+    blocks = tuple(row["block_accuracies"])
+    return Evaluation(**{**row, **missing, "block_accuracies": blocks})
+
+
 def _is_part(name: str) -> bool:
     return name.startswith("part-") and name.endswith(".parquet")
+
+
+def _size(name: str) -> int:
+    """How often what is in a part was merged."""
+    _, _, size = name.removeprefix("part-").removesuffix(".parquet").partition("-")
+    return int(size) if size.isdigit() else 0
+
+
+def _standing(parts: dict[str, pa.Table]) -> dict[str, pa.Table]:
+    """The parts that no other one stands for."""
+    replaced = _replaced(parts.values())
+    return {name: table for name, table in parts.items() if name not in replaced}
+
+
+def _replaced(tables: Iterable[pa.Table]) -> set[str]:
+    texts = [(table.schema.metadata or {}).get(_REPLACES, b"[]") for table in tables]
+    return {name for text in texts for name in json.loads(text)}

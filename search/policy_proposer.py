@@ -85,7 +85,6 @@ class PolicyProposer:
             agents.save(self._algorithm, Path(temporary))
             name = agents.CHECKPOINT
             try:
-                self._policies.make()
-                self._policies.write(name, (Path(temporary) / name).read_bytes())
+                self._policies.write_patiently(name, (Path(temporary) / name).read_bytes())
             except OSError as error:
                 raise write_error("policies", self._policies.location, error) from error

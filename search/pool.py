@@ -1,85 +1,222 @@
-"""The evaluator actors of one trial: true evaluations, several at once."""
+"""The evaluator actors of one trial: true evaluations, several at once, whatever dies."""
 
 from __future__ import annotations
 
+import time
+from collections import deque
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from typing import Any
+from typing import Protocol
 
 import ray
-import torch
 
-from hwmodel import InputError
-from search.evaluation import EvaluationWorker
-from search.evaluation import Request
-from search.evaluation import WorkerSpec
-from search.ledger import Evaluation
+from hwmodel.errors import InputError
+
+if TYPE_CHECKING:
+    from search.evaluation import Request
+    from search.ledger import Evaluation
+
+MAX_TIMEOUTS = 2
+"""Evaluators that may fall silent over a configuration before it counts as failed."""
+MAX_LOSSES = 4
+"""Evaluators that may die with a configuration before it counts as failed; a node that dies takes
+some with it through no fault of theirs."""
+_LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.ObjectLostError,  # it answered, and its node died before the answer was read
+)
+_MAX_FAILED_STARTS = 8
+"""Evaluators in a row that may die before they are ready."""
 
 
-class _Worker:
-    def __init__(self, spec: WorkerSpec, threads: int) -> None:
-        self._spec = spec
-        self._threads = threads
-        self._worker: EvaluationWorker | None = None
+class Worker(Protocol):
+    """What evaluates in an actor's process; see :class:`search.evaluation.EvaluationWorker`."""
 
-    def evaluate(self, request: Request) -> Evaluation:
-        # Made here and not in the constructor, whose errors reach the caller as text alone.
-        if self._worker is None:
-            torch.set_num_threads(self._threads)
-            self._worker = EvaluationWorker(self._spec)
-        return self._worker.evaluate(request)
+    def evaluate(self, request: Request, *, again: bool) -> Evaluation: ...
+
+    def record_failure(self, request: Request, error: str) -> Evaluation: ...
 
 
-_WorkerActor: Any = ray.remote(_Worker)
+class _Evaluator:
+    """The process of one evaluator; errors of a constructor would reach the caller as text."""
+
+    def __init__(self, make_worker: Callable[[], Worker]) -> None:
+        self._make_worker = make_worker
+
+    def prepare(self) -> None:
+        self._worker = self._make_worker()
+
+    def evaluate(self, request: Request, again: bool) -> Evaluation:
+        return self._worker.evaluate(request, again=again)
+
+    def record_failure(self, request: Request, error: str) -> Evaluation:
+        return self._worker.record_failure(request, error)
+
+
+_EvaluatorActor: Any = ray.remote(_Evaluator)
+
+
+@dataclass
+class _Task:
+    """One request, the actor that is at it, and what became of earlier ones."""
+
+    request: Request
+    timeouts: int = 0
+    losses: int = 0
+    failure: str | None = None
+    actor: Any = None
+    deadline: float = float("inf")
 
 
 class EvaluatorPool:
     """Evaluator actors in the placement group of the trial that makes them.
 
+    An actor that dies, with its node or alone, or that does not answer in time, is replaced and
+    what it was at is given to another.
+
     Args:
-        spec: What they evaluate.
+        make_worker: Called in every actor; what it returns evaluates.
         size: Number of actors.
         num_cpus, num_gpus: What each of them reserves; may be fractions.
+        timeout: Seconds after which an evaluation counts as hanging; None for no limit.
     """
 
-    def __init__(self, spec: WorkerSpec, size: int, num_cpus: float, num_gpus: float) -> None:
-        options = _WorkerActor.options(num_cpus=num_cpus, num_gpus=num_gpus)
-        threads = max(1, int(num_cpus))
-        self._actors = [options.remote(spec, threads) for _ in range(size)]
+    def __init__(
+        self,
+        make_worker: Callable[[], Worker],
+        size: int,
+        num_cpus: float,
+        num_gpus: float,
+        timeout: float | None = None,
+    ) -> None:
+        self._options = _EvaluatorActor.options(num_cpus=num_cpus, num_gpus=num_gpus)
+        self._make_worker = make_worker
+        self._timeout = timeout
+        self._failed_starts = 0
+        self._starting: dict[Any, Any] = {}
+        self._free: list[Any] = []
+        self._running: dict[Any, _Task] = {}
+        for _ in range(size):
+            self._start()
 
     def evaluate(self, requests: Sequence[Request]) -> Iterator[Evaluation]:
         """Evaluate all requests; yields every row as soon as it is in the ledger.
 
         Raises:
-            InputError: an actor could not be set up, or the ledger cannot be written.
+            InputError: the actors cannot be set up, or the ledger cannot be written.
         """
-        waiting = list(requests)
-        running: dict[Any, Any] = {}
-        for actor in self._actors[: len(waiting)]:
-            running[actor.evaluate.remote(waiting.pop(0))] = actor
-        while running:
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            actor = running.pop(done)
-            row = _result(done)
-            if waiting:
-                running[actor.evaluate.remote(waiting.pop(0))] = actor
-            yield row
+        waiting = deque(_Task(request) for request in requests)
+        while waiting or self._running:
+            while waiting and self._free:
+                self._submit(waiting.popleft(), self._free.pop())
+            for reference in self._ready():
+                if reference in self._starting:
+                    self._started(reference)
+                    continue
+                task = self._running.pop(reference)
+                row = self._finish(task, reference)
+                if row is None:
+                    waiting.appendleft(task)
+                else:
+                    yield row
+            for reference in self._overdue():
+                task = self._running.pop(reference)
+                self._replace(task.actor)
+                task.timeouts += 1
+                if task.timeouts == MAX_TIMEOUTS:
+                    task.failure = f"no result in {self._timeout:g} s, {MAX_TIMEOUTS} times"
+                waiting.appendleft(task)
 
     def close(self) -> None:
         """End the actors."""
-        for actor in self._actors:
+        running = [task.actor for task in self._running.values()]
+        for actor in [*self._starting.values(), *self._free, *running]:
             ray.kill(actor)
 
+    def _start(self) -> None:
+        actor = self._options.remote(self._make_worker)
+        self._starting[actor.prepare.remote()] = actor
 
-def _result(reference: Any) -> Evaluation:
+    def _replace(self, actor: Any) -> None:
+        ray.kill(actor)
+        self._start()
+
+    def _submit(self, task: _Task, actor: Any) -> None:
+        task.actor = actor
+        if self._timeout is not None:
+            task.deadline = time.monotonic() + self._timeout
+        if task.failure is not None:
+            reference = actor.record_failure.remote(task.request, task.failure)
+        else:
+            again = task.losses + task.timeouts > 0
+            reference = actor.evaluate.remote(task.request, again)
+        self._running[reference] = task
+
+    def _ready(self) -> list[Any]:
+        """What has ended; waits for it until the next deadline."""
+        references = [*self._running, *self._starting]
+        first = min((task.deadline for task in self._running.values()), default=float("inf"))
+        wait = None if first == float("inf") else max(0.0, first - time.monotonic())
+        ray.wait(references, num_returns=1, timeout=wait)
+        ready: list[Any] = ray.wait(references, num_returns=len(references), timeout=0)[0]
+        return ready
+
+    def _overdue(self) -> list[Any]:
+        now = time.monotonic()
+        return [reference for reference, task in self._running.items() if task.deadline <= now]
+
+    def _started(self, reference: Any) -> None:
+        actor = self._starting.pop(reference)
+        try:
+            _get(reference)
+        except _LOST as error:
+            self._failed_starts += 1
+            if self._failed_starts == _MAX_FAILED_STARTS:
+                allowed = f"they die before they are ready ({_reason(error)})"
+                raise InputError("resources.evaluators", self._failed_starts, allowed) from error
+            self._replace(actor)
+        else:
+            self._failed_starts = 0
+            self._free.append(actor)
+
+    def _finish(self, task: _Task, reference: Any) -> Evaluation | None:
+        """The row of an evaluation that ended; None where its actor is lost."""
+        try:
+            row: Evaluation = _get(reference)
+        except _LOST as error:
+            self._replace(task.actor)
+            task.losses += 1
+            if task.losses == MAX_LOSSES:
+                task.failure = f"{MAX_LOSSES} evaluators died with it: {_reason(error)}"
+            return None
+        self._free.append(task.actor)
+        return row
+
+
+def _get(reference: Any) -> Any:
     try:
-        row: Evaluation = ray.get(reference)
+        return ray.get(reference)
+    except _LOST:
+        raise
     except ray.exceptions.RayError as error:
         found = input_error(error)
         if found is not None:
             raise found from error
         raise
-    return row
+
+
+def _reason(error: BaseException) -> str:
+    """What Ray says an actor died of, on one line, less where it was and its guesses."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = next((line for line in lines if "because" in line), None)
+    return (cause or type(error).__name__).partition(". Some common causes")[0]
 
 
 def input_error(error: BaseException | None) -> InputError | None:

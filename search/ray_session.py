@@ -1,24 +1,42 @@
-"""Ray for the time of a command: a local one that ends with it, or a cluster that runs already."""
+"""The Ray cluster that a run works on: a running one, or a local one of its own."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hwmodel import InputError
-from search.spec import ResourceSection
+from search.storage import reason
+
+if TYPE_CHECKING:
+    from search.spec import ResourceSection
 
 
 @contextmanager
 def ray_session(resources: ResourceSection) -> Iterator[None]:
-    """A Ray cluster: the one at ``address``, or a local one that ends with the run."""
+    """The cluster at ``resources.address``, or a local one that ends with the block.
+
+    Inside a process of a cluster it is that one.
+
+    Raises:
+        InputError: nothing answers at the address, or a local cluster is too small for a trial.
+    """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must reach this process
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    if ray.is_initialized():
+        _quieten()
+        yield
+        return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if resources.address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # it listens on localhost alone
         ray.init(
@@ -28,10 +46,9 @@ def ray_session(resources: ResourceSection) -> Iterator[None]:
             logging_level="ERROR",
         )
     else:
-        ray.init(address=resources.address, log_to_driver=False, logging_level="ERROR")
-    for name in ("ray.tune", "ray.train", "ray.rllib"):
-        # What fails is raised here, as one line; their tracebacks would bury it.
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+        _connect(resources.address)
+    signal.signal(signal.SIGTERM, on_sigterm)  # ray.init replaces the handler
+    _quieten()
     try:
         _require_resources(resources)
         yield
@@ -39,16 +56,43 @@ def ray_session(resources: ResourceSection) -> Iterator[None]:
         ray.shutdown()
 
 
+def on_this_node() -> Any:
+    """Scheduling of actors that a run cannot lose: where its driver is, which it ends with."""
+    node = ray.get_runtime_context().get_node_id()
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+def _connect(address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        allowed = f"start a cluster, or leave it out for a local one ({reason(error)})"
+        raise InputError("resources.address", address, allowed) from error
+
+
+def _quieten() -> None:
+    for name in ("ray.tune", "ray.train", "ray.rllib"):
+        # What fails is raised here, as one line; their tracebacks would bury it.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def _require_resources(resources: ResourceSection) -> None:
     """Refuse what the cluster can never give one trial, instead of waiting for it forever."""
-    cluster = ray.cluster_resources()
-    cpus = resources.trainer_cpus + resources.evaluators * resources.evaluator_cpus
-    gpus = resources.evaluators * resources.evaluator_gpus
     # A cluster that scales may get what it does not have yet.
     if resources.address is not None:
         return
-    for field, needed, kind in (("evaluator_cpus", cpus, "CPU"), ("evaluator_gpus", gpus, "GPU")):
-        available = cluster.get(kind, 0.0)
-        if needed > available + 1e-6:
-            allowed = f"a trial would need {needed:g} {kind}s, and there are {available:g}"
+    available = ray.cluster_resources()
+    needed = trial_resources(resources)
+    for field, kind in (("evaluator_cpus", "CPU"), ("evaluator_gpus", "GPU")):
+        there = available.get(kind, 0.0)
+        if needed[kind] > there + 1e-6:
+            allowed = f"a trial would need {needed[kind]:g} {kind}s, and there are {there:g}"
             raise InputError(f"resources.{field}", getattr(resources, field), allowed)
+
+
+def trial_resources(resources: ResourceSection) -> dict[str, float]:
+    """CPUs and GPUs that one trial reserves, trainer and evaluators together."""
+    return {
+        "CPU": resources.trainer_cpus + resources.evaluators * resources.evaluator_cpus,
+        "GPU": resources.evaluators * resources.evaluator_gpus,
+    }

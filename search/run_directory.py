@@ -14,19 +14,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import shutil
 from collections.abc import Iterator
-from datetime import datetime
-from datetime import timezone
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version
 from typing import Any
 
 from hwmodel.errors import InputError
-from search._driver import Driver
-from search._driver import Heartbeat
+from search.driving import State
+from search.driving import now
+from search.driving import read_json
+from search.driving import to_json
 from search.front import best_so_far
 from search.front import distinct
 from search.ledger import Ledger
@@ -34,7 +32,6 @@ from search.spec import Spec
 from search.spec import parse_yaml
 from search.storage import Location
 from search.storage import Storage
-from search.storage import reason
 from search.storage import write_error
 
 FORMAT = 1
@@ -55,6 +52,7 @@ class RunDirectory:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.ledger = Ledger(storage.child("ledger"))
+        self._state = State(storage, "run", _NOT_A_RUN)
 
     @classmethod
     def create(cls, path: Location, spec: Spec) -> RunDirectory:
@@ -75,8 +73,8 @@ class RunDirectory:
                 for folder in _FOLDERS:
                     storage.child(folder).make()
                 storage.write("spec.yaml", spec.to_yaml().encode())
-                run._write_state({"state": "interrupted", "message": "not started"})
-                storage.write("run.json", _to_json(_header(spec)))
+                run._state.write({"state": "interrupted", "message": "not started"})
+                storage.write("run.json", to_json(_header(spec)))
         except InputError:
             run._remove()
             if existed:
@@ -140,39 +138,9 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def driving(self) -> Iterator[None]:
-        """Own the run while it is worked on: state ``running`` and a heartbeat.
-
-        At the end the state is ``completed``; ``interrupted`` after KeyboardInterrupt;
-        ``failed``, with the message, after any other exception. A driver that is killed leaves
-        ``running`` behind, which :meth:`status` reports as ``interrupted``.
-
-        Raises:
-            InputError: another driver is at work; or the state cannot be written.
-        """
-        driver = Driver.of(os.getpid())
-        self._refuse_second(driver)
-        state: dict[str, Any] = {"state": "running", "message": "", "driver": driver.to_json()}
-
-        def beat() -> None:
-            self._write_state(state | {"heartbeat": _now()})
-
-        with _writable("run", self.storage):
-            beat()
-        heartbeat = Heartbeat(beat)
-        try:
+        """Own the run while it is worked on; see :meth:`search.driving.State.driving`."""
+        with self._state.driving():
             yield
-        except KeyboardInterrupt:
-            state |= {"state": "interrupted", "message": "stopped by the user"}
-            raise
-        except BaseException as error:
-            state |= {"state": "failed", "message": f"{type(error).__name__}: {reason(error)}"}
-            raise
-        else:
-            state |= {"state": "completed"}
-        finally:
-            heartbeat.stop()
-            with contextlib.suppress(OSError):  # must not hide why the run ended
-                beat()
 
     def discard_if_unused(self) -> None:
         """Remove a local run without evaluations: its input was refused before it began."""
@@ -185,16 +153,12 @@ class RunDirectory:
         Raises:
             InputError: the state or a part of the ledger is damaged.
         """
-        spec, state, rows = self.spec(), self._state(), self.ledger.read()
-        driver = Driver.from_json(state["driver"]) if state.get("driver") else None
-        name = state["state"]
-        if name == "running" and not (driver and driver.is_alive(state.get("heartbeat"))):
-            name = "interrupted"
+        spec, state, rows = self.spec(), self._state.read(), self.ledger.read()
         searched = distinct(rows, "search")
         seeds = [{"seed": s, "evaluations": int((searched["seed"] == s).sum())} for s in spec.seeds]
         return {
             "run": self.location,
-            "state": name,
+            "state": state["state"],
             "message": state.get("message", ""),
             "evaluations": len(searched),
             "budget": spec.budget,
@@ -204,25 +168,16 @@ class RunDirectory:
             "algorithm": spec.algorithm,
             "seeds": seeds,
             "best": best_so_far(rows, spec.targets),
-            "driver": driver.to_json() if driver else None,
+            "driver": state.get("driver"),
             "heartbeat": state.get("heartbeat"),
         }
-
-    def _refuse_second(self, driver: Driver) -> None:
-        state = self._state()
-        if state["state"] != "running" or not state.get("driver"):
-            return
-        other = Driver.from_json(state["driver"])
-        if other != driver and other.is_alive(state.get("heartbeat")):
-            allowed = f"process {other.pid} on {other.host} works on it; stop it, or wait"
-            raise InputError("run", self.location, allowed)
 
     def _header(self) -> dict[str, Any]:
         names = set(self.storage.names())
         if "run.json" not in names:
             found = "it is half-written" if names & set(_FOLDERS) else "there is no run"
             raise InputError("run", self.location, f"{found}; {_NOT_A_RUN}")
-        header = self._read_json("run.json")
+        header = read_json(self.storage, "run.json", "run", _NOT_A_RUN)
         if header.get("format") != FORMAT:
             allowed = f"this joulecut reads format {FORMAT}; use the version that wrote it"
             raise InputError(f"{self.location}/run.json: format", header.get("format"), allowed)
@@ -230,29 +185,9 @@ class RunDirectory:
             raise InputError("run", f"{self.location}/run.json", f"it is damaged; {_NOT_A_RUN}")
         return header
 
-    def _state(self) -> dict[str, Any]:
-        state = self._read_json("state.json")
-        if not isinstance(state.get("state"), str):
-            raise InputError("run", f"{self.location}/state.json", f"it is damaged; {_NOT_A_RUN}")
-        return state
-
-    def _read_json(self, name: str) -> dict[str, Any]:
-        where = f"{self.location}/{name}"
-        try:
-            data = json.loads(self.storage.read(name))
-        except (OSError, ValueError):
-            allowed = f"it is missing or half-written; {_NOT_A_RUN}"
-            raise InputError("run", where, allowed) from None
-        if not isinstance(data, dict):
-            raise InputError("run", where, f"it is damaged; {_NOT_A_RUN}")
-        return data
-
     def _remove(self) -> None:
         if self.storage.local is not None:
             shutil.rmtree(self.storage.local, ignore_errors=True)
-
-    def _write_state(self, state: dict[str, Any]) -> None:
-        self.storage.write("state.json", _to_json(state))
 
 
 def _header(spec: Spec) -> dict[str, Any]:
@@ -265,16 +200,8 @@ def _header(spec: Spec) -> dict[str, Any]:
         "joulecut": joulecut,
         "spec_hash": spec.hash,
         "spec": spec.identity(),
-        "created": _now(),
+        "created": now(),
     }
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _to_json(data: dict[str, Any]) -> bytes:
-    return (json.dumps(data, indent=2) + "\n").encode()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextlib import suppress
+from typing import Any
 
 import ray
 from ray import tune
@@ -20,7 +26,7 @@ from search.baselines import BASELINES
 from search.baselines import DENSE_FP32
 from search.baselines import DENSE_INT8
 from search.board import BoardActor
-from search.board import evaluations
+from search.board import accuracies
 from search.evaluation import EvaluationWorker
 from search.evaluation import Request
 from search.evaluation import WorkerSpec
@@ -30,15 +36,19 @@ from search.finalists import finalists
 from search.finalists import write_layer_tables
 from search.front import baseline
 from search.front import provable_drop
+from search.ledger import Ledger
+from search.ledger import evaluations
 from search.measurements import Reference
 from search.preparation import fill_database
 from search.preparation import share
 from search.progress import Progress
+from search.ray_session import on_this_node
 from search.ray_session import ray_session
 from search.report import build_report
 from search.report_files import write_report
 from search.run_directory import RunDirectory
 from search.spec import Spec
+from search.storage import Storage
 from search.trial import TrialSetup
 from search.trial import search_trial
 from search.trials import raise_errors
@@ -48,12 +58,23 @@ from search.verification import verify
 GUIDE_LEVEL: Level = "mid"
 """Level that learners see: they price thousands of candidates for each one that is evaluated."""
 
+_RESTARTS = 20
+"""Machines with its trainer that a trial may lose; evaluators that it loses are its own matter."""
+_MERGE_SECONDS = 2.0
+"""Between looks at whether the ledger has many small files."""
 
-def run_search(run: RunDirectory, spec: Spec) -> None:
+
+def run_search(run: RunDirectory, spec: Spec, shared: Any = None) -> None:
     """Spend what is left of a run's budget, verify the best, and write the report.
 
     Everything that was evaluated before, by this call or an earlier one, is read from the
     ledger. Ends early when the time budget is spent; what was found until then is verified.
+
+    Args:
+        run: The run.
+        spec: Its specification.
+        shared: Handle of the actor through which runs of a batch share what they measure, see
+            :class:`search.sharing.Accuracies`; None for a run of its own.
 
     Raises:
         InputError: the task, the accelerator or the space is not as it should be, another driver
@@ -62,6 +83,7 @@ def run_search(run: RunDirectory, spec: Spec) -> None:
     """
     deadline = None if spec.time_budget_seconds is None else time.time() + spec.time_budget_seconds
     with run.driving(), Progress() as progress:
+        _set_aside_damaged(run)
         accelerator = load_accelerator(spec.accelerator)
         progress.stage("loading the task")
         task_spec = spec.task_spec()
@@ -70,7 +92,7 @@ def run_search(run: RunDirectory, spec: Spec) -> None:
         evaluator = prepare_evaluator(task_spec.load(), local_database(database))
         share(database)
         worker_spec = WorkerSpec(
-            task_spec, accelerator, spec.level, database, run.ledger.storage, device
+            task_spec, accelerator, spec.level, database, run.ledger.storage, device, shared
         )
         worker = EvaluationWorker(worker_spec, evaluator)
         _require_same_network(run, worker)
@@ -92,6 +114,14 @@ def run_search(run: RunDirectory, spec: Spec) -> None:
             finally:
                 write_layer_tables(run, spec, worker)
                 write_report(run, build_report(run))
+
+
+def _set_aside_damaged(run: RunDirectory) -> None:
+    """Move torn files of the ledger away, and say so: their configurations are evaluated again."""
+    damaged = run.storage.child("damaged")
+    for name in run.ledger.set_aside_damaged(damaged):
+        kept = f"{damaged.location}/{name}"
+        print(f"joulecut: warning: damaged ledger file moved to {kept}", file=sys.stderr)
 
 
 def _require_same_network(run: RunDirectory, worker: EvaluationWorker) -> None:
@@ -147,7 +177,7 @@ def _search(
     if not seeds or late:
         return
     int8 = baseline_config(worker, spec, BASELINES[DENSE_INT8])
-    board = BoardActor.remote(known)
+    board = BoardActor.options(scheduling_strategy=on_this_node()).remote(accuracies(known))
     resources = spec.resources
     setup = TrialSetup(
         problem=problem,
@@ -163,6 +193,7 @@ def _search(
         evaluators=resources.evaluators,
         evaluator_cpus=resources.evaluator_cpus,
         evaluator_gpus=resources.evaluator_gpus,
+        evaluation_timeout=resources.evaluation_timeout_seconds,
         policies=run.storage.child("policies"),
         deadline=deadline,
     )
@@ -175,13 +206,33 @@ def _search(
         ),
     )
     progress.stage(f"searching with {len(seeds)} of {len(spec.seeds)} seeds")
-    with progress.following(lambda: ray.get(board.count.remote()), spec.budget):
+    following = progress.following(lambda: ray.get(board.count.remote()), spec.budget)
+    with following, _merging(run.ledger.storage):
         results = tune.Tuner(
             trainable,
             param_space={"seed": tune.grid_search(seeds)},
-            run_config=run_config(run, "search"),
+            run_config=run_config(run, "search", _RESTARTS),
         ).fit()
-    raise_errors(results)
+    raise_errors(run, results)
+
+
+@contextmanager
+def _merging(storage: Storage) -> Iterator[None]:
+    """Keep the number of a ledger's files small while trials write to it."""
+    ledger, stopped = Ledger(storage), threading.Event()
+
+    def merge() -> None:
+        while not stopped.wait(_MERGE_SECONDS):
+            with suppress(InputError, OSError):  # tried again; the writers tell of full disks
+                ledger.merge()
+
+    thread = threading.Thread(target=merge, name="merging", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def _shares(spec: Spec) -> dict[int, int]:

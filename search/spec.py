@@ -168,6 +168,8 @@ class ResourceSection(_Section):
         evaluators: Evaluator actors of every seed.
         trainer_cpus, evaluator_cpus: CPUs that Ray reserves for a trainer and for an evaluator.
         evaluator_gpus: GPUs, or a fraction of one, for an evaluator.
+        evaluation_timeout: Time, such as 90s, 30m or 2h, after which an evaluation counts as
+            hanging and is given to another evaluator, once; None for no limit.
         num_cpus: CPUs of a local Ray; None takes all.
         address: Address of a running Ray cluster; None starts a local one.
         database: Folder or URI of the option database, which runs may share; in the run directory
@@ -178,9 +180,14 @@ class ResourceSection(_Section):
     trainer_cpus: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] = 0.2
     evaluator_cpus: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] = 0.4
     evaluator_gpus: Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)] = 0.0
+    evaluation_timeout: Annotated[str | None, AfterValidator(_seconds)] = "1h"
     num_cpus: Annotated[int, Field(ge=1, strict=True)] | None = None
     address: _Text | None = None
     database: _Text | None = None
+
+    @property
+    def evaluation_timeout_seconds(self) -> float | None:
+        return parse_duration(self.evaluation_timeout) if self.evaluation_timeout else None
 
 
 class Spec(_Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +19,12 @@ from hwmodel.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-Location: TypeAlias = "str | Path | tuple[fs.FileSystem, str]"
-"""A local path, a URI (``s3://bucket/runs/1``), or a pyarrow file system and a path in it."""
+PATIENCE_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+"""Waits between attempts to write what a run cannot go on without: a minute in all."""
+
+Location: TypeAlias = "str | Path | tuple[fs.FileSystem, str] | Storage"
+"""A local path, a URI (``s3://bucket/runs/1``), a pyarrow file system and a path in it, or what
+:meth:`Storage.at` made of one of these."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Storage:
         Raises:
             InputError: the URI is malformed, or of a kind that pyarrow does not know.
         """
+        if isinstance(location, Storage):
+            return location
         if isinstance(location, tuple):
             filesystem, root = location
             return cls(filesystem, root, root)
@@ -113,6 +120,51 @@ class Storage:
             if self.filesystem.get_file_info(target).is_file:
                 self.filesystem.delete_file(target)
             raise
+
+    def write_patiently(self, name: str, content: bytes) -> None:
+        """:meth:`write` into this folder, made if missing; tried again while it is refused.
+
+        Raises:
+            OSError: it was still refused after ``PATIENCE_SECONDS``; nothing is left behind.
+        """
+        for seconds in (*PATIENCE_SECONDS, None):
+            try:
+                self.make()
+                self.write(name, content)
+            except OSError:
+                if seconds is None:
+                    raise
+                time.sleep(seconds)
+            else:
+                return
+
+    def move(self, name: str, target: Storage) -> None:
+        """Move one file to another folder of the same file system, made if missing.
+
+        Raises:
+            OSError: it cannot be moved.
+        """
+        target.make()
+        self.filesystem.move(f"{self.root}/{name}", f"{target.root}/{name}")
+
+    def clear(self) -> None:
+        """Remove all that is in the folder, if there is one.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        self.filesystem.delete_dir_contents(self.root, missing_dir_ok=True)
+
+    def delete(self, name: str) -> None:
+        """Remove one file; it is no error if it is gone.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        try:
+            self.filesystem.delete_file(f"{self.root}/{name}")
+        except FileNotFoundError:
+            return
 
 
 def table_files(name: str, table: pd.DataFrame) -> dict[str, bytes]:

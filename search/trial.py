@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,14 @@ from ray import tune
 
 from envs.config import CompressionConfig
 from envs.problem import CompressionProblem
-from search.board import evaluations
+from search.board import accuracies
+from search.board import accuracy
+from search.evaluation import EvaluationWorker
 from search.evaluation import Request
 from search.evaluation import WorkerSpec
 from search.ledger import Evaluation
 from search.ledger import Ledger
+from search.ledger import evaluations
 from search.measurements import Reference
 from search.pool import EvaluatorPool
 from search.proposers import Proposer
@@ -45,6 +49,7 @@ class TrialSetup:
         reference: What accuracies and energies are compared to.
         evaluators: Number of evaluator actors of a trial.
         evaluator_cpus, evaluator_gpus: What each reserves.
+        evaluation_timeout: Seconds after which an evaluation counts as hanging; None for no limit.
         policies: Folder for the learners' checkpoints.
         deadline: Unix time at which trials stop; None for no limit.
     """
@@ -57,6 +62,7 @@ class TrialSetup:
     evaluators: int
     evaluator_cpus: float
     evaluator_gpus: float
+    evaluation_timeout: float | None
     policies: Storage
     deadline: float | None
 
@@ -73,7 +79,7 @@ def search_trial(config: dict[str, Any], *, setup: TrialSetup, board: Any) -> No
     # The ledger, not the board: a trial that died may have left a row that nobody announced.
     rows = Ledger(setup.worker.ledger).read()
     known = evaluations(rows[rows["split"] == "search"])
-    ray.get(board.restart.remote(seed, known))
+    ray.get(board.restart.remote(seed, accuracies(known)))
     with reported_errors() as report:
         _run_trial(seed, setup, board, known)
     if report:
@@ -81,7 +87,13 @@ def search_trial(config: dict[str, Any], *, setup: TrialSetup, board: Any) -> No
 
 
 def _run_trial(seed: int, setup: TrialSetup, board: Any, known: list[Evaluation]) -> None:
-    pool = EvaluatorPool(setup.worker, setup.evaluators, setup.evaluator_cpus, setup.evaluator_gpus)
+    pool = EvaluatorPool(
+        partial(EvaluationWorker, setup.worker, threads=max(1, int(setup.evaluator_cpus))),
+        setup.evaluators,
+        setup.evaluator_cpus,
+        setup.evaluator_gpus,
+        setup.evaluation_timeout,
+    )
     try:
         run_seed(seed, setup, board, pool, known, tune.report)
     finally:
@@ -100,8 +112,7 @@ def run_seed(
     space = setup.problem.space
     policies = setup.policies.child(f"seed-{seed}")
     proposer = make_proposer(setup.algorithm, setup.problem, setup.reference, seed, policies)
-    own = [row for row in known if row.seed in (-1, seed)]
-    _learn(proposer, setup, own)
+    _learn(proposer, setup, _measured(setup, [row for row in known if row.seed in (-1, seed)]))
     spent = len({row.config_hash for row in known if row.seed == seed})
     share = setup.shares[seed]
     batch = max(setup.evaluators, -(-share // ROUNDS))
@@ -110,20 +121,27 @@ def run_seed(
         choices = proposer.propose(min(batch, share - spent))
         configs = [space.config(choice) for choice in choices]
         answers = ray.get(board.claim.remote([config.hash for config in configs], seed))
-        rows = [row for row in answers if isinstance(row, Evaluation)]
+        measured = {
+            config.hash: answer
+            for config, answer in zip(configs, answers, strict=True)
+            if isinstance(answer, float)
+        }
         granted = [
             config for config, answer in zip(configs, answers, strict=True) if answer == "granted"
         ]
         for row in pool.evaluate(_requests(granted, seed, setup)):
-            ray.get(board.record.remote(row))
-            rows.append(row)
+            measured[row.config_hash] = accuracy(row)
+            # Not waited for: a trial's messages arrive in order, so its next claim comes after.
+            board.record.remote(row.config_hash, accuracy(row))
             spent += 1
-            report({"seed": seed, "evaluations": spent})
             if _is_late(setup):
                 break
         fruitless = 0 if granted else fruitless + 1
-        _learn(proposer, setup, rows)
+        pairs = zip(choices, configs, strict=True)
+        found = [(choice, config.hash) for choice, config in pairs if config.hash in measured]
+        _learn(proposer, setup, [(choice, measured[key]) for choice, key in found])
         proposer.save()
+        report({"seed": seed, "evaluations": spent})
     report({"seed": seed, "evaluations": spent})
 
 
@@ -134,18 +152,23 @@ def _requests(configs: list[CompressionConfig], seed: int, setup: TrialSetup) ->
     ]
 
 
-def _learn(proposer: Proposer, setup: TrialSetup, rows: list[Evaluation]) -> None:
-    """Tell the proposer what was measured; failed evaluations count as guessing."""
+def _measured(setup: TrialSetup, rows: list[Evaluation]) -> list[tuple[NDArray[np.int64], float]]:
+    """Choices of the space among ledger rows, and what they reached; NaN where they failed."""
     space = setup.problem.space
-    choices: list[NDArray[np.int64]] = []
-    accuracies: list[float] = []
-    for row in rows:
-        choice = space.choice(CompressionConfig.from_json(json.loads(row.config)))
-        if choice is not None:
-            choices.append(choice)
-            accuracies.append(setup.reference.chance if row.accuracy is None else row.accuracy)
-    if choices:
-        proposer.learn(np.stack(choices), np.array(accuracies))
+    configs = [CompressionConfig.from_json(json.loads(row.config)) for row in rows]
+    choices = [space.choice(config) for config in configs]
+    pairs = zip(choices, rows, strict=True)
+    return [(choice, accuracy(row)) for choice, row in pairs if choice is not None]
+
+
+def _learn(
+    proposer: Proposer, setup: TrialSetup, measured: list[tuple[NDArray[np.int64], float]]
+) -> None:
+    """Tell the proposer what was measured; failed evaluations count as guessing."""
+    if measured:
+        choices = np.stack([choice for choice, _ in measured])
+        reached = np.array([accuracy for _, accuracy in measured])
+        proposer.learn(choices, np.where(np.isnan(reached), setup.reference.chance, reached))
 
 
 def _is_late(setup: TrialSetup) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 from typing import Any
 
 from ray import tune
@@ -18,12 +19,17 @@ from search.trials import raise_errors
 from search.trials import reported_errors
 from search.trials import run_config
 
+_RESTARTS = 3
+"""Processes that may die or fall silent over one configuration."""
+_STDERR = 2
+
 
 class Verification(tune.Trainable):
     """One evaluation on the test split; the worker is kept for the next one."""
 
-    def setup(self, config: dict[str, Any], *, worker: WorkerSpec) -> None:
+    def setup(self, config: dict[str, Any], *, worker: WorkerSpec, timeout: float | None) -> None:
         self._spec = worker
+        self._timeout = timeout
         self._worker: EvaluationWorker | None = None
         self._request: Request = config["request"]
 
@@ -36,7 +42,13 @@ class Verification(tune.Trainable):
             # Made here and not in setup, whose errors reach the driver as text alone.
             if self._worker is None:
                 self._worker = EvaluationWorker(self._spec)
-            self._worker.evaluate(self._request)
+            if self._timeout is not None:  # Tune notices a process that ends, not one that hangs
+                faulthandler.dump_traceback_later(self._timeout, exit=True, file=_STDERR)
+            try:
+                # Tune starts a trial again whose machine died, maybe after its row was recorded.
+                self._worker.evaluate(self._request, again=True)
+            finally:
+                faulthandler.cancel_dump_traceback_later()
         return {**report, "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -61,7 +73,8 @@ def verify(
         finalists: Configurations, and the name of those that are baselines (else empty).
 
     Raises:
-        InputError: the ledger cannot be written.
+        InputError: the ledger cannot be written, or an evaluation failed.
+        RunError: a process died or hung every time.
     """
     rows = run.ledger.read()
     known = set(rows[(rows["split"] == "test") & rows["accuracy"].notna()]["config_hash"])
@@ -73,9 +86,11 @@ def verify(
     if not requests:
         return
     resources = spec.resources
+    timeout = resources.evaluation_timeout_seconds
     bundle = {"cpu": max(resources.evaluator_cpus, 0.1), "gpu": resources.evaluator_gpus}
     trainable = tune.with_resources(
-        tune.with_parameters(Verification, worker=worker), {k: v for k, v in bundle.items() if v}
+        tune.with_parameters(Verification, worker=worker, timeout=timeout),
+        {k: v for k, v in bundle.items() if v},
     )
     results = tune.Tuner(
         trainable,
@@ -84,9 +99,9 @@ def verify(
             reuse_actors=True,
             max_concurrent_trials=resources.evaluators * len(spec.seeds),
         ),
-        run_config=run_config(run, "verification"),
+        run_config=run_config(run, "verification", _RESTARTS),
     ).fit()
-    raise_errors(results)
+    raise_errors(run, results)
     _require_verified(run, requests)
 
 

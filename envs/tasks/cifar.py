@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.datasets import CIFAR10
 
 from envs.tasks.resnet import CifarResNet
 from envs.tasks.task import Task
@@ -69,6 +68,8 @@ def load(depth: int, data: str | None = None, weights: str | None = None) -> Tas
 
 def _images(data: str | None, *, train: bool) -> tuple[Tensor, Tensor]:
     """Images (count, 3, 32, 32), uint8, and labels (count,), int64."""
+    from torchvision.datasets import CIFAR10  # seconds that other tasks' workers save
+
     root = cache_directory() / "data" if data is None else Path(data)
     try:
         # stdout is the caller's: it may be one JSON document.

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from envs.tasks import cifar
 from envs.tasks import custom
-from envs.tasks import digits
-from envs.tasks import imagefolder
 from envs.tasks.task import Task
 from hwmodel.errors import InputError
 
@@ -67,10 +65,14 @@ def load_task(name: str, *, data: str | None = None, weights: str | None = None)
     """
     if name == "digits":
         _refuse_data(name, data)
+        from envs.tasks import digits  # scikit-learn: a second that other tasks' workers save
+
         return digits.load(weights)
     if name in _cifar10_names():
         return cifar.load(int(name.removeprefix(CIFAR10_PREFIX)), data, weights)
     if name.startswith(TORCHVISION_PREFIX):
+        from envs.tasks import imagefolder  # torchvision: seconds that other tasks' workers save
+
         return imagefolder.load(name.removeprefix(TORCHVISION_PREFIX), data, weights)
     if all(name.rpartition(":")):
         _refuse_data(name, data)

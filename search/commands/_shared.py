@@ -15,6 +15,8 @@ from typing import Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from rich.table import Table
+
     from envs.tasks import TaskSpec
 
 Verbs = argparse._SubParsersAction  # what add_subparsers returns; argparse has no public name
@@ -59,6 +61,17 @@ def stdout_for_json(wanted: bool) -> Iterator[None]:
 def print_json(data: Mapping[str, Any]) -> None:
     """Print one JSON document; numbers that are not finite become null."""
     print(json.dumps(_plain(data), indent=2, allow_nan=False))
+
+
+def print_table(table: Table) -> None:
+    """Print a table as wide as it is."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console(highlight=False)
+    width = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    console.width = max(console.width, width)  # a pipe has 80 columns, and would lose cells
+    console.print(table)
 
 
 def _plain(value: Any) -> Any:

@@ -12,12 +12,11 @@ from search.commands._shared import add_json
 from search.commands._shared import add_task
 from search.commands._shared import add_verb
 from search.commands._shared import print_json
+from search.commands._shared import print_table
 from search.commands._shared import stdout_for_json
 from search.commands._shared import task_spec
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from hwmodel import Accelerator
     from hwmodel import CostReport
     from hwmodel import LayerStates
@@ -102,7 +101,7 @@ def _compare(args: argparse.Namespace) -> None:
     if args.json:
         print_json({**_heading(args), "accelerators": rows})
     else:
-        _print_table(device_table(f"{workload.name}, level {args.level}", rows))
+        print_table(device_table(f"{workload.name}, level {args.level}", rows))
         for row in rows:
             for note in row["notes"]:
                 print(f"{row['accelerator']}: {note}")
@@ -185,21 +184,11 @@ def _print(args: argparse.Namespace, report: CostReport) -> None:
 
     print(f"{report.workload} on {report.accelerator}, level {args.level}")
     for table in tables(report):
-        _print_table(table)
+        print_table(table)
     for nest in loop_nests(report):
         print(f"{nest}\n")
     for note in report.notes:
         print(note)
-
-
-def _print_table(table: Table) -> None:
-    from rich.console import Console
-    from rich.measure import Measurement
-
-    console = Console(highlight=False)
-    width = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
-    console.width = max(console.width, width)  # a pipe has 80 columns, and would lose cells
-    console.print(table)
 
 
 def _write_csv(report: CostReport, path: Path) -> None:

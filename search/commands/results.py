@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def add_verbs(verbs: Verbs) -> None:
     """Declare ``status``, ``report`` and ``export``."""
-    status = add_verb(verbs, "status", _status, "progress of a live or dead run")
+    status = add_verb(verbs, "status", _status, "progress of a live or dead run or batch")
     report = add_verb(verbs, "report", _report, "table, pictures and HTML page of a run")
     for parser in (status, report):
         parser.add_argument("run", metavar="RUN")
@@ -47,8 +47,17 @@ def print_report(run: RunDirectory, report: Report) -> None:
 
 
 def _status(args: argparse.Namespace) -> None:
+    from search.batch_directory import BatchDirectory
+    from search.batch_directory import is_batch
+    from search.batch_status import batch_status
+    from search.commands.batches import print_status
     from search.run_directory import RunDirectory
+    from search.storage import Storage
 
+    if is_batch(Storage.at(args.run)):
+        status = batch_status(BatchDirectory.open(args.run))
+        (print_json if args.json else print_status)(status)
+        return
     status = RunDirectory.open(args.run).status()
     if args.json:
         print_json(status)

@@ -15,6 +15,8 @@ from search.commands._shared import add_task
 from search.commands._shared import add_verb
 from search.commands._shared import print_json
 from search.commands._shared import stdout_for_json
+from search.commands.batches import add_retry
+from search.commands.batches import go_on
 
 if TYPE_CHECKING:
     from search.run_directory import RunDirectory
@@ -55,8 +57,9 @@ def add_verbs(verbs: Verbs) -> None:
     search.add_argument("--address", help="a running Ray cluster; a local one is started else")
     search.add_argument("--database", help="option database to share: a path or URI")
     search.add_argument("--output", help="run directory: a path or URI")
-    resume = add_verb(verbs, "resume", _resume, "go on with a run that stopped")
+    resume = add_verb(verbs, "resume", _resume, "go on with a run or batch that stopped")
     resume.add_argument("run", metavar="RUN")
+    add_retry(resume)
     prepare = add_verb(verbs, "prepare", _prepare, "build an option database ahead of searches")
     prepare.add_argument("spec", nargs="?", metavar="SPEC.yaml", help="flags override what it says")
     add_task(prepare, required=False)
@@ -105,8 +108,16 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _resume(args: argparse.Namespace) -> None:
+    from search.batch_directory import BatchDirectory
+    from search.batch_directory import is_batch
     from search.run_directory import RunDirectory
+    from search.storage import Storage
 
+    if is_batch(Storage.at(args.run)):
+        go_on(BatchDirectory.open(args.run), args.retry_failed)
+        return
+    if args.retry_failed:
+        raise InputError("--retry-failed", args.run, "only a batch has experiments that failed")
     run = RunDirectory.open(args.run)
     spec = run.spec()
     run.check_spec(spec)
@@ -117,14 +128,19 @@ def _run(run: RunDirectory, spec: Spec) -> None:
     from search.commands.results import print_report
     from search.report import build_report
     from search.runner import run_search
+    from search.stopping import Terminated
+    from search.stopping import interrupted_by_sigterm
 
     try:
-        run_search(run, spec)
-    except KeyboardInterrupt:
+        with interrupted_by_sigterm():
+            run_search(run, spec)
+    except KeyboardInterrupt as stop:
         print_report(run, build_report(run))
         print(f"stopped; go on with: joulecut resume {run.location}", file=sys.stderr)
-        raise
-    print_report(run, build_report(run))
+        if not isinstance(stop, Terminated):
+            raise
+    else:
+        print_report(run, build_report(run))
 
 
 def _spec(args: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -> Spec:

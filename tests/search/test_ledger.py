@@ -16,7 +16,14 @@ from pyarrow import fs
 from hwmodel.errors import InputError
 from search.ledger import COLUMNS
 from search.ledger import SCHEMA
+from search.ledger import DamagedPartError
 from search.ledger import Ledger
+from search.storage import Storage
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.storage.PATIENCE_SECONDS", (0.0, 0.0))
 
 
 @pytest.fixture(params=["path", "uri", "filesystem"])
@@ -96,6 +103,103 @@ def test_a_damaged_part_is_named(ledger: Ledger, damage: bytes) -> None:
         ledger.read()
 
 
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    Ledger(tmp_path).append([evaluation(1, config="x" * 999)])
+    (part,) = tmp_path.glob("part-*.parquet")
+    content = bytearray(part.read_bytes())
+    content[content.index(b"w" * 16)] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(DamagedPartError, match=part.name):
+        Ledger(tmp_path).read()
+
+
+def test_damaged_parts_are_set_aside_and_the_others_kept(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.append([evaluation(1)])
+    ledger.storage.write("part-bad.parquet", b"PAR1")
+    ledger.storage.write("part-empty.parquet", b"")
+    aside = Storage.at((fs.LocalFileSystem(), str(tmp_path / "damaged")))
+    if not isinstance(ledger.storage.filesystem, fs.LocalFileSystem):
+        aside = Storage.at((ledger.storage.filesystem, "damaged"))
+    assert ledger.set_aside_damaged(aside) == ["part-bad.parquet", "part-empty.parquet"]
+    assert aside.names() == ["part-bad.parquet", "part-empty.parquet"]
+    assert len(ledger.read()) == 1
+
+
+def test_many_parts_become_few_and_no_row_is_lost_or_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.ledger.MERGED", 8)
+    ledger = Ledger(tmp_path)
+    for number in range(19):
+        ledger.append([evaluation(number)])
+    ledger.merge()
+    assert len(list(tmp_path.glob("part-*.parquet"))) == 2 + 3
+    for reader in (ledger, Ledger(tmp_path)):
+        assert list(reader.read()["config_hash"]) == [f"{n:016x}" for n in range(19)]
+    assert len(pd.read_parquet(ledger.location)) == 19
+
+
+def test_merged_parts_are_merged_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.ledger.MERGED", 4)
+    ledger = Ledger(tmp_path)
+    for number in range(40):
+        ledger.append([evaluation(number)])
+        ledger.merge()
+    assert len(list(tmp_path.glob("part-*.parquet"))) == 2 + 2
+    assert Ledger(tmp_path).read()["config_hash"].nunique() == len(ledger.read()) == 40
+
+
+@pytest.mark.parametrize("deleted", range(4))
+def test_a_merge_that_is_killed_loses_and_repeats_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deleted: int
+) -> None:
+    monkeypatch.setattr("search.ledger.MERGED", 4)
+    ledger = Ledger(tmp_path)
+    for number in range(4):
+        ledger.append([evaluation(number)])
+    delete, left = Storage.delete, [deleted]
+
+    def die(storage: Storage, name: str) -> None:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        delete(storage, name)
+
+    with monkeypatch.context() as context:
+        context.setattr(Storage, "delete", die)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.merge()
+    assert len(ledger.read()) == len(Ledger(tmp_path).read()) == 4
+    Ledger(tmp_path).merge()
+    assert len(list(tmp_path.glob("part-*.parquet"))) == 1
+    assert len(Ledger(tmp_path).read()) == 4
+
+
+def test_one_merges_while_others_append_and_read(tmp_path: Path) -> None:
+    def write(start: int) -> None:
+        for number in range(start, start + 70):
+            Ledger(tmp_path).append([evaluation(number)])
+
+    threads = [threading.Thread(target=write, args=(1000 * writer,)) for writer in range(2)]
+    for thread in threads:
+        thread.start()
+    reader, counts = Ledger(tmp_path), []
+    while any(thread.is_alive() for thread in threads):
+        reader.merge()
+        counts.append(len(Ledger(tmp_path).read()))
+    for thread in threads:
+        thread.join()
+    assert counts == sorted(counts)
+    assert reader.read()["config_hash"].nunique() == len(reader.read()) == 140
+
+
+def test_a_row_can_be_found(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.append([evaluation(1), evaluation(1, split="test", accuracy=None, error="none")])
+    assert ledger.find(f"{1:016x}", "search") == evaluation(1)
+    assert ledger.find(f"{2:016x}", "search") is None
+
+
 def test_a_truncated_part_is_named(tmp_path: Path) -> None:
     Ledger(tmp_path).append([evaluation(1)])
     (part,) = tmp_path.glob("part-*.parquet")
@@ -130,6 +234,24 @@ def test_a_failed_write_leaves_the_ledger_as_it_was(
     assert sorted(tmp_path.iterdir()) == before
     monkeypatch.undo()
     assert len(ledger.read()) == 1
+
+
+def test_a_write_that_is_refused_for_a_while_is_made_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ledger").write_text("in the way")
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            (tmp_path / "ledger").unlink()
+
+    monkeypatch.setattr("search.storage.PATIENCE_SECONDS", (1.0, 2.0, 4.0))
+    monkeypatch.setattr("time.sleep", wait)
+    Ledger(tmp_path / "ledger").append([evaluation(1)])
+    assert waits == [1.0, 2.0]
+    assert len(Ledger(tmp_path / "ledger").read()) == 1
 
 
 def test_a_failed_upload_leaves_no_object(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -190,6 +191,25 @@ def test_a_driver_elsewhere_lives_as_long_as_its_heart_beats(run: RunDirectory) 
     data["heartbeat"] = "2020-01-01T00:00:00+00:00"
     state.write_text(json.dumps(data))
     assert run.status()["state"] == "interrupted"
+
+
+@pytest.mark.parametrize("beats", [True, False])
+def test_a_driver_elsewhere_is_watched_whatever_the_clocks_say(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, beats: bool
+) -> None:
+    state = Path(run.location, "state.json")
+    driver = {"pid": 7, "host": "elsewhere", "started": None}
+
+    def beat(number: int) -> None:
+        heartbeat = f"20{number}0-01-01T00:00:00+00:00"  # long ago, or far in the future
+        state.write_text(json.dumps({"state": "running", "driver": driver, "heartbeat": heartbeat}))
+
+    beat(9)
+    monkeypatch.setattr("search.driving.WATCH_SECONDS", 0.2)
+    monkeypatch.setattr("time.sleep", lambda seconds: beat(1) if beats else None)
+    refused = pytest.raises(InputError, match="process 7 on elsewhere")
+    with refused if beats else contextlib.nullcontext(), run.driving():
+        assert run.status()["state"] == "running"
 
 
 def test_every_truncation_of_the_header_is_refused(run: RunDirectory, tmp_path: Path) -> None:

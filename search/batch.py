@@ -1,0 +1,203 @@
+"""Runs the experiments of a batch, as many at a time as the cluster has room for."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextlib import suppress
+from typing import Any
+
+import ray
+
+from envs.evaluator import EvaluationResult
+from hwmodel import InputError
+from search.batch_directory import BatchDirectory
+from search.batch_directory import network_key
+from search.batch_spec import Experiment
+from search.failure import keep_trace
+from search.ledger import evaluations
+from search.ray_session import on_this_node
+from search.ray_session import ray_session
+from search.ray_session import trial_resources
+from search.runner import run_search
+from search.sharing import AccuraciesActor
+from search.sharing import Key
+from search.spec import ResourceSection
+from search.storage import reason
+
+AHEAD = 2
+"""Experiments started beyond what fits: they load and prepare while others search, and what they
+wait for makes a cluster grow."""
+_POLL_SECONDS = 1.0
+_MAX_LOSSES = 20
+"""Processes of an experiment that may die, with their machines, before it is left alone."""
+
+
+def run_batch(batch: BatchDirectory, *, retry_failed: bool = False) -> None:
+    """Run every experiment that is not complete.
+
+    One that fails is recorded as failed in its own run directory, and the others go on.
+
+    Args:
+        batch: The batch.
+        retry_failed: Also run those that failed before.
+
+    Raises:
+        InputError: another driver works on the batch, or there is no such cluster.
+        KeyboardInterrupt: experiments are left as they are, to be resumed.
+    """
+    with batch.state.driving() as state:
+        experiments = batch.experiments()
+        done = {"completed"} if retry_failed else {"completed", "failed"}
+        waiting = [item for item in experiments if batch.run_state(item)["state"] not in done]
+        if not waiting:
+            return
+        resources = waiting[0].spec.resources
+        with ray_session(resources), _sampled(resources, state) as usage:
+            shared = AccuraciesActor.options(scheduling_strategy=on_this_node()).remote(
+                _known(batch, experiments)
+            )
+            _run_all(batch, waiting, shared, usage, state)
+
+
+def _run_all(
+    batch: BatchDirectory,
+    waiting: list[Experiment],
+    shared: Any,
+    usage: _Usage,
+    state: dict[str, Any],
+) -> None:
+    failures: dict[str, str] = {}  # of those whose run directory cannot say it
+    state["failures"] = failures
+    running: dict[Any, Experiment] = {}
+    actors: dict[str, Any] = {}
+    losses: dict[str, int] = {}
+    while waiting or running:
+        for experiment in _next(batch, waiting, list(running.values())):
+            waiting.remove(experiment)
+            actor = _ExperimentActor.remote()
+            actors[experiment.name] = actor
+            running[actor.run.remote(batch, experiment, shared)] = experiment
+        usage.is_waiting = bool(waiting)
+        ended, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
+        for reference in ended:
+            experiment = running.pop(reference)
+            with suppress(Exception):  # of an actor that died there is nothing left to kill
+                ray.kill(actors.pop(experiment.name))
+            try:
+                message = ray.get(reference)
+            except ray.exceptions.RayError as error:
+                losses[experiment.name] = losses.get(experiment.name, 0) + 1
+                if losses[experiment.name] < _MAX_LOSSES:
+                    waiting.insert(0, experiment)
+                    continue
+                message = f"its processes die: {reason(error)}"
+            if message is not None and batch.run_state(experiment)["state"] != "failed":
+                failures[experiment.name] = message
+
+
+def _next(
+    batch: BatchDirectory, waiting: list[Experiment], running: list[Experiment]
+) -> list[Experiment]:
+    """Experiments to start now: one at a time where they would prepare the same network."""
+    free = _slots(waiting[0].spec.resources) + AHEAD - len(running) if waiting else 0
+    ready = {network_key(item) for item in batch.experiments() if batch.has_begun(item)}
+    preparing = {network_key(item) for item in running} - ready
+    found: list[Experiment] = []
+    for experiment in waiting:
+        key = network_key(experiment)
+        if len(found) >= free:
+            break
+        if key in preparing:
+            continue
+        if key not in ready:
+            preparing.add(key)
+        found.append(experiment)
+    return found
+
+
+def _slots(resources: ResourceSection) -> int:
+    """Trials that the cluster, as it is now, has room for; at least one."""
+    there, needed = ray.cluster_resources(), trial_resources(resources)
+    room = [int(there.get(kind, 0.0) / amount + 1e-6) for kind, amount in needed.items() if amount]
+    return max(1, min(room))
+
+
+class _Experiment:
+    """The process that drives one experiment."""
+
+    def run(self, batch: BatchDirectory, experiment: Experiment, shared: Any) -> str | None:
+        """Run it to its end; returns why it failed, None where it did not."""
+        try:
+            run, spec = batch.run(experiment)
+            run_search(run, spec, shared)
+        except InputError as error:
+            return str(error)
+        except Exception as error:  # must not end the others
+            keep_trace(batch.run_storage(experiment).child("errors"), traceback.format_exc())
+            return f"{type(error).__name__}: {reason(error)}"
+        return None
+
+
+_ExperimentActor: Any = ray.remote(num_cpus=0)(_Experiment)
+
+
+def _known(batch: BatchDirectory, experiments: list[Experiment]) -> dict[Key, EvaluationResult]:
+    """What the ledgers of a batch hold already."""
+    found: dict[Key, EvaluationResult] = {}
+    for experiment in experiments:
+        if batch.run_state(experiment)["state"] == "waiting":
+            continue
+        run, _ = batch.run(experiment)
+        with suppress(InputError):  # a damaged ledger is the matter of its own run
+            for row in evaluations(run.ledger.read()):
+                if row.accuracy is not None:
+                    key = (row.weights_hash, row.split, row.config_hash)
+                    found[key] = EvaluationResult(
+                        row.accuracy, row.block_accuracies, row.images, row.seconds
+                    )
+    return found
+
+
+class _Usage:
+    """How much of the cluster was reserved while experiments waited, in slot-seconds."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._last = time.monotonic()
+        self.is_waiting = False
+        self.busy_seconds = 0.0
+        self.slot_seconds = 0.0
+
+    def sample(self) -> None:
+        now = time.monotonic()
+        seconds, self._last = now - self._last, now
+        total = ray.cluster_resources().get(self._kind, 0.0)
+        if self.is_waiting:
+            free = ray.available_resources().get(self._kind, 0.0)
+            self.busy_seconds += seconds * (total - free)
+            self.slot_seconds += seconds * total
+
+
+@contextmanager
+def _sampled(resources: ResourceSection, state: dict[str, Any]) -> Iterator[_Usage]:
+    """Measure GPU use (CPU use where experiments take none) into the batch's state."""
+    kind = "GPU" if resources.evaluator_gpus > 0 else "CPU"
+    usage, stopped = _Usage(kind), threading.Event()
+
+    def run() -> None:
+        while not stopped.wait(_POLL_SECONDS):
+            usage.sample()
+            if usage.slot_seconds > 0:
+                state["utilization"] = usage.busy_seconds / usage.slot_seconds
+
+    thread = threading.Thread(target=run, name="usage", daemon=True)
+    thread.start()
+    try:
+        yield usage
+    finally:
+        stopped.set()
+        thread.join()

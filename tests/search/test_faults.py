@@ -1,0 +1,260 @@
+"""Searches that lose processes, machines, files and patience, and go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from faulty_task import FAULTS
+from ray.cluster_utils import Cluster
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+TASK = f"{Path(__file__).parent}/faulty_task.py:task"
+BUDGET = 30
+BASELINES = 6
+QUICK_HEALTH_CHECKS = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 300,
+    "health_check_timeout_ms": 500,
+    "health_check_failure_threshold": 2,
+}
+
+
+_started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Of the commands that a test starts; what is left of them at its end is killed."""
+    (tmp_path / "faults").mkdir()
+    yield {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "disabled",
+        FAULTS: str(tmp_path / "faults"),
+    }
+    while _started:
+        process = _started.pop()
+        process.kill()
+        process.communicate()
+
+
+def joulecut(environment: dict[str, str], *arguments: str | Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "search.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+    )
+    _started.append(process)
+    return process
+
+
+def search(environment: dict[str, str], folder: Path, **resources: Any) -> subprocess.Popen[str]:
+    spec = {
+        "task": TASK,
+        "accelerator": "eyeriss-like",
+        "output": str(folder / "run"),
+        "algorithm": "random",
+        "budget": BUDGET,
+        "resources": {"num_cpus": 2, **resources},
+    }
+    path = folder / "spec.yaml"
+    path.write_text(json.dumps(spec))
+    return joulecut(environment, "search", path)
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    """What a command wrote to stderr; it must end with this exit code."""
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == code, errors
+    return errors
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def rows(run: Path) -> pd.DataFrame:
+    parts = [pd.read_parquet(part) for part in sorted((run / "ledger").glob("part-*.parquet"))]
+    return pd.concat(parts) if parts else pd.DataFrame({"split": [], "config_hash": []})
+
+
+def searched(run: Path, count: int) -> Callable[[], bool]:
+    return lambda: int((rows(run)["split"] == "search").sum()) >= count
+
+
+def status(environment: dict[str, str], run: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(
+        joulecut(environment, "status", run, "--json").communicate()[0]
+    )
+    return document
+
+
+def check_whole(run: Path) -> pd.DataFrame:
+    """The budget is spent, on distinct configurations, and what matters is verified."""
+    found = rows(run)
+    assert not found.duplicated(["config_hash", "split"]).any()
+    assert (found["split"] == "search").sum() == BUDGET
+    assert (found["split"] == "test").sum() >= BASELINES
+    assert json.loads((run / "state.json").read_text())["state"] == "completed"
+    return found
+
+
+def check_resumed(environment: dict[str, str], run: Path, before: pd.DataFrame) -> None:
+    """A run goes on to its end and keeps what was there."""
+    finish(joulecut(environment, "resume", run))
+    found = check_whole(run)
+    kept = before.merge(found, on=["config_hash", "split", "time"])
+    assert len(kept) == len(before)
+
+
+@pytest.mark.parametrize("moment", random.Random(0).sample(range(BUDGET), 3))
+def test_a_killed_driver(environment: dict[str, str], tmp_path: Path, moment: int) -> None:
+    process = search(environment, tmp_path)
+    wait_for(searched(tmp_path / "run", moment), process)
+    process.kill()
+    finish(process, -signal.SIGKILL)
+    before = rows(tmp_path / "run")
+    if "ledger" in (path.name for path in (tmp_path / "run").glob("*")):
+        check_resumed(environment, tmp_path / "run", before)
+
+
+def test_a_driver_told_to_end(environment: dict[str, str], tmp_path: Path) -> None:
+    process = search({**environment, "JOULECUT_TEST_SECONDS": "0.3"}, tmp_path)
+    wait_for(searched(tmp_path / "run", 10), process)
+    process.terminate()
+    assert "stopped; go on with: joulecut resume" in finish(process)
+    found = status(environment, tmp_path / "run")
+    assert (found["state"], found["message"]) == ("interrupted", "stopped by SIGTERM")
+    assert (tmp_path / "run" / "report" / "report.html").exists()
+    check_resumed(environment, tmp_path / "run", rows(tmp_path / "run"))
+
+
+def test_evaluations_that_die_hang_raise_and_return_nan(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    for fault in ("1 dies", "2 hangs", "3 hangs", "4 hangs", "5 raises", "6 is not a number"):
+        (tmp_path / "faults" / fault).touch()
+    finish(search(environment, tmp_path, evaluators=1, evaluation_timeout="3s"))
+    found = check_whole(tmp_path / "run")
+    failed = found[found["accuracy"].isna()].sort_values("time")
+    assert [error.partition(":")[0] for error in failed["error"]] == [
+        "no result in 3 s, 2 times",  # the second and third to hang; the first had died before
+        "ZeroDivisionError",
+        "hwmodel.errors.InputError",
+    ]
+    assert list((tmp_path / "faults").iterdir()) == []
+
+
+def test_a_hanging_verification(environment: dict[str, str], tmp_path: Path) -> None:
+    finish(search(environment, tmp_path))
+    run = tmp_path / "run"
+    for part in (run / "ledger").glob("part-*.parquet"):
+        if (pd.read_parquet(part)["split"] == "test").any():
+            part.unlink()
+    (tmp_path / "faults" / "hangs").touch()
+    specification = (run / "spec.yaml").read_text()
+    (run / "spec.yaml").write_text(specification.replace("1h", "5s"))
+    finish(joulecut(environment, "resume", run))
+    check_whole(run)
+
+
+def test_torn_files_of_the_ledger(environment: dict[str, str], tmp_path: Path) -> None:
+    finish(search(environment, tmp_path))
+    run = tmp_path / "run"
+    parts = sorted((run / "ledger").glob("part-*.parquet"))
+    parts[0].write_bytes(parts[0].read_bytes()[:-20])
+    parts[1].write_bytes(b"")
+    content = bytearray(parts[2].read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    parts[2].write_bytes(content)
+
+    assert "joulecut resume will put it aside" in finish(joulecut(environment, "report", run), 2)
+    errors = finish(joulecut(environment, "resume", run))
+
+    for part in parts[:3]:
+        assert f"damaged ledger file moved to {run}/damaged/{part.name}" in errors
+        assert (run / "damaged" / part.name).exists()
+    check_whole(run)
+
+
+def test_storage_that_refuses_writes(environment: dict[str, str], tmp_path: Path) -> None:
+    """For a while, and then for good: a file where the folder should be refuses everyone."""
+    process = search({**environment, "JOULECUT_TEST_SECONDS": "0.3"}, tmp_path)
+    run = tmp_path / "run"
+    wait_for(searched(run, 10), process)
+    before = rows(run)
+    for seconds in (3.0, 100.0):
+        (run / "ledger").rename(run / "away")
+        (run / "ledger").touch()
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.2)
+        (run / "ledger").unlink()
+        (run / "away").rename(run / "ledger")
+        if seconds < 10:
+            wait_for(searched(run, len(before) + 3), process)
+    errors = finish(process, 2)
+    assert errors.splitlines()[-1].startswith("joulecut: error: ledger: ")
+    assert "it cannot be written" in errors
+    check_resumed(environment, run, rows(run))
+
+
+@contextmanager
+def three_nodes() -> Iterator[Cluster]:
+    """A head without room for work and two workers."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    options: dict[str, Any] = {"object_store_memory": 80 * 2**20}
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "_system_config": QUICK_HEALTH_CHECKS, **options},
+    )
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, **options)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.parametrize("stage", ["search", "test"])
+def test_a_killed_node(environment: dict[str, str], tmp_path: Path, stage: str) -> None:
+    """A trainer takes a node, or both; either way a node dies with what it was at."""
+    with three_nodes() as cluster:
+        process = search(
+            {**environment, "JOULECUT_TEST_SECONDS": "0.5"},
+            tmp_path,
+            address=cluster.address,
+            evaluators=3,
+            num_cpus=None,
+        )
+        run = tmp_path / "run"
+        if stage == "search":
+            wait_for(searched(run, 12), process)
+        else:
+            wait_for(lambda: bool((rows(run)["split"] == "test").any()), process)
+        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
+        finish(process)
+    check_whole(run)

@@ -1,0 +1,125 @@
+"""The evaluator actors of a trial, when they die, hang or cannot start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ledger_rows import evaluation
+
+from hwmodel.errors import InputError
+from search.ledger import Evaluation
+from search.ledger import Ledger
+from search.pool import MAX_LOSSES
+from search.pool import MAX_TIMEOUTS
+from search.pool import EvaluatorPool
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_AUTH_MODE", "disabled")
+        environment.setenv("PYTHONPATH", f"{ROOT}:{Path(__file__).parent}")  # of the actors
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield
+        ray.shutdown()
+
+
+class FaultyWorker:
+    """Evaluates numbers; a request is (number, fault, how often it happens)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ledger = Ledger(folder / "ledger")
+
+    def evaluate(self, request: Any, *, again: bool) -> Evaluation:
+        number, fault, times = request
+        if again and (found := self.ledger.find(f"{number:016x}", "search")):
+            return found
+        attempts = self.folder / f"{number}"
+        with attempts.open("a") as file:
+            file.write("x")
+        happens = len(attempts.read_text()) <= times
+        if happens and fault == "hangs":
+            time.sleep(600)
+        if happens and fault == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        row = evaluation(number)
+        self.ledger.append([row])
+        if happens and fault == "dies before it answers":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return row
+
+    def record_failure(self, request: Any, error: str) -> Evaluation:
+        row = evaluation(request[0], accuracy=None, error=error)
+        self.ledger.append([row])
+        return row
+
+
+def evaluate(folder: Path, requests: list[Any], **options: Any) -> list[Evaluation]:
+    pool = EvaluatorPool(partial(FaultyWorker, folder), 2, 0.1, 0, **options)
+    try:
+        return list(pool.evaluate(requests))
+    finally:
+        pool.close()
+
+
+def test_what_lost_evaluators_were_at_is_evaluated_once(tmp_path: Path) -> None:
+    sound = [(number, "", 0) for number in range(6)]
+    rows = evaluate(tmp_path, [(6, "dies", 1), (7, "dies before it answers", 1), *sound])
+    assert sorted(int(row.config_hash, 16) for row in rows) == list(range(8))
+    recorded = Ledger(tmp_path / "ledger").read()
+    assert len(recorded) == recorded["config_hash"].nunique() == 8
+    assert (tmp_path / "7").read_text() == "x"
+
+
+def test_an_evaluation_that_hangs_is_given_to_another_evaluator(tmp_path: Path) -> None:
+    rows = evaluate(tmp_path, [(1, "hangs", 1), (2, "", 0)], timeout=1.5)
+    assert {row.accuracy for row in rows} == {0.9}
+    assert (tmp_path / "1").read_text() == "xx"
+
+
+@pytest.mark.parametrize(("fault", "times"), [("hangs", MAX_TIMEOUTS), ("dies", MAX_LOSSES)])
+def test_what_no_evaluator_survives_is_recorded_as_failed(
+    tmp_path: Path, fault: str, times: int
+) -> None:
+    rows = evaluate(tmp_path, [(1, fault, 99), (2, "", 0)], timeout=3.0)
+    failed, sound = sorted(rows, key=lambda row: row.config_hash)
+    assert sound.accuracy == 0.9
+    assert failed.accuracy is None
+    assert failed.error is not None and "\n" not in failed.error
+    assert {"hangs": "no result in 3 s", "dies": "process has died"}[fault] in failed.error
+    assert (tmp_path / "1").read_text() == "x" * times
+    recorded = Ledger(tmp_path / "ledger").read().set_index("config_hash")
+    assert recorded.loc[failed.config_hash, "error"] == failed.error
+
+
+def refuse() -> FaultyWorker:
+    raise InputError("weights", "w.pt", "they must fit")
+
+
+def die() -> FaultyWorker:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def test_what_is_wrong_with_the_input_is_raised() -> None:
+    pool = EvaluatorPool(refuse, 1, 0.1, 0)
+    with pytest.raises(InputError, match=r"weights: 'w\.pt'"):
+        list(pool.evaluate([(1, "", 0)]))
+
+
+def test_evaluators_that_never_start_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.pool._MAX_FAILED_STARTS", 2)
+    pool = EvaluatorPool(die, 1, 0.1, 0)
+    with pytest.raises(InputError, match="they die before they are ready"):
+        list(pool.evaluate([(1, "", 0)]))
