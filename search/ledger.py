@@ -247,7 +247,8 @@ class Ledger:
 
     def _write(self, name: str, table: pa.Table) -> None:
         buffer = pa.BufferOutputStream()
-        pq.write_table(table, buffer, write_page_checksum=True)
+        many = table.num_rows > 1  # a dictionary of one value is longer than the value
+        pq.write_table(table, buffer, use_dictionary=many, write_page_checksum=True)
         try:
             self.storage.write_patiently(name, buffer.getvalue().to_pybytes())
         except OSError as error:

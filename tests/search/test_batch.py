@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ledger_rows import baselines
 from ledger_rows import evaluation
 
@@ -137,6 +138,21 @@ def test_the_status_adds_up(tmp_path: Path, capsys) -> None:
     assert json.loads(capsys.readouterr().out)["counts"] == status["counts"]
     assert main(["status", str(tmp_path)]) == 0
     assert "24 experiments" in capsys.readouterr().out
+
+
+def test_the_manual_names_every_field_of_the_status(tmp_path: Path) -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    status = batch_status(BatchDirectory.write(batch_spec(tmp_path)))
+    named = [*status, *status["experiments"][0]]
+    assert [name for name in named if f"`{name}`" not in manual] == []
+
+
+def test_the_manual_shows_a_batch_that_is_valid() -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    example = manual.split("## `batch`")[1].split("```yaml\n")[1].split("```")[0]
+    experiments = BatchSpec.from_mapping(yaml.safe_load(example)).all()
+    assert len(experiments) == 26
+    assert experiments[0].spec.task.name == "cifar10-resnet56"
 
 
 def test_only_a_batch_has_failed_experiments(tmp_path: Path) -> None:

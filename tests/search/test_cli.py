@@ -23,7 +23,7 @@ from search.spec import Spec
 
 SEARCH = ("search", "--task", "digits", "--accelerator", "eyeriss-like")
 VERBS = [
-    *("search", "resume", "prepare", "status", "report", "export"),
+    *("search", "resume", "batch", "prepare", "status", "report", "export"),
     *("evaluate", "cost", "compare", "tasks", "accelerators"),
 ]
 

@@ -159,11 +159,9 @@ def test_evaluations_that_die_hang_raise_and_return_nan(
     finish(search(environment, tmp_path, evaluators=1, evaluation_timeout="3s"))
     found = check_whole(tmp_path / "run")
     failed = found[found["accuracy"].isna()].sort_values("time")
-    assert [error.partition(":")[0] for error in failed["error"]] == [
-        "no result in 3 s, 2 times",  # the second and third to hang; the first had died before
-        "ZeroDivisionError",
-        "hwmodel.errors.InputError",
-    ]
+    reasons = ("no result in 3 s, 2 times", "no images left", "nan is not allowed")
+    for error, reason in zip(failed["error"], reasons, strict=True):
+        assert reason in error
     assert list((tmp_path / "faults").iterdir()) == []
 
 

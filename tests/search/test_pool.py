@@ -88,7 +88,10 @@ def test_an_evaluation_that_hangs_is_given_to_another_evaluator(tmp_path: Path) 
     assert (tmp_path / "1").read_text() == "xx"
 
 
-@pytest.mark.parametrize(("fault", "times"), [("hangs", MAX_TIMEOUTS), ("dies", MAX_LOSSES)])
+@pytest.mark.parametrize(
+    ("fault", "times"),
+    [("hangs", MAX_TIMEOUTS), pytest.param("dies", MAX_LOSSES, marks=pytest.mark.slow)],
+)
 def test_what_no_evaluator_survives_is_recorded_as_failed(
     tmp_path: Path, fault: str, times: int
 ) -> None:

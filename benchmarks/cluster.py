@@ -1,0 +1,224 @@
+"""What a cluster adds to a true evaluation, and how many evaluators a trial keeps busy.
+
+    python benchmarks/cluster.py overhead --evaluations 10000
+    python benchmarks/cluster.py ledger --rows 1000 10000 100000
+    python benchmarks/cluster.py scaling --evaluators 1 8 64 256
+
+``overhead`` sends evaluations that do nothing through what a trial uses: a board, a pool of two
+evaluators, and a ledger whose files are merged meanwhile. ``ledger`` fills a ledger row by row and
+times what is asked of it at each size. ``scaling`` has evaluators that wait instead of compute, on
+four simulated nodes: its efficiency is the time that they waited over the time that they were
+there to wait.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import resource
+import tempfile
+import time
+from datetime import datetime
+from datetime import timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+
+ROOT = Path(__file__).parents[1]
+NODES = 4
+CONFIG = "x" * 2000
+"""As long as the text of a configuration of twenty layers."""
+
+
+def row(number: int) -> Any:
+    """A ledger row of configuration ``number``."""
+    from search.ledger import Evaluation
+
+    return Evaluation(
+        config_hash=f"{number:016x}",
+        config=CONFIG,
+        task="none",
+        weights_hash="0" * 16,
+        split="search",
+        role="search",
+        name="",
+        accuracy=0.9,
+        block_accuracies=(0.9,) * 10,
+        images=5000,
+        energy_pj=1e6,
+        latency_cycles=1e5,
+        bops=1e7,
+        model_bytes=1e4,
+        dram_bytes=1e5,
+        accelerator="none",
+        seconds=0.0,
+        seed=0,
+        algorithm="random",
+        host="here",
+        time=datetime.now(timezone.utc),
+        code_version="0",
+    )
+
+
+class Nothing:
+    """Records a row, and does nothing for it."""
+
+    def __init__(self, folder: str) -> None:
+        from search.ledger import Ledger
+
+        self._ledger = Ledger(folder)
+
+    def evaluate(self, request: Any, *, again: bool) -> Any:
+        result = row(request)
+        self._ledger.append([result])
+        return result
+
+    def record_failure(self, request: Any, error: str) -> Any:
+        raise AssertionError(error)
+
+
+class Waiting:
+    """Waits, and answers with the number of the request."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def evaluate(self, request: Any, *, again: bool) -> Any:
+        time.sleep(self._seconds)
+        return request
+
+    def record_failure(self, request: Any, error: str) -> Any:
+        raise AssertionError(error)
+
+
+def memory_mb() -> float:
+    """Resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def overhead(evaluations: int) -> None:
+    from search.board import BoardActor
+    from search.board import accuracy
+    from search.pool import EvaluatorPool
+    from search.runner import _merging
+    from search.storage import Storage
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with tempfile.TemporaryDirectory() as folder:
+        board: Any = BoardActor.remote({})
+        pool = EvaluatorPool(partial(Nothing, folder), 2, 0.4, 0)
+        list(pool.evaluate([10**9, 10**9 + 1]))
+        batch = evaluations // 10
+        print("evaluations   ms each   driver MiB   files")
+        with _merging(Storage.at(folder)):
+            for first in range(0, evaluations, batch):
+                start = time.perf_counter()
+                numbers = range(first, first + batch)
+                ray.get(board.claim.remote([f"{number:016x}" for number in numbers], 0))
+                for result in pool.evaluate(list(numbers)):
+                    board.record.remote(result.config_hash, accuracy(result))
+                each = 1000 * (time.perf_counter() - start) / batch
+                files = len(os.listdir(folder))
+                done = first + batch
+                print(f"{done:11} {each:9.2f} {memory_mb():12.0f} {files:7}", flush=True)
+        pool.close()
+    ray.shutdown()
+
+
+def ledger(sizes: list[int]) -> None:
+    from search.board import Board
+    from search.ledger import Ledger
+
+    with tempfile.TemporaryDirectory() as folder:
+        writer, board, count = Ledger(folder), Board({}), 0
+        template = row(0)
+        print("rows      append+merge ms   board us   find s   read s   files   driver MiB")
+        for size in sizes:
+            start, first = time.perf_counter(), count
+            while count < size:
+                # In files of 64 rows: one by one takes the disk minutes.
+                rows = [
+                    dataclasses.replace(template, config_hash=f"{number:016x}")
+                    for number in range(count, min(count + 64, size))
+                ]
+                writer.append(rows)
+                count += len(rows)
+                if count % 4096 < 64:
+                    writer.merge()
+            appended = 1000 * (time.perf_counter() - start) / (size - first)
+            for number in range(first, size):
+                board.record(f"{number:016x}", 0.9)
+            start = time.perf_counter()
+            for number in range(1000):
+                board.claim([f"{size + number:016x}", f"{number % size:016x}"], 0)
+            asked = 1e6 * (time.perf_counter() - start) / 1000
+            board.restart(0, {})
+            memory = memory_mb()
+            start = time.perf_counter()
+            assert Ledger(folder).find(f"{size // 2:016x}", "search") is not None
+            found = time.perf_counter() - start
+            start = time.perf_counter()
+            assert len(Ledger(folder).read()) == size
+            read = time.perf_counter() - start
+            print(
+                f"{size:7} {appended:16.3f} {asked:10.1f} {found:8.2f} {read:8.2f}"
+                f" {len(os.listdir(folder)):7} {memory:12.0f}",
+                flush=True,
+            )
+
+
+def scaling(evaluators: list[int], seconds: float, rounds: int) -> None:
+    from ray.cluster_utils import Cluster
+
+    from search.pool import EvaluatorPool
+
+    options: dict[str, Any] = {"object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **options})
+    for _ in range(NODES):
+        cluster.add_node(num_cpus=-(-max(evaluators) // NODES), **options)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    print("evaluators   evaluations   seconds   efficiency")
+    try:
+        for size in evaluators:
+            pool = EvaluatorPool(partial(Waiting, seconds), size, 1, 0)
+            list(pool.evaluate(range(size)))  # all of them started
+            count = size * rounds
+            start = time.perf_counter()
+            assert sorted(pool.evaluate(range(count))) == list(range(count))
+            wall = time.perf_counter() - start
+            efficiency = count * seconds / (size * wall)
+            print(f"{size:10} {count:13} {wall:9.1f} {efficiency:12.3f}", flush=True)
+            pool.close()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("overhead")
+    verb.add_argument("--evaluations", type=int, default=10_000)
+    verb = verbs.add_parser("ledger")
+    verb.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000, 100_000])
+    verb = verbs.add_parser("scaling")
+    verb.add_argument("--evaluators", type=int, nargs="+", default=[1, 8, 64, 256])
+    verb.add_argument("--seconds", type=float, default=2.0, help="that an evaluation waits")
+    verb.add_argument("--rounds", type=int, default=5, help="evaluations of each evaluator")
+    args = parser.parse_args()
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'benchmarks'}"  # of the actors
+    if args.verb == "overhead":
+        overhead(args.evaluations)
+    elif args.verb == "ledger":
+        ledger(args.rows)
+    else:
+        scaling(args.evaluators, args.seconds, args.rounds)
+
+
+if __name__ == "__main__":
+    main()
