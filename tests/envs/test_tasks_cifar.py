@@ -114,7 +114,7 @@ def test_failed_download_of_the_data_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JOULECUT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(cifar.CIFAR10, "download", offline)
+    monkeypatch.setattr("torchvision.datasets.CIFAR10.download", offline)
     with pytest.raises(InputError, match=r"data: .*the download failed.*no network"):
         load_task("cifar10-resnet20", weights=save_random(tmp_path, 20))
 
