@@ -30,9 +30,10 @@ from envs.pruning import random_scores
 from envs.quantization import ActivationRange
 from envs.reconstruction import bias_correction
 from envs.reconstruction import removal_error
-from envs.sequential import aligned_biases
-from envs.sequential import channel_means
+from envs.sequential import Alignment
+from envs.sequential import align_layers
 from envs.sequential import compress_in_sequence
+from envs.sequential import dense_outputs
 from envs.space import NO_PRUNING
 from envs.space import Method
 from envs.statistics import LayerStatistics
@@ -109,7 +110,7 @@ class Compressor:
         self._cache = OrderedDict()
         self._cached_bytes = 0
         self._sources: dict[tuple[int, bool], LayerSource] = {}
-        self._means: list[Tensor] | None = None
+        self._dense_outputs: list[Tensor] | None = None
 
     def compress(self, config: CompressionConfig) -> CompressedNetwork:
         """Compress every layer.
@@ -136,7 +137,7 @@ class Compressor:
                 for index, decision in enumerate(decisions)
             ]
         if config.repair == "aligned":
-            weights = self._aligned(weights, ranges, kept_out)
+            weights = self._aligned(weights, decisions, ranges, kept_out)
         layers = tuple(
             CompressedLayer(
                 *weights[index], ranges[index], kept_in[index], kept_out[index], decision
@@ -303,23 +304,36 @@ class Compressor:
             found.append(folded(layer, rows, scale, decision.weight_bits, kept_out[index]))
             return found[-1][0]
 
-        biases = compress_in_sequence(self.network, self.images, ranges, kept_out, compress_layer)
-        return [(weight, bias, scale) for (weight, scale), bias in zip(found, biases, strict=True)]
+        alignments = compress_in_sequence(
+            self.network, self.images, ranges, kept_out, compress_layer
+        )
+        return [
+            _aligned_layer(weight, scale, decision.weight_bits, alignment)
+            for (weight, scale), decision, alignment in zip(
+                found, decisions, alignments, strict=True
+            )
+        ]
 
     def _aligned(
         self,
         weights: list[tuple[Tensor, Tensor, Tensor | None]],
+        decisions: Sequence[LayerDecision],
         ranges: Sequence[ActivationRange],
         kept_out: Sequence[Tensor],
     ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-        """The same with biases that restore the dense means."""
+        """The same with gains and biases that fit the dense outputs."""
         self._require_images("aligned")
-        if self._means is None:
-            self._means = channel_means(self.network, self.images)
+        if self._dense_outputs is None:
+            self._dense_outputs = dense_outputs(self.network, self.images)
         layers = [(weight, bias) for weight, bias, _ in weights]
-        biases = aligned_biases(self.network, self.images, ranges, kept_out, layers, self._means)
+        alignments = align_layers(
+            self.network, self.images, ranges, kept_out, layers, self._dense_outputs
+        )
         return [
-            (weight, bias, scale) for (weight, _, scale), bias in zip(weights, biases, strict=True)
+            _aligned_layer(weight, scale, decision.weight_bits, alignment)
+            for (weight, _, scale), decision, alignment in zip(
+                weights, decisions, alignments, strict=True
+            )
         ]
 
     def _require_images(self, repair: Repair) -> None:
@@ -359,6 +373,19 @@ def folded(
     elif bits == 16:
         weight = weight.half().float()
     return weight, scale
+
+
+def _aligned_layer(
+    weight: Tensor, scale: Tensor | None, bits: int, alignment: Alignment
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Weight, bias and scale of a layer whose output channels are aligned; still on a grid."""
+    broadcast = [-1] + [1] * (weight.ndim - 1)
+    if scale is None:
+        weight = weight * alignment.gain.view(broadcast)
+        return weight.half().float() if bits == 16 else weight, alignment.bias, None
+    integers = integer_weights(weight, scale).float()
+    scale = scale * alignment.gain
+    return integers * scale.view(broadcast), alignment.bias, scale
 
 
 def integer_weights(weight: Tensor, scale: Tensor) -> Tensor:

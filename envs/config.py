@@ -129,10 +129,11 @@ class CompressionConfig:
         layers: Decision by layer name, in execution order.
         repair: ``layerwise`` adjusts the weights left of each layer so that its output changes
             least (second-order reconstruction and bias correction, no labels), for the inputs of
-            the dense network. ``aligned`` then corrects the biases layer after layer until the mean
-            of every channel is that of the dense network. ``sequential`` adjusts the weights for
-            the inputs that the compressed layers before give: it loses least and takes seconds
-            for every configuration. ``none`` leaves weights as they are and rounds to nearest.
+            the dense network. ``aligned`` then gives every channel, layer after layer, the gain and
+            the bias that bring its outputs closest to those of the dense network. ``sequential``
+            adjusts the weights for the inputs that the compressed layers before give: it takes
+            seconds for every configuration. ``none`` leaves weights as they are and rounds to
+            nearest.
     """
 
     layers: Mapping[str, LayerDecision]

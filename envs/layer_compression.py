@@ -25,7 +25,7 @@ from envs.reconstruction import reconstruct_sparse
 from envs.statistics import LayerStatistics
 from envs.trace import TracedLayer
 
-COMPRESSION_VERSION = "3"
+COMPRESSION_VERSION = "4"
 """Changes whenever the same configuration would give other weights or another accuracy: part of
 every cache key."""
 

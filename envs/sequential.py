@@ -1,9 +1,17 @@
-"""Repair layer after layer, each for the inputs that the compressed layers before it give."""
+"""Repair layer after layer, each for the inputs that the compressed layers before it give.
+
+Both repairs align every layer: gain and bias of each output channel are those of the regression of
+the dense network's outputs on the compressed one's. Restoring the means alone (the bias correction
+of Nagel et al., Data-Free Quantization, 2019, section 4.2) can do harm: the noise of compression
+adds to the variance, layer after layer, and a channel that is mostly noise should count for less.
+The gain goes into the scale of the channel's grid, so it costs nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +34,10 @@ _WORKING_BYTES = 1 << 29
 """Room for one feature map of all images."""
 _FEWEST_IMAGES = 32
 _MOST_IMAGES = 1024
-_ALIGNMENT_IMAGES = 128
+_MOST_ALIGNMENT_IMAGES = 128
+_FEWEST_ALIGNMENT_IMAGES = 16
+_GAINS = (0.25, 4.0)
+"""Range of the gains; outside there are too few samples, or nothing is left of a channel."""
 _IMAGES_AT_ONCE = 64
 _USUAL_IMAGES = 1000
 """With fewer, more positions of each image are looked at."""
@@ -38,7 +49,7 @@ def compress_in_sequence(
     input_ranges: Sequence[ActivationRange],
     kept_out: Sequence[Tensor],
     compress_layer: CompressLayer,
-) -> list[Tensor]:
+) -> list[Alignment]:
     """Walk through a network with the dense and the compressed feature maps side by side.
 
     Every layer is fitted to what it really reads: inputs that compressed layers computed and that
@@ -55,9 +66,10 @@ def compress_in_sequence(
         compress_layer: Compresses one layer.
 
     Returns:
-        Bias of every layer, (out_channels,).
+        Gain and bias of every layer's output channels; the gains are for the weights that
+        ``compress_layer`` returned.
     """
-    biases: list[Tensor] = []
+    found: list[Alignment] = []
 
     def step(index: int, run: RunLayer, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         layer = network.layers[index]
@@ -67,27 +79,37 @@ def compress_in_sequence(
         weight = compress_layer(index, target, covariance)
         wanted = run(dense, layer.folded_weight, layer.bias)
         reached = run(compressed, weight, layer.bias)
-        shift = _channel_mean(layer, wanted) - _channel_mean(layer, reached)
-        biases.append((layer.bias + shift.cpu()) * kept_out[index])
-        return wanted, _shifted(layer, reached, shift, kept_out[index])
+        alignment, aligned = _align(layer, wanted, reached, layer.bias, kept_out[index])
+        found.append(alignment)
+        return wanted, aligned
 
     images = _images(network, batches, _MOST_IMAGES)
     walk_layers(network, (images, images.clone()), step)
-    return biases
+    return found
 
 
-def aligned_biases(
+@dataclass(frozen=True)
+class Alignment:
+    """What the output channels of a layer are multiplied by, and their new bias.
+
+    Attributes:
+        gain: Shape (out_channels,), > 0.
+        bias: Shape (out_channels,); the gain is in it.
+    """
+
+    gain: Tensor
+    bias: Tensor
+
+
+def align_layers(
     network: TracedNetwork,
     batches: Sequence[Tensor],
     input_ranges: Sequence[ActivationRange],
     kept_out: Sequence[Tensor],
     layers: Sequence[tuple[Tensor, Tensor]],
     wanted: Sequence[Tensor],
-) -> list[Tensor]:
-    """Biases that restore the mean of every output channel, layer after layer.
-
-    The bias correction of Nagel et al. (Data-Free Quantization, 2019, section 4.2), measured on
-    what the compressed layers before really give.
+) -> list[Alignment]:
+    """Gains and biases that bring every layer's output closest to the dense one.
 
     Args:
         network: Traced network; its own weights do not matter.
@@ -95,37 +117,66 @@ def aligned_biases(
         input_ranges: Grid of every layer's input.
         kept_out: Output channels of every layer that stay, bool, (out_channels,).
         layers: Compressed weight and bias of every layer.
-        wanted: Means of the dense layers' output channels, see :func:`channel_means`.
-
-    Returns:
-        Bias of every layer, (out_channels,).
+        wanted: Outputs of the dense layers, see :func:`dense_outputs`.
     """
-    biases: list[Tensor] = []
+    found: list[Alignment] = []
 
     def step(index: int, run: RunLayer, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         layer = network.layers[index]
         weight, bias = layers[index]
         reached = run(quantize_activation(inputs[0], input_ranges[index]), weight, bias)
-        shift = wanted[index] - _channel_mean(layer, reached)
-        biases.append((bias + shift.cpu()) * kept_out[index])
-        return (_shifted(layer, reached, shift, kept_out[index]),)
+        alignment, aligned = _align(layer, wanted[index], reached, bias, kept_out[index])
+        found.append(alignment)
+        return (aligned,)
 
-    walk_layers(network, (_images(network, batches, _ALIGNMENT_IMAGES),), step)
-    return biases
+    walk_layers(network, (_alignment_images(network, batches),), step)
+    return found
 
 
-def channel_means(network: TracedNetwork, batches: Sequence[Tensor]) -> list[Tensor]:
-    """Mean of every output channel of every dense layer on the images that alignment uses."""
-    means: list[Tensor] = []
+def dense_outputs(network: TracedNetwork, batches: Sequence[Tensor]) -> list[Tensor]:
+    """Outputs of every dense layer for the images that alignment uses."""
+    found: list[Tensor] = []
 
     def step(index: int, run: RunLayer, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         layer = network.layers[index]
         outputs = run(inputs[0], layer.folded_weight, layer.bias)
-        means.append(_channel_mean(layer, outputs))
+        found.append(outputs.clone())  # what follows may work in place
         return (outputs,)
 
-    walk_layers(network, (_images(network, batches, _ALIGNMENT_IMAGES),), step)
-    return means
+    walk_layers(network, (_alignment_images(network, batches),), step)
+    return found
+
+
+def _align(
+    layer: TracedLayer, wanted: Tensor, reached: Tensor, bias: Tensor, kept: Tensor
+) -> tuple[Alignment, Tensor]:
+    """Regression of the dense outputs on those reached, channel by channel.
+
+    Args:
+        layer: The layer.
+        wanted: Its outputs in the dense network, (images, ...).
+        reached: Its outputs in the compressed network; changed in place.
+        bias: Bias in ``reached``, (out_channels,).
+        kept: Output channels that stay, bool, (out_channels,).
+
+    Returns:
+        The alignment, and the outputs with it; zero in channels that are gone.
+    """
+    axis = _channel_axis(layer) % reached.ndim
+    others = [dimension for dimension in range(reached.ndim) if dimension != axis]
+    mean_wanted, mean_reached = (x.mean(dim=others, keepdim=True) for x in (wanted, reached))
+    centered = reached - mean_reached
+    power = centered.square().mean(dim=others)
+    shared = centered.mul_(wanted - mean_wanted).mean(dim=others)
+    lives = power > torch.finfo(power.dtype).tiny
+    gain = torch.where(lives, shared / power, 1.0).clamp(*_GAINS)
+    shift = mean_wanted.flatten() - gain * mean_reached.flatten()
+    shape = [1] * reached.ndim
+    shape[axis] = -1
+    aligned = reached.mul_(gain.view(shape)).add_(shift.view(shape))
+    aligned = aligned.mul_(kept.to(aligned).view(shape))
+    gain, shift = gain.cpu(), shift.cpu()
+    return Alignment(gain, (gain * bias + shift) * kept), aligned
 
 
 RunLayer = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -203,6 +254,14 @@ def _images(network: TracedNetwork, batches: Sequence[Tensor], most: int) -> Ten
     return images.to(network.graph_module.get_parameter("weight_0").device)
 
 
+def _alignment_images(network: TracedNetwork, batches: Sequence[Tensor]) -> Tensor:
+    """The first calibration images, so few that the outputs of all layers fit the memory."""
+    shapes = [layer.shape for layer in network.layers]
+    values = sum(shape.out_channels * shape.out_height * shape.out_width for shape in shapes)
+    most = max(_WORKING_BYTES // (4 * values), _FEWEST_ALIGNMENT_IMAGES)
+    return _images(network, batches, min(most, _MOST_ALIGNMENT_IMAGES))
+
+
 def _fit(layer: TracedLayer, dense: Tensor, compressed: Tensor) -> tuple[Tensor, Tensor]:
     """Weights that give the dense outputs from the compressed inputs, and those inputs' covariance.
 
@@ -233,15 +292,3 @@ def _centered_patches(layer: TracedLayer, x: Tensor) -> Tensor:
 
 def _channel_axis(layer: TracedLayer) -> int:
     return -1 if layer.weight.ndim == 2 else 1
-
-
-def _channel_mean(layer: TracedLayer, x: Tensor) -> Tensor:
-    """Mean of every output channel, (out_channels,)."""
-    return x.transpose(0, _channel_axis(layer)).flatten(1).mean(dim=1)
-
-
-def _shifted(layer: TracedLayer, x: Tensor, shift: Tensor, kept: Tensor) -> Tensor:
-    """Outputs with a shift of every channel, zero in channels that are gone."""
-    shape = [1] * x.ndim
-    shape[_channel_axis(layer)] = -1
-    return x.add_(shift.view(shape)).mul_(kept.to(shift).view(shape))

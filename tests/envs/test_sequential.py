@@ -52,10 +52,33 @@ def test_outputs_change_less_than_if_every_layer_is_repaired_alone(name: str) ->
     decision = LayerDecision("element", "second_order", 0.4, 4, 4)
     names = evaluator.compressor.network.names
     change: dict[Repair, float] = {}
-    for repair in ("none", "layerwise", "sequential"):
+    for repair in ("none", "layerwise", "aligned", "sequential"):
         config = CompressionConfig(dict.fromkeys(names, decision), repair)
         change[repair] = output_change(evaluator, config)
-    assert change["sequential"] < change["layerwise"] < change["none"]
+    assert change["aligned"] < change["layerwise"] < change["none"]
+    assert change["sequential"] < change["layerwise"]
+
+
+def test_alignment_gives_every_layer_the_outputs_of_least_squares() -> None:
+    evaluator = evaluator_of("mlp")
+    compressor = evaluator.compressor
+    names = compressor.network.names
+    first = uniform(names, 32).layers | {names[0]: LayerDecision("element", "l1", 0.7, 3, 32)}
+    inputs = torch.cat(list(compressor.images)).flatten(1)
+    layer = compressor.network.layers[0]
+    wanted = inputs @ layer.folded_weight.T + layer.bias
+
+    def outputs(repair: Repair) -> torch.Tensor:
+        found = compressor.compress(CompressionConfig(first, repair)).layers[0]
+        return inputs @ found.weight.T + found.bias
+
+    plain, aligned = outputs("layerwise"), outputs("aligned")
+    for channel in range(len(layer.bias)):
+        design = torch.stack([plain[:, channel], torch.ones(len(inputs))], dim=1)
+        best = torch.linalg.lstsq(design, wanted[:, channel, None]).solution
+        torch.testing.assert_close(
+            aligned[:, channel], (design @ best).squeeze(1), rtol=1e-3, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", ["inverted", "padded_residual", "tokens"])
