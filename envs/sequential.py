@@ -168,7 +168,8 @@ def _align(
     centered = reached - mean_reached
     power = centered.square().mean(dim=others)
     shared = centered.mul_(wanted - mean_wanted).mean(dim=others)
-    lives = power > torch.finfo(power.dtype).tiny
+    # A channel that does not vary has no slope; what its sums vary by is rounding.
+    lives = power > 1e-9 * mean_reached.flatten().square() + torch.finfo(power.dtype).tiny
     gain = torch.where(lives, shared / power, 1.0).clamp(*_GAINS)
     shift = mean_wanted.flatten() - gain * mean_reached.flatten()
     shape = [1] * reached.ndim
