@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from hwmodel._pass_mapping import pass_choices
 from hwmodel._passes import activity_of
 from hwmodel._passes import loop_nest
-from hwmodel._passes import pass_choices
 from hwmodel._shapes import Shapes
 from hwmodel._tiling import Crossing
 from hwmodel.accelerator import Accelerator

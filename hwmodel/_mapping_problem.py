@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
 
+from hwmodel import _mapping_memories as memories
+from hwmodel._mapping_memories import LATCHED
 from hwmodel._tiling import Crossing
 from hwmodel.accelerator import Accelerator
 from hwmodel.coarse import Demand
 from hwmodel.coarse import VectorWork
 from hwmodel.mapper import problem as p
-from hwmodel.parts import OPERANDS
 from hwmodel.parts import REDUCTIONS
-from hwmodel.parts import Memory
 from hwmodel.technology import Array
 from hwmodel.technology import mac_energy
 from hwmodel.technology import static_energy_per_cycle
 from hwmodel.technology import unit_energies
 from hwmodel.workload import LayerShape
-
-LATCHED = {"row_stationary": None, "weight_stationary": p.WEIGHT, "output_stationary": p.OUTPUT}
-"""What each dataflow keeps in an element."""
-
 
 _DEMAND = (
     "macs",
@@ -114,9 +109,9 @@ def problem_of(
         row_stationary=is_row_stationary,
         latched=LATCHED[array.dataflow],
         positions_per_weight=array.positions_per_weight_load or 0,
-        registers=_registers(accelerator, (weight, inputs, sums), products),
-        buffer=_buffer(accelerator, buffered, outputs, work["crossing_live_bits"]),
-        dram=_level(
+        registers=memories.registers(accelerator, (weight, inputs, sums), products),
+        buffer=memories.buffer(accelerator, buffered, outputs, work["crossing_live_bits"]),
+        dram=memories.level(
             accelerator,
             "dram",
             # A map that stays on chip leaves no partial sums outside, either.
@@ -251,78 +246,3 @@ def _beside(accelerator: Accelerator, work: Work) -> p.Beside:
         vector_cycles=(additions + multiplications) / vector.operations_per_cycle,
         overlaps=vector.overlaps,
     )
-
-
-def _registers(
-    accelerator: Accelerator, bits: tuple[float, float, float], products: int
-) -> p.Level:
-    """Registers of one element; a multiplier that fuses has operands for all its products."""
-    level = _level(accelerator, "register_file", bits, 0.0)
-    spaces = [(operands, capacity * products) for operands, capacity in level.spaces]
-    array = accelerator.array
-    stays = LATCHED[array.dataflow]
-    if array.interconnect == "systolic" and stays is not None:
-        # Of the values of a systolic element one is at work; others are on their way in.
-        one = array.vector.size * products * bits[stays]
-        spaces = [(operands, min(capacity, one) if operands == (stays,) else capacity)
-                  for operands, capacity in spaces]  # fmt: skip
-    return dataclasses.replace(level, spaces=tuple(spaces))
-
-
-def _buffer(
-    accelerator: Accelerator, bits: tuple[float, float, float], outputs: float, live_bits: float
-) -> p.Level:
-    """The buffer, less the maps that stay in it."""
-    level = _level(accelerator, "buffer", bits, outputs)
-    spaces = [
-        (operands, capacity - live_bits if p.INPUT in operands else capacity)
-        for operands, capacity in level.spaces
-    ]
-    return dataclasses.replace(level, spaces=tuple(spaces))
-
-
-def _level(
-    accelerator: Accelerator, role: str, bits: tuple[float, float, float], final_bits: float
-) -> p.Level:
-    memories = [next(iter(accelerator.holding(role, operand)), None) for operand in OPERANDS]
-
-    def by_bit(key: str) -> tuple[float, float, float]:
-        first, second, third = (
-            getattr(memory, key) / memory.word_bits if memory else 0.0 for memory in memories
-        )
-        return first, second, third
-
-    spaces: list[tuple[tuple[int, ...], float]] = []
-    ports: list[p.Port] = []
-    for memory in dict.fromkeys(memory.name for memory in memories if memory):
-        operands = tuple(i for i, held in enumerate(memories) if held and held.name == memory)
-        held = memories[operands[0]]
-        assert held is not None
-        if held.words is not None:
-            spaces += [((i,), held.words[OPERANDS[i]] * bits[i]) for i in operands]
-        elif held.capacity_bytes is not None:
-            spaces.append((operands, 8.0 * held.capacity_bytes))
-        ports += _ports(held, operands, 1 if role != "register_file" else 0)
-    names = tuple(memory.name if memory else None for memory in memories)
-    return p.Level(
-        names=(names[0], names[1], names[2]),
-        bits=bits,
-        final_bits=final_bits,
-        read=by_bit("read_energy_per_word"),
-        write=by_bit("write_energy_per_word"),
-        spaces=tuple(spaces) if role != "dram" else (),
-        ports=tuple(ports),
-    )
-
-
-def _ports(memory: Memory, operands: tuple[int, ...], shared: int) -> list[p.Port]:
-    if not shared:
-        return []
-    ports = []
-    if memory.bytes_per_cycle is not None:
-        ports.append(p.Port(operands, 8 * memory.bytes_per_cycle))
-    if memory.read_bytes_per_cycle is not None:
-        ports.append(p.Port(operands, 8 * memory.read_bytes_per_cycle, writes=False))
-    if memory.write_bytes_per_cycle is not None:
-        ports.append(p.Port(operands, 8 * memory.write_bytes_per_cycle, reads=False))
-    return ports

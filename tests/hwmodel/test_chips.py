@@ -15,7 +15,7 @@ from hwmodel import LayerStates
 from hwmodel import Workload
 from hwmodel import cost
 from hwmodel import load_accelerator
-from hwmodel._passes import INDIFFERENT_TRAFFIC
+from hwmodel._pass_mapping import INDIFFERENT_TRAFFIC
 from hwmodel.accelerator import Accelerator
 from hwmodel.errors import InputError
 from hwmodel.pricing import Level
