@@ -17,7 +17,6 @@ from hwmodel.parts import REDUCTIONS
 from hwmodel.technology import Array
 from hwmodel.technology import mac_energy
 from hwmodel.technology import static_energy_per_cycle
-from hwmodel.technology import unit_energies
 from hwmodel.workload import LayerShape
 
 _DEMAND = (
@@ -89,10 +88,6 @@ def problem_of(
     weight, inputs, outputs = work["weight_bits"], work["activation_bits"], work["output_bits"]
     stored_weight, stored_input, stored_output = work.stored()
     multiply = mac_energy(accelerator.mac, np.array(weight), np.array(inputs), int(sums))
-    flag_prices = unit_energies(accelerator).register[0]
-    flags = (
-        work["weight_flags"] * flag_prices["weight"] + work["input_flags"] * flag_prices["input"]
-    )
     is_row_stationary = array.dataflow == "row_stationary"
     is_mac_array = not is_row_stationary and array.interconnect == "broadcast"
     products = int(work["lane_products"])
@@ -126,7 +121,7 @@ def problem_of(
         beside=_beside(accelerator, work),
         mac=work["active_macs"] * float(multiply),
         active=work["active_macs"] / work["macs"],
-        register_overhead=flags,
+        flags=(work["weight_flags"], work["input_flags"], 0.0),
         cycles_per_mac=work["cycles_per_step"],
         startup_cycles=array.startup_cycles,
         energy_per_cycle=sum(static_energy_per_cycle(accelerator).values()),

@@ -136,7 +136,8 @@ def _count_registers(
         memory = level.names[operand]
         if memory is not None:
             values = float(accesses[operand][0]) + stored[operand]
-            traffic[memory, OPERANDS[operand]] = values * level.bits[operand]
+            bits = values * level.bits[operand] + problem.flags[operand]
+            traffic[memory, OPERANDS[operand]] = bits
 
 
 def _nest(problem: Problem, found: Found) -> tuple[str, ...]:

@@ -252,7 +252,7 @@ def _least(problem: Problem, one: _Pass, blocked: _Blocked) -> tuple[Mapping, tu
     macs = problem.layer.macs
     registers = problem.registers
     accesses = [macs, macs, 2 * macs]
-    register_energy = problem.register_overhead + problem.active * sum(
+    register_energy = problem.flag_energy + problem.active * sum(
         count * bits * (read if operand != OUTPUT else (read + write) / 2)
         for operand, (count, bits, read, write) in enumerate(
             zip(accesses, registers.bits, registers.read, registers.write, strict=True)

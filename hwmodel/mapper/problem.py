@@ -210,7 +210,7 @@ class Problem:
         waiting, beside: What computing waits for, and what else happens.
         mac: Energy of all multiply-accumulates of the layer.
         active: Fraction of multiply-accumulates whose register accesses are not gated.
-        register_overhead: Energy of the registers beyond values, such as zero flags.
+        flags: Bits that the registers read beside values, by operand: whether one is zero.
         cycles_per_mac: Cycles of one multiply-accumulate of an element.
         startup_cycles: Cycles of the array before and after all else.
         energy_per_cycle: Leakage and clock.
@@ -234,12 +234,17 @@ class Problem:
     waiting: Waiting = Waiting()
     beside: Beside = Beside()
     active: float = 1.0
-    register_overhead: float = 0.0
+    flags: tuple[float, float, float] = (0.0, 0.0, 0.0)
     cycles_per_mac: float = 1.0
     startup_cycles: float = 0.0
     energy_per_cycle: float = 0.0
     objective: str = "energy"
     rules: Rules = NATIVE
+
+    @property
+    def flag_energy(self) -> float:
+        """Energy of reading all flags."""
+        return sum(bits * each for bits, each in zip(self.flags, self.registers.read, strict=True))
 
     def stays(self, operand: int) -> bool:
         """Whether elements keep an operand while loops run that do not concern it."""

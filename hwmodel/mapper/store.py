@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hwmodel.mapper.mapping import Mapping
 
-MAPPER_VERSION = 4
+MAPPER_VERSION = 5
 """Part of every key: raise it when the same problem gets another answer."""
 
 

@@ -247,7 +247,7 @@ def register_accesses(problem: Problem, inner: Inner) -> list[Array]:
 def register_energy(problem: Problem, inner: Inner) -> Array:
     """Energy of the registers beside the multipliers, but for what arrives and leaves."""
     level = problem.registers
-    energy = ONE * problem.register_overhead
+    energy = ONE * problem.flag_energy
     for operand, count in enumerate(register_accesses(problem, inner)):
         one = level.read[operand]
         if operand == OUTPUT:

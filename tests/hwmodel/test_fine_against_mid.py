@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from hwmodel import Accelerator
 from hwmodel import LayerShape
 from hwmodel import LayerStates
 from hwmodel import VectorOperation
@@ -59,6 +60,11 @@ def test_the_fine_report_adds_up(name: str) -> None:
     parts = sum(report.component_pj.values())
     np.testing.assert_allclose(report.layer_energy_pj, parts)
     np.testing.assert_allclose(report.energy_pj, parts.sum(axis=1))
+    for memory in load_accelerator(name).memories:
+        if memory.role == "register_file":  # one price for reads and writes, so words have one
+            words = [report.traffic_words[memory.name, operand] for operand in memory.operands]
+            energy = sum(words) * memory.read_energy_per_word
+            np.testing.assert_allclose(report.component_pj["register_file"], energy)
     assert np.all((report.utilization > 0) & (report.utilization <= 1 + 1e-9))
 
 
@@ -103,3 +109,36 @@ def test_fewer_bits_zeros_and_channels_never_cost_more_at_the_fine_level(
     )
     before, after = (cost(layer, states, accelerator, "fine") for states in (dense, smaller))
     assert after.energy_pj[0] <= before.energy_pj[0] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("name", ["eyeriss-like", "nvdla-small", "bitfusion-like"])
+@pytest.mark.parametrize("key", ["capacity_bytes", "bytes_per_cycle"])
+def test_more_room_and_bandwidth_never_cost_more_at_the_fine_level(name: str, key: str) -> None:
+    data = load_accelerator(name).model_dump()
+    for memory in data["memories"]:
+        if memory["role"] != "register_file" and memory[key]:
+            memory[key] *= 3
+    larger = Accelerator.model_validate(data)
+    layers = network(LAYERS[1], LAYERS[2])
+    states = LayerStates.dense(layers, 8)
+    before = cost(layers, states, load_accelerator(name), "fine")
+    after = cost(layers, states, larger, "fine")
+    assert np.all(after.layer_energy_pj <= before.layer_energy_pj * (1 + 1e-9))
+
+
+@pytest.mark.parametrize("name", ["eyeriss-like", "eyeriss", "systolic-16x16"])
+def test_each_objective_is_best_at_its_own(name: str) -> None:
+    accelerator = load_accelerator(name)
+    layers = network(LAYERS[1], LAYERS[7])
+    states = LayerStates.dense(layers, 8)
+    energy, latency, edp = (
+        cost(layers, states, accelerator, "fine", objective)
+        for objective in ("energy", "latency", "edp")
+    )
+    for other in (latency, edp):
+        assert np.all(energy.layer_energy_pj <= other.layer_energy_pj * (1 + 1e-9))
+    for other in (energy, edp, cost(layers, states, accelerator)):
+        assert np.all(latency.latency_cycles <= other.latency_cycles * (1 + 1e-9))
+    for other in (energy, latency):
+        product = other.layer_energy_pj * other.latency_cycles
+        assert np.all(edp.layer_energy_pj * edp.latency_cycles <= product * (1 + 1e-9))
