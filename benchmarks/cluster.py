@@ -177,7 +177,9 @@ def scaling(evaluators: list[int], seconds: float, rounds: int) -> None:
     from search.pool import EvaluatorPool
 
     options: dict[str, Any] = {"object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **options})
+    quiet = {"enable_worker_prestart": False, "prestart_worker_first_driver": False}
+    head = {"num_cpus": 1, "_system_config": quiet, **options}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(NODES):
         cluster.add_node(num_cpus=-(-max(evaluators) // NODES), **options)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
@@ -185,7 +187,7 @@ def scaling(evaluators: list[int], seconds: float, rounds: int) -> None:
     try:
         for size in evaluators:
             pool = EvaluatorPool(partial(Waiting, seconds), size, 1, 0)
-            list(pool.evaluate(range(size)))  # all of them started
+            list(pool.evaluate(range(2 * size)))  # all of them started
             count = size * rounds
             start = time.perf_counter()
             assert sorted(pool.evaluate(range(count))) == list(range(count))

@@ -258,7 +258,7 @@ class Ledger:
         where = f"{self.location}/{name}"
         try:
             content = pa.BufferReader(self.storage.read(name))
-            table = pq.ParquetFile(content, page_checksum_verification=True).read()
+            table = pq.ParquetFile(content, page_checksum_verification=True).read(use_threads=False)
         except FileNotFoundError:
             raise
         except _DAMAGED as error:

@@ -71,7 +71,8 @@ class Storage:
 
     def child(self, name: str) -> Storage:
         """The folder ``name`` in this one."""
-        return Storage(self.filesystem, f"{self.root}/{name}", f"{self.location}/{name}")
+        path, mark, options = self.location.partition("?" if "://" in self.location else "\0")
+        return Storage(self.filesystem, f"{self.root}/{name}", f"{path}/{name}{mark}{options}")
 
     def make(self) -> None:
         """Create the folder and its parents where they are missing."""

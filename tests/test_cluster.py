@@ -4,11 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config
 from ray.autoscaler._private.util import validate_config
 
-CLUSTER = Path(__file__).parents[1] / "cluster.yaml"
+from search.cli import _parser
+
+ROOT = Path(__file__).parents[1]
+CLUSTER = ROOT / "cluster.yaml"
 
 
 def read() -> dict[str, Any]:
@@ -20,6 +24,45 @@ def test_rays_own_validation_accepts_the_cluster_file() -> None:
     config = prepare_config(read())
     validate_config(config)
     assert config["available_node_types"]["gpu_worker"]["resources"]["GPU"] == 1
+
+
+def documented(name: str) -> dict[str, Any]:
+    """The example of docs/cluster.md under the comment ``name``."""
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    block = text.split(f"<!-- {name} -->\n```yaml\n")[1].split("```")[0]
+    config: dict[str, Any] = yaml.safe_load(block)
+    return config
+
+
+def test_rays_own_validation_accepts_the_variant_for_machines_of_ones_own() -> None:
+    config = documented("on-premise")
+    validate_config(prepare_config({**config, "provider": {**config["provider"]}}))
+    cloud = read()
+    for key in ("file_mounts", "rsync_exclude", "setup_commands", "worker_start_ray_commands"):
+        assert config[key] == cloud[key]
+
+
+def test_only_the_workers_are_spot_machines_and_all_may_go() -> None:
+    types = read()["available_node_types"]
+    assert "GPU" not in types["head"]["resources"]
+    assert types["gpu_worker"]["min_workers"] == 0
+    assert types["gpu_worker"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert read()["idle_timeout_minutes"] > 0
+
+
+def test_the_ray_job_runs_a_command_that_exists() -> None:
+    job = documented("rayjob")
+    assert job["kind"] == "RayJob"
+    program, verb, *arguments = job["spec"]["entrypoint"].split()
+    assert program == "joulecut"
+    options = [word for word in arguments if word.startswith("--")]
+    parser = _parser()
+    assert parser.parse_args([verb, *arguments]).address == "auto"
+    assert options == ["--address", "--output"]
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["rayVersion"] == ray.__version__
+    (workers,) = cluster["workerGroupSpecs"]
+    assert workers["minReplicas"] == 0
 
 
 def test_rays_validation_refuses_a_misspelt_key() -> None:

@@ -80,15 +80,17 @@ def search(environment: dict[str, str], folder: Path, **resources: Any) -> subpr
     return joulecut(environment, "search", path)
 
 
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+def finish(process: subprocess.Popen[str], code: int = 0, timeout: float = 400) -> str:
     """What a command wrote to stderr; it must end with this exit code."""
-    _, errors = process.communicate(timeout=400)
+    _, errors = process.communicate(timeout=timeout)
     assert process.returncode == code, errors
     return errors
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 300
+def wait_for(
+    condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 300
+) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
@@ -220,8 +222,8 @@ def test_storage_that_refuses_writes(environment: dict[str, str], tmp_path: Path
 
 
 @contextmanager
-def three_nodes() -> Iterator[Cluster]:
-    """A head without room for work and two workers."""
+def three_nodes(**resources: int) -> Iterator[Cluster]:
+    """A head without room for work and two workers with one CPU and ``resources``."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
     options: dict[str, Any] = {"object_store_memory": 80 * 2**20}
     cluster = Cluster(
@@ -230,7 +232,7 @@ def three_nodes() -> Iterator[Cluster]:
     )
     try:
         for _ in range(2):
-            cluster.add_node(num_cpus=1, **options)
+            cluster.add_node(num_cpus=1, **resources, **options)
         yield cluster
     finally:
         cluster.shutdown()
@@ -256,3 +258,51 @@ def test_a_killed_node(environment: dict[str, str], tmp_path: Path, stage: str) 
         cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
         finish(process)
     check_whole(run)
+
+
+@pytest.mark.timeout(3600)
+def test_a_batch_on_a_cluster_that_changes(environment: dict[str, str], tmp_path: Path) -> None:
+    """A node dies and another comes."""
+    specification = {
+        "output": str(tmp_path / "batch"),
+        "spec": {"budget": 18},
+        "experiments": [
+            {
+                "grid": {
+                    "task": [TASK],
+                    "accelerator": ["eyeriss-like", "nvdla-small"],
+                    "algorithm": ["random", "dp"],
+                }
+            }
+        ],
+        "resources": {
+            "evaluators": 1,
+            "evaluator_gpus": 0.25,
+            "evaluator_cpus": 0.1,
+            "trainer_cpus": 0.1,
+        },
+    }
+    path = tmp_path / "batch.yaml"
+    path.write_text(json.dumps(specification))
+    options: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 80 * 2**20}
+    with three_nodes(num_gpus=1) as cluster:
+        process = joulecut(environment, "batch", path, "--address", cluster.address)
+
+        def completed(count: int) -> bool:
+            states = tmp_path.glob("batch/experiments/*/state.json")
+            return sum('"completed"' in state.read_text() for state in states) >= count
+
+        wait_for(lambda: completed(1), process, 600)
+        cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
+        cluster.add_node(**options)
+        finish(process, timeout=3000)
+    found = status(environment, tmp_path / "batch")
+    assert found["counts"] == {"completed": 4}
+    assert found["evaluations"] == found["budget"] == 4 * 18
+    assert found["utilization"] > 0
+    runs = list((tmp_path / "batch" / "experiments").iterdir())
+    tables = [rows(run) for run in runs]
+    assert not any(table.duplicated(["config_hash", "split"]).any() for table in tables)
+    measured = pd.concat(tables)  # each configuration once, for both accelerators
+    shared = measured[measured["role"] == "baseline"].groupby(["config_hash", "split"])
+    assert (shared["accuracy"].nunique() == 1).all()
