@@ -28,6 +28,7 @@ COMPONENTS = {
     "clock": "#adb5bd",
     "leakage": "#495057",
 }
+LINES = ("#0b7285", "#d9480f", "#5f3dc4", "#2b8a3e", "#868e96", "#c2255c", "#e67700")
 GRANULARITIES = {"none": "#ced4da", "element": "#1c7ed6", "filter": "#f08c00"}
 
 MAX_RATIO, MAX_LOSS = 1.05, 10.0
@@ -112,6 +113,34 @@ def cost(report: CostReport) -> Figure:
     time.set_xticks(position, report.layers, rotation=90, fontsize=7)
     for axes in (energy, time):
         _plain(axes)
+    return figure
+
+
+def learning_curves(table: pd.DataFrame, title: str) -> Figure:
+    """Hypervolume and least energy ratios over the number of evaluations, for each algorithm.
+
+    Args:
+        table: Rows of ``search.comparison.curves`` of one network and accelerator. Lines are
+            means over seeds, bands reach from the worst seed to the best.
+        title: What it is about.
+    """
+    names = map(str, table.columns)
+    measures = [name for name in names if name == "hypervolume" or name.startswith("ratio_at_")]
+    figure = Figure(figsize=(4.2 * len(measures), 3.6), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    panels = figure.subplots(1, len(measures), squeeze=False)[0]
+    for axes, measure in zip(panels, measures, strict=True):
+        for number, (algorithm, group) in enumerate(table.groupby("algorithm", sort=False)):
+            by_count = group.groupby("evaluations")[measure]
+            color = LINES[number % len(LINES)]
+            counts, mean = by_count.mean().index, by_count.mean()
+            axes.plot(counts, mean, color=color, linewidth=1.6, label=str(algorithm))
+            axes.fill_between(counts, by_count.min(), by_count.max(), color=color, alpha=0.15)
+        target = measure.removeprefix("ratio_at_")
+        name = measure if target == measure else f"energy / dense INT8 at {target} points"
+        axes.set(xlabel="evaluations of a seed", ylabel=name)
+        _plain(axes)
+    _legend(panels[-1], columns=3)
     return figure
 
 

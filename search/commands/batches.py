@@ -1,8 +1,9 @@
-"""``batch``: many searches on one cluster."""
+"""``batch`` and ``benchmark``: many searches on one cluster, and what they show."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from typing import TYPE_CHECKING
 from typing import Any
@@ -14,18 +15,28 @@ from search.commands._shared import print_json
 from search.commands._shared import print_table
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from search.batch_directory import BatchDirectory
     from search.batch_spec import Experiment
+    from search.run_directory import RunDirectory
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Declare ``batch``."""
+    """Declare ``batch`` and ``benchmark``."""
     batch = add_verb(verbs, "batch", _batch, "run, resume or extend a batch of searches")
     batch.add_argument("file", metavar="EXPERIMENTS.yaml")
     batch.add_argument("--address", help="a running Ray cluster; a local one is started else")
     batch.add_argument("--output", help="batch directory: a path or URI")
     add_retry(batch)
     add_json(batch)
+    benchmark = add_verb(verbs, "benchmark", _benchmark, "compare algorithms at equal evaluations")
+    benchmark.add_argument(
+        "sources", nargs="+", metavar="SOURCE", help="EXPERIMENTS.yaml (is run first), BATCH or RUN"
+    )
+    benchmark.add_argument("--output", required=True, help="where curves and tables go")
+    benchmark.add_argument("--address", help="a running Ray cluster; a local one is started else")
+    add_json(benchmark)
 
 
 def add_retry(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +89,7 @@ def _batch(args: argparse.Namespace) -> None:
     from search.batch_directory import BatchDirectory
     from search.batch_status import batch_status
 
-    batch = BatchDirectory.write(_spec(args))
+    batch = BatchDirectory.write(_spec(args.file, args.output, args.address))
     go_on(batch, args.retry_failed)
     status = batch_status(batch)
     if args.json:
@@ -87,21 +98,81 @@ def _batch(args: argparse.Namespace) -> None:
         print_status(status)
 
 
-def _spec(args: argparse.Namespace) -> Any:
+def _benchmark(args: argparse.Namespace) -> None:
+    from search.comparison import write_comparison
+    from search.storage import Storage
+
+    runs = [run for source in args.sources for run in _runs(source, args.address)]
+    output = Storage.at(args.output)
+    overview = write_comparison(runs, output)
+    if args.json:
+        print_json({"output": output.location, "summary": overview.to_dict("records")})
+    else:
+        _print_comparison(overview)
+        print(output.location)
+
+
+def _runs(source: str, address: str | None) -> list[RunDirectory]:
+    """The runs of a batch, of a file that describes one and is run first, or a run itself."""
+    from pathlib import Path
+
+    from search.batch_directory import BatchDirectory
+    from search.batch_directory import is_batch
+    from search.run_directory import RunDirectory
+    from search.storage import Storage
+
+    if Path(source).is_file():
+        batch = BatchDirectory.write(_spec(source, None, address))
+        go_on(batch, retry_failed=False)
+    elif is_batch(Storage.at(source)):
+        batch = BatchDirectory.open(source)
+    else:
+        return [RunDirectory.open(source)]
+    return [batch.run(item)[0] for item in batch.experiments() if batch.has_begun(item)]
+
+
+def _print_comparison(overview: pd.DataFrame) -> None:
+    from rich.table import Table
+
+    from search.comparison import CASE
+
+    for case, group in overview.groupby(CASE, sort=False):
+        names = map(str, group.columns)
+        shown = [name for name in names if name == "hypervolume" or "ratio_at_" in name]
+        shown = [name for name in shown if not name.endswith(("_low", "_high"))]
+        title = f"{', '.join(map(str, case))}: {group['evaluations'].iloc[0]} evaluations a seed"
+        headers = ["algorithm", "seeds", *shown]
+        table = Table(*headers, title=title, title_justify="left", box=None)
+        for _, row in group.iterrows():
+            cells = [_with_interval(row, name) for name in shown]
+            table.add_row(row["algorithm"], str(row["seeds"]), *cells)
+        print_table(table)
+
+
+def _with_interval(row: pd.Series, measure: str) -> str:
+    if math.isnan(row[measure]):
+        return "-"
+    text = f"{row[measure]:.3f}"
+    if math.isnan(row[f"{measure}_low"]):
+        return text
+    return f"{text} ({row[f'{measure}_low']:.3f}..{row[f'{measure}_high']:.3f})"
+
+
+def _spec(file: str, output: str | None, address: str | None) -> Any:
     from hwmodel.errors import InputError
     from search.batch_spec import BatchSpec
     from search.spec import read_yaml
 
-    data = read_yaml(args.file)
+    data = read_yaml(file)
     if not isinstance(data, dict):
-        raise InputError(args.file, data, "use a mapping of the batch's keys")
-    if args.output is not None:
-        data["output"] = args.output
-    if args.address is not None:
+        raise InputError(file, data, "use a mapping of the batch's keys")
+    if output is not None:
+        data["output"] = output
+    if address is not None:
         resources = data.setdefault("resources", {})
         if not isinstance(resources, dict):
             raise InputError("resources", resources, "use a mapping")
-        resources["address"] = args.address
+        resources["address"] = address
     spec = BatchSpec.from_mapping(data)
     _check(spec.all())
     return spec

@@ -24,7 +24,7 @@ from search.spec import Spec
 SEARCH = ("search", "--task", "digits", "--accelerator", "eyeriss-like")
 VERBS = [
     *("search", "resume", "batch", "prepare", "status", "report", "export"),
-    *("evaluate", "cost", "compare", "tasks", "accelerators"),
+    *("evaluate", "cost", "compare", "tasks", "accelerators", "benchmark"),
 ]
 
 

@@ -1,0 +1,104 @@
+"""Algorithms at equal numbers of evaluations: known curves, means and intervals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from ledger_rows import baselines
+from ledger_rows import evaluation
+from test_spec import spec
+
+from hwmodel import InputError
+from search.cli import main
+from search.comparison import curves
+from search.comparison import summary
+from search.front import hypervolume
+from search.run_directory import RunDirectory
+
+
+def make_run(path: Path, algorithm: str, ratios: dict[int, list[float]]) -> RunDirectory:
+    """A run whose seeds measured configurations of these energies, none of which loses anything."""
+    settings = {"algorithm": algorithm, "seeds": sorted(ratios), "targets": [1.0], "budget": 100}
+    run = RunDirectory.create(path, spec(**settings))
+    rows = [*baselines(), *baselines("test")]
+    number = 0
+    for position in range(max(map(len, ratios.values()))):
+        for seed, energies in ratios.items():
+            if position < len(energies):
+                number += 1
+                rows.append(
+                    evaluation(
+                        number + 100 * (algorithm == "ppo"),
+                        seed=seed,
+                        algorithm=algorithm,
+                        energy_pj=energies[position] * 80e6,
+                    )
+                )
+    run.ledger.append(rows)
+    return run
+
+
+def test_curves_begin_at_the_baselines_and_follow_every_seed(tmp_path: Path) -> None:
+    table = curves([make_run(tmp_path / "run", "ppo", {0: [0.9, 0.5], 3: [0.4]})])
+    by_seed = {seed: group for seed, group in table.groupby("seed")}
+    assert by_seed[0]["evaluations"].tolist() == [0, 1, 2]
+    assert by_seed[0]["ratio_at_1"].tolist() == pytest.approx([1.0, 0.9, 0.5])
+    assert by_seed[3]["ratio_at_1"].tolist() == pytest.approx([1.0, 0.4])
+    given = [(row.energy_pj / 80e6, 90 - 100 * (row.accuracy or 0)) for row in baselines()]
+    expected = hypervolume(*zip(*[*given, (0.4, 0.0)], strict=True))
+    assert by_seed[3]["hypervolume"].iloc[-1] == pytest.approx(expected)
+
+
+def test_the_summary_compares_after_as_many_evaluations_as_all_have(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / "ppo", "ppo", {0: [0.6, 0.5, 0.1], 1: [0.7, 0.7]}),
+        make_run(tmp_path / "random", "random", {0: [0.8, 0.8]}),
+    ]
+    overview = summary(curves(runs), runs).set_index("algorithm")
+    assert overview["evaluations"].tolist() == [2, 2]
+    assert overview["seeds"].to_dict() == {"ppo": 2, "random": 1}
+    assert overview.loc["ppo", "ratio_at_1"] == pytest.approx(0.6)  # the third one is not counted
+    assert overview.loc["ppo", "ratio_at_1_low"] == pytest.approx(0.5)
+    assert overview.loc["ppo", "ratio_at_1_high"] == pytest.approx(0.7)
+    assert pd.isna(overview.loc["random", "ratio_at_1_low"])
+    assert overview.loc["random", "ratio_at_1"] == pytest.approx(0.8)
+
+
+def test_picks_report_what_they_lose_on_the_test_split(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "ppo", {0: [0.5], 1: [0.6]})
+    cheapest = run.ledger.read().sort_values("energy_pj").iloc[0]
+    test = evaluation(0, config_hash=cheapest["config_hash"], split="test", accuracy=0.88)
+    run.ledger.append([test])
+    overview = summary(curves([run]), [run]).iloc[0]
+    # Seed 1's pick was not verified.
+    assert overview["pick_ratio_at_1"] == pytest.approx(0.5)
+    assert overview["pick_test_drop_at_1"] == pytest.approx(2.0)
+    assert overview["pick_optimism_at_1"] == pytest.approx(2.0)
+
+
+def test_the_command_writes_tables_and_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [
+        str(make_run(tmp_path / name, name, {0: [0.8, 0.5], 1: [0.7, 0.6]}).location)
+        for name in ("ppo", "random")
+    ]
+    assert main(["benchmark", *runs, "--output", str(tmp_path / "out"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["algorithm"] for row in found["summary"]] == ["ppo", "random"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("curves.csv", "curves.parquet", "summary.csv", "summary.parquet", "curves-0.png"),
+    }
+    assert main(["benchmark", *runs, "--output", str(tmp_path / "out")]) == 0
+    assert "2 evaluations a seed" in capsys.readouterr().out
+
+
+def test_what_holds_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    empty = RunDirectory.create(tmp_path / "empty", spec())
+    with pytest.raises(InputError, match="benchmark"):
+        curves([empty])
