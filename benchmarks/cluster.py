@@ -7,8 +7,9 @@
 ``overhead`` sends evaluations that do nothing through what a trial uses: a board, a pool of two
 evaluators, and a ledger whose files are merged meanwhile. ``ledger`` fills a ledger row by row and
 times what is asked of it at each size. ``scaling`` has evaluators that wait instead of compute, on
-four simulated nodes: its efficiency is the time that they waited over the time that they were
-there to wait.
+four simulated nodes, eight of them in a process for the memory's sake: its efficiency is the time
+that they waited over the time that they were there to wait. The processor time of the trial for
+each evaluation tells how many it could keep busy on a machine without other work.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import ray
 
 ROOT = Path(__file__).parents[1]
 NODES = 4
+PER_PROCESS = 8
 CONFIG = "x" * 2000
 """As long as the text of a configuration of twenty layers."""
 
@@ -175,25 +177,36 @@ def scaling(evaluators: list[int], seconds: float, rounds: int) -> None:
     from ray.cluster_utils import Cluster
 
     from search.pool import EvaluatorPool
+    from search.pool import _EvaluatorActor
+
+    class SharedPool(EvaluatorPool):
+        """Evaluators that share processes, which changes nothing for the pool."""
+
+        def _start(self) -> None:
+            if len(self._starting) % PER_PROCESS == 0:
+                options = _EvaluatorActor.options(num_cpus=1, max_concurrency=PER_PROCESS)
+                self._process = options.remote(self._make_worker)
+            self._starting[self._process.prepare.remote()] = self._process
 
     options: dict[str, Any] = {"object_store_memory": 80 * 2**20}
     quiet = {"enable_worker_prestart": False, "prestart_worker_first_driver": False}
     head = {"num_cpus": 1, "_system_config": quiet, **options}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(NODES):
-        cluster.add_node(num_cpus=-(-max(evaluators) // NODES), **options)
+        cluster.add_node(num_cpus=-(-max(evaluators) // NODES // PER_PROCESS) + 1, **options)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    print("evaluators   evaluations   seconds   efficiency")
+    print("evaluators   evaluations   seconds   efficiency   CPU ms each")
     try:
         for size in evaluators:
-            pool = EvaluatorPool(partial(Waiting, seconds), size, 1, 0)
+            pool = SharedPool(partial(Waiting, seconds), size, 1, 0)
             list(pool.evaluate(range(2 * size)))  # all of them started
             count = size * rounds
-            start = time.perf_counter()
+            start, processor = time.perf_counter(), time.process_time()
             assert sorted(pool.evaluate(range(count))) == list(range(count))
             wall = time.perf_counter() - start
             efficiency = count * seconds / (size * wall)
-            print(f"{size:10} {count:13} {wall:9.1f} {efficiency:12.3f}", flush=True)
+            each = 1000 * (time.process_time() - processor) / count
+            print(f"{size:10} {count:13} {wall:9.1f} {efficiency:12.3f} {each:13.2f}", flush=True)
             pool.close()
     finally:
         ray.shutdown()
@@ -209,7 +222,7 @@ def main() -> None:
     verb.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000, 100_000])
     verb = verbs.add_parser("scaling")
     verb.add_argument("--evaluators", type=int, nargs="+", default=[1, 8, 64, 256])
-    verb.add_argument("--seconds", type=float, default=2.0, help="that an evaluation waits")
+    verb.add_argument("--seconds", type=float, default=5.0, help="that an evaluation waits")
     verb.add_argument("--rounds", type=int, default=5, help="evaluations of each evaluator")
     args = parser.parse_args()
     os.environ["RAY_AUTH_MODE"] = "disabled"

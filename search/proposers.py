@@ -150,7 +150,8 @@ class Front:
     def allocate(self, known: Measurements, count: int) -> NDArray[np.int64]:
         """For each of ``count`` prices the best that the predictor knows, (count, layers, 4)."""
         damage = known.predictor.layer_damage()
-        choices = self._allocator.front(damage, _prices(count), self._latest)
+        start = np.repeat(self._latest, count // FRONT_PRICES, axis=0)  # of the nearest price
+        choices = self._allocator.front(damage, _prices(count), start)
         if count == FRONT_PRICES:
             self._latest = choices  # the next front lies near
         return choices

@@ -40,6 +40,7 @@ def ray_session(resources: ResourceSection) -> Iterator[None]:
     if resources.address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # it listens on localhost alone
         ray.init(
+            address="local",  # a cluster that this machine belongs to is only used if named
             num_cpus=resources.num_cpus or os.cpu_count(),
             include_dashboard=False,
             log_to_driver=False,

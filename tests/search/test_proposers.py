@@ -81,6 +81,17 @@ def test_allocation_goes_on_from_the_measurements_alone(algorithm: str) -> None:
     assert not hashes & {PROBLEM.space.config(choice).hash for choice in more}
 
 
+def test_a_front_that_is_used_up_is_allocated_more_finely() -> None:
+    proposer = make("dp")
+    proposer.learn(START, measure(START))
+    found: set[str] = set()
+    while len(found) < 60:  # more than there are prices on the first front
+        choices = proposer.propose(20)
+        assert len(choices)
+        proposer.learn(choices, measure(choices))
+        found |= {PROBLEM.space.config(choice).hash for choice in choices}
+
+
 def test_measurements_are_worth_more_than_sensitivities_and_those_more_than_chance() -> None:
     volumes = {name: volume(search(make(name))) for name in ("random", "uniform", "dp", "dp+local")}
     assert volumes["random"] < volumes["uniform"] < volumes["dp"] < volumes["dp+local"]
