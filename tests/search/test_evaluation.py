@@ -1,0 +1,94 @@
+"""A worker whose device runs out of memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from envs.config import uniform
+from envs.evaluator import Evaluator
+from envs.evaluator import is_out_of_memory
+from envs.setup import prepare_evaluator
+from envs.tasks import TaskSpec
+from hwmodel import load_accelerator
+from search.evaluation import EvaluationWorker
+from search.evaluation import Request
+from search.evaluation import WorkerSpec
+from search.storage import Storage
+
+TASK = TaskSpec(f"{Path(__file__).parent}/faulty_task.py:task")
+
+
+@pytest.fixture(scope="module")
+def evaluator() -> Evaluator:
+    return prepare_evaluator(TASK.load())
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, images: int) -> list[int]:
+    """Let networks run out of memory beyond so many images; returns what was tried."""
+    load, tried = Evaluator._load, []
+
+    def limited(self: Evaluator, *arguments: Any) -> Any:
+        module = load(self, *arguments)
+
+        def run(inputs: torch.Tensor) -> torch.Tensor:
+            tried.append(len(inputs))
+            if len(inputs) > images:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            outputs: torch.Tensor = module(inputs)
+            return outputs
+
+        return run
+
+    monkeypatch.setattr(Evaluator, "_load", limited)
+    return tried
+
+
+def worker(evaluator: Evaluator, folder: Path) -> EvaluationWorker:
+    storage = Storage.at(folder)
+    accelerator = load_accelerator("eyeriss-like")
+    spec = WorkerSpec(TASK, accelerator, "mid", storage.child("database"), storage.child("ledger"))
+    return EvaluationWorker(spec, Evaluator(evaluator.task, evaluator.compressor))
+
+
+def test_fewer_images_at_once_give_the_same_accuracy(
+    evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request(uniform(evaluator.compressor.network.names, 6), "test", "finalist")
+    whole = worker(evaluator, tmp_path).evaluate(request)
+    tried = limit_memory(monkeypatch, images=50)
+    small = worker(evaluator, tmp_path)
+    row = small.evaluate(request)
+    assert (row.accuracy, row.images, row.error) == (whole.accuracy, whole.images, None)
+    failures = [images for images in tried if images > 50]
+    assert failures == sorted(failures, reverse=True)
+    tried.clear()
+    small.evaluate(request)
+    assert max(tried) <= 50  # it has learnt
+
+
+def test_what_does_not_fit_one_image_at_a_time_is_recorded_as_failed(
+    evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = limit_memory(monkeypatch, images=0)
+    request = Request(uniform(evaluator.compressor.network.names, 6), "test", "finalist")
+    row = worker(evaluator, tmp_path).evaluate(request)
+    assert row.accuracy is None
+    assert row.error is not None and "CUDA out of memory" in row.error
+    assert tried[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ..."), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_what_counts_as_out_of_memory(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) == expected
