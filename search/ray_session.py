@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from search.storage import reason
 
 if TYPE_CHECKING:
     from search.spec import ResourceSection
+
+_CONNECT_SECONDS = 10.0
 
 
 @contextmanager
@@ -64,9 +67,12 @@ def on_this_node() -> Any:
 
 
 def _connect(address: str) -> None:
+    host, _, port = address.rpartition(":")
     try:
+        if host and "/" not in host and port.isdigit():  # Ray would try for minutes
+            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         allowed = f"start a cluster, or leave it out for a local one ({reason(error)})"
         raise InputError("resources.address", address, allowed) from error
 

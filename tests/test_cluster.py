@@ -9,7 +9,10 @@ import yaml
 from ray.autoscaler._private.util import prepare_config
 from ray.autoscaler._private.util import validate_config
 
+from hwmodel import InputError
 from search.cli import _parser
+from search.ray_session import ray_session
+from search.spec import ResourceSection
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster.yaml"
@@ -38,7 +41,7 @@ def test_rays_own_validation_accepts_the_variant_for_machines_of_ones_own() -> N
     config = documented("on-premise")
     validate_config(prepare_config({**config, "provider": {**config["provider"]}}))
     cloud = read()
-    for key in ("file_mounts", "rsync_exclude", "setup_commands", "worker_start_ray_commands"):
+    for key in ("file_mounts", "rsync_exclude", "worker_start_ray_commands"):
         assert config[key] == cloud[key]
 
 
@@ -65,6 +68,12 @@ def test_the_ray_job_runs_a_command_that_exists() -> None:
     assert workers["minReplicas"] == 0
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "nonsense"])
+def test_an_address_where_no_cluster_is(address: str) -> None:
+    with pytest.raises(InputError, match=r"resources\.address: .* start a cluster"):
+        ray_session(ResourceSection(address=address)).__enter__()
+
+
 def test_rays_validation_refuses_a_misspelt_key() -> None:
     with pytest.raises(Exception, match="min_worker"):
         validate_config({**prepare_config(read()), "min_worker": 1})
@@ -73,6 +82,7 @@ def test_rays_validation_refuses_a_misspelt_key() -> None:
 def test_every_node_installs_what_the_tests_ran_with() -> None:
     (install,) = [line for line in read()["setup_commands"] if "pip install" in line]
     assert "constraints.txt" in install
+    assert "'ray[default]' boto3" in install  # without them the autoscaler cannot start a worker
 
 
 def test_nobody_without_the_token_can_connect() -> None:

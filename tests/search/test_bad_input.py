@@ -249,6 +249,7 @@ def test_a_disk_that_cannot_be_written(
         monkeypatch.setattr(os, "fsync", fail)
         run.ledger.append([evaluation(2)])
 
+    monkeypatch.setattr("search.storage.PATIENCE_SECONDS", (0.0, 0.0))
     monkeypatch.setattr(sys.modules["search.runner"], "run_search", append)
     before = content(here)
 
