@@ -131,7 +131,7 @@ def check_resumed(environment: dict[str, str], run: Path, before: pd.DataFrame) 
     assert len(kept) == len(before)
 
 
-@pytest.mark.parametrize("moment", random.Random(0).sample(range(BUDGET), 3))
+@pytest.mark.parametrize("moment", random.Random(0).sample(range(BUDGET), 2))
 def test_a_killed_driver(environment: dict[str, str], tmp_path: Path, moment: int) -> None:
     process = search(environment, tmp_path)
     wait_for(searched(tmp_path / "run", moment), process)
