@@ -248,7 +248,9 @@ class Ledger:
     def _write(self, name: str, table: pa.Table) -> None:
         buffer = pa.BufferOutputStream()
         many = table.num_rows > 1  # a dictionary of one value is longer than the value
-        pq.write_table(table, buffer, use_dictionary=many, write_page_checksum=True)
+        # No statistics: nothing filters by them, and checksums do not cover them.
+        options = {"use_dictionary": many, "write_statistics": False}
+        pq.write_table(table, buffer, write_page_checksum=True, **options)
         try:
             self.storage.write_patiently(name, buffer.getvalue().to_pybytes())
         except OSError as error:
