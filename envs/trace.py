@@ -101,6 +101,9 @@ def trace(network: nn.Module, example: Tensor, name: str) -> TracedNetwork:
     inputs = torch.randn(EXAMPLE_BATCH, *example.shape[1:])
     with torch.no_grad():
         expected = network.eval()(inputs)
+    if not isinstance(expected, Tensor):
+        allowed = "its forward must return one tensor: wrap it in a module that takes that out"
+        raise InputError(f"output of network {name}", type(expected).__name__, allowed)
     graph_module = _export(network, inputs, name)
     _make_functional(graph_module)
     graph_module.graph.eliminate_dead_code()  # a layer that nothing depends on costs nothing
@@ -139,8 +142,6 @@ def _export(network: nn.Module, example: Tensor, name: str) -> fx.GraphModule:
         if "batch" in reason:
             reason += " (its forward must take any batch size: x.shape[0], not len(x))"
         raise InputError("network", name, f"torch.export cannot trace it: {reason}") from error
-    if len(program.graph_signature.user_outputs) != 1:
-        raise InputError("network", name, "its forward must return one tensor")
     graph_module = program.module(check_guards=False)
     assert isinstance(graph_module, fx.GraphModule)
     _flatten_signature(graph_module)

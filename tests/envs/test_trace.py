@@ -131,6 +131,15 @@ class _TwoOutputs(nn.Module):
         return self.layer(x), x
 
 
+class _NamedOutput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"out": self.layer(x)}
+
+
 @pytest.mark.parametrize(
     ("network", "shape", "named"),
     [
@@ -139,6 +148,7 @@ class _TwoOutputs(nn.Module):
         (_Shared(), (1, 4), "layer.weight"),
         (_Product(), (1, 4), "matmul (factor)"),
         (_TwoOutputs(), (1, 4), "one tensor"),
+        (_NamedOutput(), (1, 4), "'dict' is not allowed; its forward must return one tensor"),
         (nn.Flatten(), (1, 4), "at least one"),
     ],
 )
