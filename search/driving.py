@@ -15,6 +15,7 @@ from hwmodel.errors import InputError
 from search._driver import HEARTBEAT_SECONDS
 from search._driver import Driver
 from search._driver import Heartbeat
+from search.stopping import was_told_to_end
 from search.storage import Storage
 from search.storage import reason
 from search.storage import write_error
@@ -87,8 +88,8 @@ class State:
         heartbeat = Heartbeat(beat)
         try:
             yield details
-        except KeyboardInterrupt as stop:
-            message = str(stop) or "stopped by the user"
+        except KeyboardInterrupt:
+            message = "stopped by SIGTERM" if was_told_to_end() else "stopped by the user"
             state |= {"state": "interrupted", "message": message}
             raise
         except BaseException as error:

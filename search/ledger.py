@@ -116,7 +116,7 @@ COLUMNS = tuple(field.name for field in fields(Evaluation))
 MERGED = 64
 """Parts of one size that become one of the next."""
 _REPLACES = b"joulecut.replaces"
-_DAMAGED = (pa.ArrowException, OSError)
+_DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 class DamagedPartError(InputError):
@@ -261,6 +261,7 @@ class Ledger:
         try:
             content = pa.BufferReader(self.storage.read(name))
             table = pq.ParquetFile(content, page_checksum_verification=True).read(use_threads=False)
+            table.validate(full=True)  # checksums do not cover the headers of pages
         except FileNotFoundError:
             raise
         except _DAMAGED as error:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+# Not a kind of KeyboardInterrupt: Ray, interrupted while it waits, raises a plain one instead.
+_told = threading.Event()
 
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end; what was found until then is to be kept."""
+
+def was_told_to_end() -> bool:
+    """Whether SIGTERM is why the latest :func:`interrupted_by_sigterm` was left."""
+    return _told.is_set()
 
 
 @contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """Raise :class:`Terminated` in the main thread at the first SIGTERM; later ones do nothing."""
+    """Raise KeyboardInterrupt in the main thread at the first SIGTERM; later ones do nothing."""
+    _told.clear()
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
@@ -25,4 +31,5 @@ def interrupted_by_sigterm() -> Iterator[None]:
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the report must be written to its end
-    raise Terminated("stopped by SIGTERM")
+    _told.set()
+    raise KeyboardInterrupt

@@ -49,15 +49,15 @@ def add_retry(parser: argparse.ArgumentParser) -> None:
 def go_on(batch: BatchDirectory, retry_failed: bool) -> None:
     """Run what is left of a batch, until the end or a signal."""
     from search.batch import run_batch
-    from search.stopping import Terminated
     from search.stopping import interrupted_by_sigterm
+    from search.stopping import was_told_to_end
 
     try:
         with interrupted_by_sigterm():
             run_batch(batch, retry_failed=retry_failed)
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         print(f"stopped; go on with: joulecut resume {batch.location}", file=sys.stderr)
-        if not isinstance(stop, Terminated):
+        if not was_told_to_end():
             raise
 
 

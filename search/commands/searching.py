@@ -128,16 +128,16 @@ def _run(run: RunDirectory, spec: Spec) -> None:
     from search.commands.results import print_report
     from search.report import build_report
     from search.runner import run_search
-    from search.stopping import Terminated
     from search.stopping import interrupted_by_sigterm
+    from search.stopping import was_told_to_end
 
     try:
         with interrupted_by_sigterm():
             run_search(run, spec)
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         print_report(run, build_report(run))
         print(f"stopped; go on with: joulecut resume {run.location}", file=sys.stderr)
-        if not isinstance(stop, Terminated):
+        if not was_told_to_end():
             raise
     else:
         print_report(run, build_report(run))
