@@ -37,7 +37,7 @@ from search.front import provable_drop
 from search.measurements import Reference
 from search.proposers import make_proposer
 from search.storage import Storage
-from search.trial import ROUNDS
+from search.trial import round_size
 
 TARGETS = (0.5, 1.0, 2.0)
 BASELINE_BITS = (8, 6, 5, 4)
@@ -78,7 +78,7 @@ def run(
         choices, accuracy = baselines, measure(baselines)
         proposer.learn(choices, accuracy)
         while (spent := len(choices) - len(baselines)) < evaluations:
-            picked = proposer.propose(min(-(-evaluations // ROUNDS), evaluations - spent))
+            picked = proposer.propose(min(round_size(evaluations), evaluations - spent))
             if not len(picked):
                 break
             reached = measure(picked)

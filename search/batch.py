@@ -133,7 +133,8 @@ class _Experiment:
         """Run it to its end; returns why it failed, None where it did not."""
         try:
             run, spec = batch.run(experiment)
-            run_search(run, spec, shared)
+            trials = sum(len(item.spec.seeds) for item in batch.experiments())
+            run_search(run, spec, shared, trials)
         except InputError as error:
             return str(error)
         except Exception as error:  # must not end the others

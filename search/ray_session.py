@@ -98,8 +98,18 @@ def _require_resources(resources: ResourceSection) -> None:
 
 
 def trial_resources(resources: ResourceSection) -> dict[str, float]:
-    """CPUs and GPUs that one trial reserves, trainer and evaluators together."""
+    """CPUs and GPUs that one trial reserves, at the least: trainer and evaluators together."""
+    evaluators = resources.evaluators or 1
     return {
-        "CPU": resources.trainer_cpus + resources.evaluators * resources.evaluator_cpus,
-        "GPU": resources.evaluators * resources.evaluator_gpus,
+        "CPU": resources.trainer_cpus + evaluators * resources.evaluator_cpus,
+        "GPU": evaluators * resources.evaluator_gpus,
     }
+
+
+def evaluators_that_fit(resources: ResourceSection, trials: int) -> int:
+    """Evaluators for which the cluster as it is now has room in each of ``trials``; at least 1."""
+    there = ray.cluster_resources()
+    rooms = [(there.get("CPU", 0.0) / trials - resources.trainer_cpus) / resources.evaluator_cpus]
+    if resources.evaluator_gpus > 0:
+        rooms.append(there.get("GPU", 0.0) / trials / resources.evaluator_gpus)
+    return max(1, int(min(rooms) + 1e-6))

@@ -42,6 +42,7 @@ from search.measurements import Reference
 from search.preparation import fill_database
 from search.preparation import share
 from search.progress import Progress
+from search.ray_session import evaluators_that_fit
 from search.ray_session import on_this_node
 from search.ray_session import ray_session
 from search.report import build_report
@@ -50,6 +51,7 @@ from search.run_directory import RunDirectory
 from search.spec import Spec
 from search.storage import Storage
 from search.trial import TrialSetup
+from search.trial import round_size
 from search.trial import search_trial
 from search.trials import raise_errors
 from search.trials import run_config
@@ -64,7 +66,9 @@ _MERGE_SECONDS = 2.0
 """Between looks at whether the ledger has many small files."""
 
 
-def run_search(run: RunDirectory, spec: Spec, shared: Any = None) -> None:
+def run_search(
+    run: RunDirectory, spec: Spec, shared: Any = None, trials: int | None = None
+) -> None:
     """Spend what is left of a run's budget, verify the best, and write the report.
 
     Everything that was evaluated before, by this call or an earlier one, is read from the
@@ -75,6 +79,7 @@ def run_search(run: RunDirectory, spec: Spec, shared: Any = None) -> None:
         spec: Its specification.
         shared: Handle of the actor through which runs of a batch share what they measure, see
             :class:`search.sharing.Accuracies`; None for a run of its own.
+        trials: Trials of all runs that share the cluster; those of this run alone if None.
 
     Raises:
         InputError: the task, the accelerator or the space is not as it should be, another driver
@@ -107,10 +112,11 @@ def run_search(run: RunDirectory, spec: Spec, shared: Any = None) -> None:
             share(database)
             progress.stage("measuring the baselines")
             _measure_baselines(run, worker, spec)
+            evaluators = _evaluators(spec, trials or len(spec.seeds))
             try:
-                _search(run, spec, worker, problem, deadline, progress)
+                _search(run, spec, worker, problem, evaluators, deadline, progress)
                 progress.stage("verifying on the test split")
-                verify(run, spec, worker_spec, finalists(run, spec))
+                verify(run, spec, worker_spec, finalists(run, spec), evaluators * len(spec.seeds))
             finally:
                 write_layer_tables(run, spec, worker)
                 write_report(run, build_report(run))
@@ -155,11 +161,22 @@ def _measure_baselines(run: RunDirectory, worker: EvaluationWorker, spec: Spec) 
                 raise error
 
 
+def _evaluators(spec: Spec, trials: int) -> int:
+    """Evaluators of each trial: as many as the specification says, or as fit beside ``trials``.
+
+    More than a round asks for would make rounds longer, and the result depend on the machine.
+    """
+    needed = round_size(min(_shares(spec).values()))
+    resources = spec.resources
+    return resources.evaluators or min(needed, evaluators_that_fit(resources, trials))
+
+
 def _search(
     run: RunDirectory,
     spec: Spec,
     worker: EvaluationWorker,
     problem: CompressionProblem,
+    evaluators: int,
     deadline: float | None,
     progress: Progress,
 ) -> None:
@@ -190,7 +207,7 @@ def _search(
             energy_pj=float(worker.price(int8, GUIDE_LEVEL).energy_pj[0]),
             limits=tuple(provable_drop(limit, int(dense["images"])) for limit in spec.targets),
         ),
-        evaluators=resources.evaluators,
+        evaluators=evaluators,
         evaluator_cpus=resources.evaluator_cpus,
         evaluator_gpus=resources.evaluator_gpus,
         evaluation_timeout=resources.evaluation_timeout_seconds,
@@ -198,7 +215,7 @@ def _search(
         deadline=deadline,
     )
     evaluator_bundle = {"CPU": resources.evaluator_cpus, "GPU": resources.evaluator_gpus}
-    bundles = [{"CPU": resources.trainer_cpus}] + [evaluator_bundle] * resources.evaluators
+    bundles = [{"CPU": resources.trainer_cpus}] + [evaluator_bundle] * evaluators
     trainable = tune.with_resources(
         tune.with_parameters(search_trial, setup=setup, board=board),
         tune.PlacementGroupFactory(

@@ -165,7 +165,8 @@ class ResourceSection(_Section):
     """What a run takes of the machines; may change when it is resumed.
 
     Attributes:
-        evaluators: Evaluator actors of every seed.
+        evaluators: Evaluator actors of every seed; None for as many as there is room for when all
+            trials run, and work for in each round.
         trainer_cpus, evaluator_cpus: CPUs that Ray reserves for a trainer and for an evaluator.
         evaluator_gpus: GPUs, or a fraction of one, for an evaluator.
         evaluation_timeout: Time, such as 90s, 30m or 2h, after which an evaluation counts as
@@ -176,9 +177,9 @@ class ResourceSection(_Section):
             if None.
     """
 
-    evaluators: Annotated[int, Field(ge=1, strict=True)] = 2
+    evaluators: Annotated[int, Field(ge=1, strict=True)] | None = None
     trainer_cpus: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] = 0.2
-    evaluator_cpus: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] = 0.4
+    evaluator_cpus: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] = 0.8
     evaluator_gpus: Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)] = 0.0
     evaluation_timeout: Annotated[str | None, AfterValidator(_seconds)] = "1h"
     num_cpus: Annotated[int, Field(ge=1, strict=True)] | None = None

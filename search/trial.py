@@ -31,8 +31,9 @@ from search.proposers import make_proposer
 from search.storage import Storage
 from search.trials import reported_errors
 
-ROUNDS = 12
-"""Times that a trial learns from its evaluations: a batch is this share of its budget."""
+_ROUNDS = 12
+"""Times that a trial learns from its evaluations."""
+_MIN_ROUND = 2
 _FRUITLESS_ROUNDS = 50
 """Rounds without anything new after which a space counts as exhausted."""
 
@@ -65,6 +66,11 @@ class TrialSetup:
     evaluation_timeout: float | None
     policies: Storage
     deadline: float | None
+
+
+def round_size(share: int) -> int:
+    """Evaluations between two times that a trial learns, where it has not more evaluators."""
+    return max(_MIN_ROUND, -(-share // _ROUNDS))
 
 
 def search_trial(config: dict[str, Any], *, setup: TrialSetup, board: Any) -> None:
@@ -115,7 +121,7 @@ def run_seed(
     _learn(proposer, setup, _measured(setup, [row for row in known if row.seed in (-1, seed)]))
     spent = len({row.config_hash for row in known if row.seed == seed})
     share = setup.shares[seed]
-    batch = max(setup.evaluators, -(-share // ROUNDS))
+    batch = max(setup.evaluators, round_size(share))
     fruitless = 0
     while spent < share and fruitless < _FRUITLESS_ROUNDS and not _is_late(setup):
         choices = proposer.propose(min(batch, share - spent))

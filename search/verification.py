@@ -63,6 +63,7 @@ def verify(
     spec: Spec,
     worker: WorkerSpec,
     finalists: list[tuple[CompressionConfig, str]],
+    at_once: int,
 ) -> None:
     """Evaluate on the test split what the ledger does not have there yet.
 
@@ -71,6 +72,7 @@ def verify(
         spec: Its specification.
         worker: What evaluates.
         finalists: Configurations, and the name of those that are baselines (else empty).
+        at_once: Evaluations at a time.
 
     Raises:
         InputError: the ledger cannot be written, or an evaluation failed.
@@ -97,7 +99,7 @@ def verify(
         param_space={"request": tune.grid_search(requests)},
         tune_config=tune.TuneConfig(
             reuse_actors=True,
-            max_concurrent_trials=resources.evaluators * len(spec.seeds),
+            max_concurrent_trials=at_once,
         ),
         run_config=run_config(run, "verification", _RESTARTS),
     ).fit()

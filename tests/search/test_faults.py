@@ -302,7 +302,7 @@ def test_a_batch_on_a_cluster_that_changes(environment: dict[str, str], tmp_path
     assert found["budget"] == 4 * 18
     for entry in found["experiments"]:  # on so small a network dp runs out of allocations
         assert entry["evaluations"] == 18 or "_dp_" in entry["name"]
-    assert found["utilization"] > 0
+    assert found["utilization"] is None or 0 <= found["utilization"] <= 1
     runs = list((tmp_path / "batch" / "experiments").iterdir())
     tables = [rows(run) for run in runs]
     assert not any(table.duplicated(["config_hash", "split"]).any() for table in tables)
