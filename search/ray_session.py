@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hwmodel import InputError
@@ -41,14 +42,7 @@ def ray_session(resources: ResourceSection) -> Iterator[None]:
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if resources.address is None:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # it listens on localhost alone
-        ray.init(
-            address="local",  # a cluster that this machine belongs to is only used if named
-            num_cpus=resources.num_cpus or os.cpu_count(),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+        _start_local(resources.num_cpus)
     else:
         _connect(resources.address)
     signal.signal(signal.SIGTERM, on_sigterm)  # ray.init replaces the handler
@@ -58,6 +52,24 @@ def ray_session(resources: ResourceSection) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_local(num_cpus: int | None) -> None:
+    """A Ray of this machine alone, whose every port is on localhost."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody else can connect
+    # Ray listens on all interfaces where a machine may become a cluster's, as Linux ones may by
+    # default, and there it takes 127.0.0.1 for the address that others reach the machine at.
+    may_cluster, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        ray.init(
+            address="local",  # a cluster that this machine belongs to is only used if named
+            num_cpus=num_cpus or os.cpu_count(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = may_cluster
 
 
 def on_this_node() -> Any:

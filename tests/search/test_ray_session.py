@@ -1,11 +1,14 @@
-"""How much of a cluster a search takes."""
+"""How much of a cluster a search takes, and who reaches the one that it starts."""
 
 from __future__ import annotations
+
+import ipaddress
 
 import pytest
 import ray
 
 from search.ray_session import evaluators_that_fit
+from search.ray_session import ray_session
 from search.spec import ResourceSection
 
 
@@ -29,3 +32,26 @@ def test_evaluators_share_the_cluster_with_all_trials(
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: there)
     assert evaluators_that_fit(ResourceSection(**resources), trials) == expected
+
+
+def addresses_of_open_ports() -> set[str]:
+    """Where this process and all that it started listen."""
+    import psutil  # Ray brings it and shows it to those who have imported Ray
+
+    here = psutil.Process()
+    return {
+        connection.laddr.ip
+        for process in [here, *here.children(recursive=True)]
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+def test_a_local_cluster_has_no_port_beyond_localhost() -> None:
+    before = addresses_of_open_ports()
+    with ray_session(ResourceSection(num_cpus=1)):
+        ray.get(ray.remote(lambda: None).remote())
+        found = addresses_of_open_ports() - before
+    assert found
+    for address in found:
+        assert ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback, address
