@@ -28,6 +28,7 @@ from envs.pruning import keep_units
 from envs.pruning import norm_filter_scores
 from envs.pruning import random_scores
 from envs.quantization import ActivationRange
+from envs.quantizer import Quantizer
 from envs.reconstruction import bias_correction
 from envs.reconstruction import removal_error
 from envs.sequential import Alignment
@@ -36,6 +37,7 @@ from envs.sequential import compress_in_sequence
 from envs.sequential import dense_outputs
 from envs.space import NO_PRUNING
 from envs.space import Method
+from envs.statistics import InputRange
 from envs.statistics import LayerStatistics
 from envs.trace import TracedLayer
 from envs.trace import TracedNetwork
@@ -55,6 +57,7 @@ class CompressedLayer:
         bias: (out_channels,).
         scale: Step of the grid of every output channel, (out_channels,); None for floats.
         input_range: Grid of the layer's input.
+        input_density: Fraction of the input's values that are not zero on that grid.
         kept_in, kept_out: Channels that stay, bool, (in_channels,) and (out_channels,).
         decision: What was asked for.
     """
@@ -63,6 +66,7 @@ class CompressedLayer:
     bias: Tensor
     scale: Tensor | None
     input_range: ActivationRange
+    input_density: float
     kept_in: Tensor
     kept_out: Tensor
     decision: LayerDecision
@@ -109,6 +113,7 @@ class Compressor:
         self._cache: OrderedDict[tuple[object, ...], tuple[Tensor, Tensor, Tensor | None]]
         self._cache = OrderedDict()
         self._cached_bytes = 0
+        self._inputs: dict[tuple[int, int, Quantizer], InputRange] = {}
         self._sources: dict[tuple[int, bool], LayerSource] = {}
         self._dense_outputs: list[Tensor] | None = None
 
@@ -125,10 +130,11 @@ class Compressor:
         kept_in = [~is_removed(ids, removed) for ids in units.in_units]
         kept_out = [~is_removed(ids, removed) for ids in units.out_units]
         decisions = [config.layers[name] for name in self.network.names]
-        ranges = [
-            statistics.inputs[decision.activation_bits].range
-            for statistics, decision in zip(self.statistics, decisions, strict=True)
+        inputs = [
+            self.input_range(index, decision.activation_bits, config.quantizer)
+            for index, decision in enumerate(decisions)
         ]
+        ranges = [entry.range for entry in inputs]
         if config.repair == "sequential":
             weights = self._sequential_weights(decisions, ranges, kept_in, kept_out)
         else:
@@ -140,7 +146,12 @@ class Compressor:
             weights = self._aligned(weights, decisions, ranges, kept_out)
         layers = tuple(
             CompressedLayer(
-                *weights[index], ranges[index], kept_in[index], kept_out[index], decision
+                *weights[index],
+                inputs[index].range,
+                inputs[index].density,
+                kept_in[index],
+                kept_out[index],
+                decision,
             )
             for index, decision in enumerate(decisions)
         )
@@ -154,23 +165,26 @@ class Compressor:
             return np.array([values], dtype=np.float64)
 
         activation_bits = row([layer.decision.activation_bits for layer in layers])
-        densities = [
-            statistics.inputs[layer.decision.activation_bits].density
-            for statistics, layer in zip(self.statistics, layers, strict=True)
-        ]
         runs = [run_of(layer.decision.granularity, layer.decision.sparsity) for layer in layers]
         return with_runs(
             LayerStates(
                 in_channels=row([int(layer.kept_in.sum()) for layer in layers]),
                 out_channels=row([int(layer.kept_out.sum()) for layer in layers]),
                 weight_density=row([layer.density for layer in layers]),
-                activation_density=row(densities),
+                activation_density=row([layer.input_density for layer in layers]),
                 weight_bits=row([layer.decision.weight_bits for layer in layers]),
                 activation_bits=activation_bits,
                 output_bits=output_bits(self.network.workload, activation_bits),
             ),
             np.array(runs, dtype=np.float64),
         )
+
+    def input_range(self, index: int, bits: int, quantizer: Quantizer) -> InputRange:
+        """How the input of layer ``index`` is rounded to ``bits``; found once."""
+        key = index, bits, quantizer.of_activations
+        if key not in self._inputs:
+            self._inputs[key] = self.statistics[index].input_range(bits, quantizer)
+        return self._inputs[key]
 
     def removed_units(self, config: CompressionConfig) -> Tensor:
         """Units of channels that a configuration removes, bool, (units,)."""

@@ -15,6 +15,8 @@ from typing import Any
 from typing import Literal
 from typing import get_args
 
+from envs.quantizer import DEFAULT_QUANTIZER
+from envs.quantizer import Quantizer
 from hwmodel.errors import InputError
 
 Granularity = str
@@ -134,10 +136,13 @@ class CompressionConfig:
             adjusts the weights for the inputs that the compressed layers before give: it takes
             seconds for every configuration. ``none`` leaves weights as they are and rounds to
             nearest.
+        quantizer: How integers stand for numbers, in all layers alike. What of it is the default
+            is not written, so that older configurations keep their hash.
     """
 
     layers: Mapping[str, LayerDecision]
     repair: Repair = "aligned"
+    quantizer: Quantizer = DEFAULT_QUANTIZER
 
     def __post_init__(self) -> None:
         check_choice("repair", self.repair, get_args(Repair))
@@ -149,9 +154,11 @@ class CompressionConfig:
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
+        quantizer = self.quantizer.to_json()
         return {
             "version": CONFIG_VERSION,
             "repair": self.repair,
+            **({"quantizer": quantizer} if quantizer else {}),
             "layers": {name: asdict(decision) for name, decision in self.layers.items()},
         }
 
@@ -164,7 +171,8 @@ class CompressionConfig:
         """
         if not isinstance(data, dict):
             raise InputError("config", type(data).__name__, "use a JSON object with key 'layers'")
-        check_keys("config", data, required={"version", "layers"}, optional={"repair"})
+        optional = {"repair", "quantizer"}
+        check_keys("config", data, required={"version", "layers"}, optional=optional)
         if data["version"] != CONFIG_VERSION:
             raise InputError("config.version", data["version"], f"use {CONFIG_VERSION}")
         if not isinstance(data["layers"], dict):
@@ -182,7 +190,12 @@ class CompressionConfig:
                 where = f"{path}.{error.field}"
                 raise InputError(where, error.value, error.allowed) from None
             layers[name] = decision
-        return cls(layers=layers, repair=data.get("repair", "aligned"))
+        try:
+            quantizer = read_quantizer(data.get("quantizer", {}))
+        except InputError as error:
+            where = f"config.quantizer.{error.field}".rstrip(".")
+            raise InputError(where, error.value, error.allowed) from None
+        return cls(layers, data.get("repair", "aligned"), quantizer)
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(self.to_json(), indent=2) + "\n")
@@ -208,6 +221,23 @@ def uniform(layers: list[str] | tuple[str, ...], bits: int) -> CompressionConfig
     return CompressionConfig(
         {name: LayerDecision(weight_bits=bits, activation_bits=bits) for name in layers}
     )
+
+
+def read_quantizer(value: object) -> Quantizer:
+    """A quantizer from its keys; those left out have their defaults.
+
+    Raises:
+        InputError: an unknown key, or a value that is not allowed; names the key.
+    """
+    if isinstance(value, Quantizer):
+        return value
+    known = {item.name for item in fields(Quantizer)}
+    if not isinstance(value, Mapping):
+        raise InputError("", value, f"use a mapping with keys {', '.join(sorted(known))}")
+    for key in value:
+        if key not in known:
+            raise InputError(str(key), value[key], f"known keys: {sorted(known)}")
+    return Quantizer(**value)
 
 
 def check_choice(field: str, value: object, allowed: tuple[object, ...]) -> None:

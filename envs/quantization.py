@@ -1,7 +1,8 @@
-"""Rounding of weights and activations to few bits, with scales that lose least.
+"""Rounding of weights and activations to few bits, and the scales of weights that lose least.
 
 Weights are symmetric integers with one scale per output channel; activations are integers with
-one scale per tensor and an exact zero. 16 and 32 bits mean IEEE half and single precision.
+one scale per tensor and an exact zero (:mod:`envs.calibration` finds it). 16 and 32 bits mean IEEE
+half and single precision.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from torch import Tensor
 from envs.config import FLOAT_BITS
 
 _WEIGHT_CLIPS = 24
-# 6 % apart: the squared error is flat around its minimum.
-_ACTIVATION_CLIPS = torch.logspace(-1.4, 0, 60).tolist()
 
 
 def weight_limit(bits: int) -> int:
@@ -91,33 +90,6 @@ class ActivationRange:
     high: int = 0
 
 
-def calibrate_activation(sample: Tensor, bits: int) -> ActivationRange:
-    """Range that minimizes the squared rounding error of a sample, over a grid of clip values.
-
-    Unsigned where the sample has no negative value. Otherwise both ends are clipped together
-    first, then each alone, since the two tails may differ (as they do after a GELU).
-
-    Args:
-        sample: Values of the activation, one dimension, at least one.
-        bits: 2 to 8, 16 or 32.
-    """
-    if bits in FLOAT_BITS:
-        return ActivationRange(bits)
-    sample = sample.float()
-    bottom, top = min(sample.min().item(), 0.0), max(sample.max().item(), 0.0)
-    if top - bottom <= 2**bits * torch.finfo(torch.float32).tiny / _ACTIVATION_CLIPS[0]:
-        return ActivationRange(bits, high=2**bits - 1)
-
-    def best(ends: list[tuple[float, float]]) -> tuple[float, float]:
-        return min(ends, key=lambda e: _squared_error(sample, _range_between(e[0], e[1], bits)))
-
-    low, high = best([(clip * bottom, clip * top) for clip in _ACTIVATION_CLIPS])
-    if bottom < 0 < top:
-        low, high = best([(low, high)] + [(low, clip * top) for clip in _ACTIVATION_CLIPS])
-        low, high = best([(low, high)] + [(clip * bottom, high) for clip in _ACTIVATION_CLIPS])
-    return _range_between(low, high, bits)
-
-
 def quantize_activation(x: Tensor, range_: ActivationRange) -> Tensor:
     """Nearest representable values, ties to even; shape and type of ``x``, which is unchanged."""
     if range_.bits == 32:
@@ -126,16 +98,3 @@ def quantize_activation(x: Tensor, range_: ActivationRange) -> Tensor:
         return x.half().to(x.dtype)
     integers = x.mul(1 / range_.scale).round_().clamp_(range_.low, range_.high)
     return integers.mul_(range_.scale)
-
-
-def _range_between(low: float, high: float, bits: int) -> ActivationRange:
-    """Range of 2**bits values that spans about low <= 0 <= high, with zero among its values."""
-    steps = 2**bits - 1
-    # Single precision, so that what is stored is exactly what is multiplied with.
-    scale = torch.tensor((high - low) / steps, dtype=torch.float32).item()
-    lowest = max(round(low / scale), -steps)
-    return ActivationRange(bits, scale, lowest, lowest + steps)
-
-
-def _squared_error(sample: Tensor, range_: ActivationRange) -> float:
-    return quantize_activation(sample, range_).sub_(sample).square_().sum().item()

@@ -22,9 +22,12 @@ from envs.evaluator import weights_hash
 from envs.layer_compression import COMPRESSION_VERSION
 from envs.options import OptionTable
 from envs.problem import CompressionProblem
+from envs.quantizer import DEFAULT_QUANTIZER
+from envs.quantizer import Quantizer
 from envs.space import DEFAULT_METHODS
 from envs.space import Method
 from envs.space import SearchSpace
+from envs.statistics import STATISTICS_VERSION
 from envs.statistics import collect_statistics
 from envs.statistics import load_statistics
 from envs.statistics import save_statistics
@@ -46,7 +49,7 @@ class Menu:
         methods: Ways to prune; the first is ``NO_PRUNING``.
         sparsities, weight_bits, activation_bits: Ascending.
         pinned: Fixed decisions by layer name; ``first`` and ``last`` stand for those layers.
-        repair: See ``CompressionConfig``.
+        repair, quantizer: See ``CompressionConfig``.
     """
 
     methods: tuple[Method, ...] = DEFAULT_METHODS
@@ -55,6 +58,7 @@ class Menu:
     activation_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     pinned: Mapping[str, LayerDecision] | None = None
     repair: Repair = "aligned"
+    quantizer: Quantizer = DEFAULT_QUANTIZER
 
     def space(self, network: TracedNetwork) -> SearchSpace:
         """The search space of a network.
@@ -84,6 +88,7 @@ class Menu:
             channel_group=tuple(-1 if group in bound else group for group in groups),
             pinned=pinned,
             repair=self.repair,
+            quantizer=self.quantizer,
         )
 
 
@@ -143,7 +148,8 @@ def prepare_problem(
 
 def _calibration_hash(task: Task, images: list[Tensor]) -> str:
     """Hash of what statistics are made from."""
-    digest = hashlib.sha256(f"{COMPRESSION_VERSION} {weights_hash(task.network)}".encode())
+    made_from = f"{COMPRESSION_VERSION} {STATISTICS_VERSION} {weights_hash(task.network)}"
+    digest = hashlib.sha256(made_from.encode())
     for batch in images:
         digest.update(batch.contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
@@ -152,6 +158,8 @@ def _calibration_hash(task: Task, images: list[Tensor]) -> str:
 def _table_hash(compressor: Compressor, space: SearchSpace) -> str:
     """Hash of what an option table is made from."""
     digest = hashlib.sha256(repr(space).encode())
+    if space.quantizer != DEFAULT_QUANTIZER:
+        digest.update(repr(space.quantizer.to_json()).encode())
     for index in range(len(space.layers)):
         digest.update(compressor.source(index, space.repair).content.encode())
     return digest.hexdigest()[:32]

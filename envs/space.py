@@ -18,6 +18,8 @@ from envs.config import LayerDecision
 from envs.config import Repair
 from envs.config import criteria
 from envs.config import fits
+from envs.quantizer import DEFAULT_QUANTIZER
+from envs.quantizer import Quantizer
 from hwmodel.errors import InputError
 
 METHOD, SPARSITY, WEIGHT_BITS, ACTIVATION_BITS = range(4)
@@ -81,7 +83,7 @@ class SearchSpace:
         channel_group: For every layer, the number of the group of layers whose output channels
             can only be removed together, or -1 where output channels cannot be removed.
         pinned: Layers whose decision is fixed.
-        repair: Passed on to every configuration.
+        repair, quantizer: Passed on to every configuration.
     """
 
     layers: tuple[str, ...]
@@ -92,6 +94,7 @@ class SearchSpace:
     channel_group: tuple[int, ...]
     pinned: Mapping[str, LayerDecision] = field(default_factory=dict)
     repair: Repair = "aligned"
+    quantizer: Quantizer = field(default=DEFAULT_QUANTIZER, repr=False)
 
     def __post_init__(self) -> None:
         if self.methods[:1] != (NO_PRUNING,):
@@ -173,7 +176,7 @@ class SearchSpace:
         """
         rows = zip(self.layers, self.canonical(choice), strict=True)
         layers = {name: self.pinned.get(name) or self.decision(row) for name, row in rows}
-        return CompressionConfig(layers=layers, repair=self.repair)
+        return CompressionConfig(layers, self.repair, self.quantizer)
 
     def choice(self, config: CompressionConfig) -> NDArray[np.int64] | None:
         """Inverse of :meth:`config`, shape (layers, 4); None where the space does not hold it."""

@@ -17,15 +17,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch import nn
 
+from envs.calibration import calibrate_activation
 from envs.config import FLOAT_BITS
 from envs.config import INTEGER_BITS
 from envs.pruning import taylor_filter_scores
 from envs.quantization import ActivationRange
-from envs.quantization import calibrate_activation
 from envs.quantization import quantize_activation
+from envs.quantizer import DEFAULT_QUANTIZER
+from envs.quantizer import Quantizer
 from envs.trace import TracedLayer
 from envs.trace import TracedNetwork
 from hwmodel import InputError
+
+STATISTICS_VERSION = "2"
+"""Changes whenever a file of statistics would hold something else."""
 
 _SAMPLE_VALUES = 65_536
 """Values of a layer's input that clipping is calibrated on."""
@@ -55,13 +60,24 @@ class LayerStatistics:
             (groups, columns, columns).
         mean: Mean of x, (groups, columns).
         taylor: First-order importance of every output channel, (out_channels,).
-        inputs: By width, 2..8, 16 and 32 bits.
+        inputs: By width, 2..8, 16 and 32 bits, as the default ``Quantizer`` rounds.
+        sample: Values of the input, (values,).
+        extremes: Least and largest value of the input over all calibration images, (2,).
     """
 
     second_moment: Tensor
     mean: Tensor
     taylor: Tensor
     inputs: dict[int, InputRange]
+    sample: Tensor
+    extremes: Tensor
+
+    def input_range(self, bits: int, quantizer: Quantizer) -> InputRange:
+        """How a quantizer rounds the input to a width."""
+        if quantizer.of_activations == DEFAULT_QUANTIZER:
+            return self.inputs[bits]
+        seen = self.extremes if quantizer.activation_range == "max_abs" else self.sample
+        return _input_range(self.sample, calibrate_activation(seen, bits, quantizer))
 
 
 def collect_statistics(
@@ -97,11 +113,13 @@ class _Gatherer(nn.Module):
         self.sum = torch.zeros(groups, columns, dtype=torch.float64)
         self.positions = 0
         self.values: list[Tensor] = []
+        self.extremes: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
         count = min(x.numel(), max(1024, _SAMPLE_VALUES // 16))
         index = torch.randint(x.numel(), (count,), generator=self.generator)
         self.values.append(x.flatten()[index].clone())
+        self.extremes.append(torch.stack(x.aminmax()))
         patches = sample_patches(self.layer, x, self.generator)
         self.moment += torch.bmm(patches.transpose(1, 2), patches)
         self.sum += patches.sum(dim=1)
@@ -112,11 +130,17 @@ class _Gatherer(nn.Module):
         values = torch.cat(self.values)
         picked = torch.randperm(len(values), generator=self.generator)[:_SAMPLE_VALUES]
         sample = values[picked]
+        extremes = torch.stack(torch.cat(self.extremes).aminmax())
         return LayerStatistics(
             second_moment=(self.moment / self.positions).float(),
             mean=(self.sum / self.positions).float(),
             taylor=taylor,
-            inputs={bits: _input_range(sample, bits) for bits in INTEGER_BITS + FLOAT_BITS},
+            inputs={
+                bits: _input_range(sample, calibrate_activation(sample, bits))
+                for bits in INTEGER_BITS + FLOAT_BITS
+            },
+            sample=sample,
+            extremes=extremes,
         )
 
 
@@ -180,8 +204,7 @@ def _positions(count: int, budget: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(count, generator=generator)[:budget].sort().values
 
 
-def _input_range(sample: Tensor, bits: int) -> InputRange:
-    chosen = calibrate_activation(sample, bits)
+def _input_range(sample: Tensor, chosen: ActivationRange) -> InputRange:
     rounded = quantize_activation(sample, chosen)
     size = sample.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
     return InputRange(
@@ -235,13 +258,15 @@ def _taylor_scores(network: TracedNetwork, batches: list[tuple[Tensor, Tensor]])
     return [score / len(batches) for score in scores]
 
 
+_TENSORS = ("second_moment", "mean", "taylor", "sample", "extremes")
+
+
 def save_statistics(path: Path, statistics: tuple[LayerStatistics, ...]) -> None:
     """Write statistics to a safetensors file; the ranges go into its metadata."""
     tensors = {}
     for index, layer in enumerate(statistics):
-        tensors[f"{index}.second_moment"] = layer.second_moment.contiguous()
-        tensors[f"{index}.mean"] = layer.mean.contiguous()
-        tensors[f"{index}.taylor"] = layer.taylor.contiguous()
+        for name in _TENSORS:
+            tensors[f"{index}.{name}"] = getattr(layer, name).contiguous()
     ranges = [[asdict(entry) for entry in layer.inputs.values()] for layer in statistics]
     save_file(tensors, path, metadata={"inputs": json.dumps(ranges)})
 
@@ -268,12 +293,6 @@ def load_statistics(path: Path) -> tuple[LayerStatistics, ...]:
             )
             for entry in entries
         }
-        layers.append(
-            LayerStatistics(
-                second_moment=tensors[f"{index}.second_moment"],
-                mean=tensors[f"{index}.mean"],
-                taylor=tensors[f"{index}.taylor"],
-                inputs=inputs,
-            )
-        )
+        of_layer = {name: tensors[f"{index}.{name}"] for name in _TENSORS}
+        layers.append(LayerStatistics(inputs=inputs, **of_layer))
     return tuple(layers)

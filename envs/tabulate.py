@@ -21,6 +21,7 @@ from envs.evaluator import Evaluator
 from envs.layer_compression import compressed_rows
 from envs.layer_compression import removed_columns
 from envs.options import OptionTable
+from envs.quantizer import Quantizer
 from envs.reconstruction import output_error
 from envs.space import SearchSpace
 from envs.units import is_removed
@@ -61,7 +62,7 @@ def build_option_table(
         activation_density=_menu(compressor, space, lambda entry: entry.density),
         weight_error=error,
         activation_error=_menu(compressor, space, lambda entry: entry.error),
-        sensitivity=_sensitivity(evaluator, progress),
+        sensitivity=_sensitivity(evaluator, space.quantizer, progress),
         kept_out=kept_out,
         removed_in=removed_in,
         dense_in=np.array(
@@ -162,18 +163,20 @@ def _menu(
 ) -> NDArray[np.float64]:
     """A fact about every layer's quantized input, (L, A); pinned layers have theirs everywhere."""
     rows = []
-    for name, layer in zip(space.layers, compressor.statistics, strict=True):
+    for index, name in enumerate(space.layers):
         pinned = space.pinned.get(name)
         widths = (
             [pinned.activation_bits] * len(space.activation_bits)
             if pinned
             else space.activation_bits
         )
-        rows.append([read(layer.inputs[bits]) for bits in widths])
+        rows.append([read(compressor.input_range(index, bits, space.quantizer)) for bits in widths])
     return np.array(rows, dtype=np.float64)
 
 
-def _sensitivity(evaluator: Evaluator, progress: Progress | None) -> NDArray[np.float64]:
+def _sensitivity(
+    evaluator: Evaluator, quantizer: Quantizer, progress: Progress | None
+) -> NDArray[np.float64]:
     """KL divergence of the network's output per unit of error in one layer, (L, 2)."""
     compressor = evaluator.compressor
     names = compressor.network.names
@@ -187,14 +190,15 @@ def _sensitivity(evaluator: Evaluator, progress: Progress | None) -> NDArray[np.
             LayerDecision(weight_bits=32, activation_bits=_PROBE_BITS),
         )
         for column, decision in enumerate(probes):
-            config = CompressionConfig({**dense_config.layers, name: decision})
+            layers = {**dense_config.layers, name: decision}
+            config = CompressionConfig(layers, quantizer=quantizer)
             compressed = compressor.compress(config)
             divergence = F.kl_div(
                 _probe(evaluator, compressed), reference, log_target=True, reduction="none"
             )
             divergence_per_image = divergence.sum(dim=1).mean()
             result[index, column] = float(divergence_per_image) / _probe_error(
-                compressor, compressed, index, column
+                compressor, compressed, index, column, quantizer
             )
         if progress is not None:
             progress("measuring sensitivities", index + 1, len(names))
@@ -207,12 +211,16 @@ def _probe(evaluator: Evaluator, compressed: CompressedNetwork) -> Tensor:
 
 
 def _probe_error(
-    compressor: Compressor, compressed: CompressedNetwork, index: int, column: int
+    compressor: Compressor,
+    compressed: CompressedNetwork,
+    index: int,
+    column: int,
+    quantizer: Quantizer,
 ) -> float:
     """Relative error that a probe makes in its layer."""
     layer, statistics = compressor.network.layers[index], compressor.statistics[index]
     if column == 1:
-        found = statistics.inputs[_PROBE_BITS].error
+        found = compressor.input_range(index, _PROBE_BITS, quantizer).error
     else:
         scale = layer.fold_scale.view(-1, *[1] * (layer.weight.ndim - 1))
         safe = torch.where(scale == 0, 1.0, scale)

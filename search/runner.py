@@ -143,9 +143,9 @@ def _require_same_network(run: RunDirectory, worker: EvaluationWorker) -> None:
 
 
 def baseline_config(worker: EvaluationWorker, spec: Spec, bits: int) -> CompressionConfig:
-    """The unpruned network with all widths at ``bits``, repaired as the search repairs."""
+    """The unpruned network with all widths at ``bits``, repaired and rounded as in the search."""
     layers = uniform(worker.evaluator.compressor.network.names, bits).layers
-    return CompressionConfig(layers, spec.space.repair)
+    return CompressionConfig(layers, spec.space.repair, spec.space.quantizer)
 
 
 def _measure_baselines(run: RunDirectory, worker: EvaluationWorker, spec: Spec) -> None:

@@ -22,12 +22,17 @@ from pydantic import BeforeValidator
 from pydantic import ConfigDict
 from pydantic import Field
 from pydantic import PlainSerializer
+from pydantic import SerializerFunctionWrapHandler
 from pydantic import ValidationError
+from pydantic import model_serializer
 
 from envs.config import INTEGER_BITS
 from envs.config import LayerDecision
 from envs.config import Repair
 from envs.config import check_keys
+from envs.config import read_quantizer
+from envs.quantizer import DEFAULT_QUANTIZER
+from envs.quantizer import Quantizer
 from envs.space import DEFAULT_METHODS
 from envs.space import Method
 from hwmodel.errors import InputError
@@ -105,6 +110,9 @@ _Points = Annotated[float, Field(gt=0, le=100, strict=True)]
 _Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 _Text = Annotated[str, Field(min_length=1)]
 _Decision = Annotated[LayerDecision, BeforeValidator(_decision), PlainSerializer(asdict)]
+_Quantizer = Annotated[
+    Quantizer, BeforeValidator(read_quantizer), PlainSerializer(Quantizer.to_json)
+]
 
 
 class _Section(BaseModel):
@@ -133,6 +141,7 @@ class SpaceSection(_Section):
         sparsities: Fractions removed, 0 < sparsity < 1.
         weight_bits, activation_bits: Widths, 2..8.
         repair: How the weights left are adjusted, see ``CompressionConfig``.
+        quantizer: How integers stand for numbers, see ``Quantizer``.
         pinned: Decision by layer name, ``first`` or ``last``: layers that are not searched.
     """
 
@@ -145,7 +154,14 @@ class SpaceSection(_Section):
     weight_bits: _Widths = INTEGER_BITS
     activation_bits: _Widths = INTEGER_BITS
     repair: Repair = "aligned"
+    quantizer: _Quantizer = DEFAULT_QUANTIZER
     pinned: dict[str, _Decision] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _only_what_was_asked_for(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a quantizer that is the default, so that older runs keep their hash."""
+        data: dict[str, Any] = serialize(self)
+        return data if data["quantizer"] else {k: v for k, v in data.items() if k != "quantizer"}
 
     def to_menu(self) -> Menu:
         """The same as the environments take it."""
@@ -158,6 +174,7 @@ class SpaceSection(_Section):
             activation_bits=self.activation_bits,
             pinned=self.pinned,
             repair=self.repair,
+            quantizer=self.quantizer,
         )
 
 

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from envs.calibration import calibrate_activation
 from envs.config import INTEGER_BITS
 from envs.quantization import ActivationRange
-from envs.quantization import calibrate_activation
 from envs.quantization import integer_weights
 from envs.quantization import quantize_activation
 from envs.quantization import round_weights

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.config import LayerDecision
+from envs.quantizer import Quantizer
 from hwmodel.errors import InputError
 from search.spec import Spec
 from search.spec import parse_duration
@@ -31,8 +32,9 @@ METHODS = ["element/l1", "n:4/second_order", "4x1/l1", "kernel/random", "filter/
     targets=st.lists(st.floats(0.01, 50), min_size=1, max_size=4, unique=True),
     bits=st.lists(st.integers(2, 8), min_size=1, unique=True),
     methods=st.lists(st.sampled_from(METHODS), unique=True),
+    symmetry=st.sampled_from(["affine", "symmetric"]),
 )
-def test_yaml_round_trip(tmp_path_factory, seeds, budget, targets, bits, methods) -> None:
+def test_yaml_round_trip(tmp_path_factory, seeds, budget, targets, bits, methods, symmetry) -> None:
     methods = [*methods, *({"none"} - set(methods))]
     before = spec(
         seeds=seeds,
@@ -42,6 +44,7 @@ def test_yaml_round_trip(tmp_path_factory, seeds, budget, targets, bits, methods
             "methods": methods,
             "weight_bits": bits,
             "pinned": {"first": {"weight_bits": 8, "activation_bits": 8}},
+            "quantizer": {"activation_symmetry": symmetry},
         },
     )
     path = tmp_path_factory.mktemp("spec") / "spec.yaml"
@@ -84,10 +87,26 @@ def test_where_and_how_long_do_not_change_the_hash(change) -> None:
         {"budget": 301},
         {"targets": [1]},
         {"space": {"repair": "none"}},
+        {"space": {"quantizer": {"activation_range": "kl"}}},
     ],
 )
 def test_what_decides_the_result_changes_the_hash(change) -> None:
     assert spec(**change).hash != spec().hash
+
+
+def test_a_quantizer_that_is_the_default_is_not_told() -> None:
+    told = spec(space={"quantizer": {"activation_range": "mse"}})
+    assert "quantizer" not in told.to_json()["space"]
+    assert told.hash == spec().hash
+
+
+def test_a_quantizer_reaches_every_configuration_of_the_menu() -> None:
+    given = spec(space={"quantizer": {"activation_range": "percentile:99.9"}}).space.to_menu()
+    assert given.quantizer == Quantizer(activation_range="percentile:99.9")
+    with pytest.raises(InputError, match=r"space\.quantizer\.activation_range: 'best'"):
+        spec(space={"quantizer": {"activation_range": "best"}})
+    with pytest.raises(InputError, match=r"space\.quantizer\.zero: 1 is not allowed; known keys"):
+        spec(space={"quantizer": {"zero": 1}})
 
 
 def test_a_pinned_decision_may_leave_keys_out() -> None:
