@@ -10,7 +10,7 @@ evaluators of a machine share their memory.
 from __future__ import annotations
 
 import hashlib
-import os
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,6 @@ from dataclasses import fields
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from uuid import uuid4
 
 from safetensors import SafetensorError
 from safetensors import safe_open
@@ -27,6 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from envs.config import Repair
+from envs.files import write_whole
 from envs.layer_compression import COMPRESSION_VERSION
 from envs.layer_compression import pruned_rows
 from envs.layer_compression import rounded_rows
@@ -35,7 +35,6 @@ from envs.reconstruction import output_error
 from envs.space import Method
 from envs.statistics import LayerStatistics
 from envs.trace import TracedLayer
-from hwmodel import InputError
 
 DEFAULT_LIMIT_BYTES = 4 << 30
 _SUFFIX = ".safetensors"
@@ -140,7 +139,7 @@ class OptionDatabase:
     ) -> bool:
         """Whether some of these options are not here."""
         return any(
-            not set(bits) <= set(_read(self._path(source, method, sparsity)))
+            not set(bits) <= _widths(self._path(source, method, sparsity))
             for sparsity in sparsities
         )
 
@@ -158,17 +157,7 @@ class OptionDatabase:
         growth = len(content) - (path.stat().st_size if path.exists() else 0)
         if self._bytes + growth > self.limit_bytes:
             return
-        # Hidden, so that what a killed writer leaves is no entry.
-        partial = path.with_name(f".{path.stem}.{uuid4().hex}")
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content)
-            os.replace(partial, path)
-        except OSError as error:
-            if self.directory.is_dir():
-                partial.unlink(missing_ok=True)
-            allowed = f"it cannot be written ({error}); use a place with space and permission"
-            raise InputError("database", str(self.directory), allowed) from None
+        write_whole(path, lambda partial: partial.write_bytes(content), "database")
         self._bytes += growth
 
 
@@ -216,5 +205,20 @@ def _read(path: Path) -> dict[int, Option]:
     except (OSError, SafetensorError):
         return {}
     names = [item.name for item in fields(Option)]
-    widths = sorted({int(key.partition(".")[0]) for key in tensors})
-    return {bits: Option(**{name: tensors[f"{bits}.{name}"] for name in names}) for bits in widths}
+    return {
+        bits: Option(**{name: tensors[f"{bits}.{name}"] for name in names})
+        for bits in sorted(_widths_of(tensors))
+    }
+
+
+def _widths(path: Path) -> set[int]:
+    """Widths of the options of a file, by its header alone."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _widths_of(file.keys())
+    except (OSError, SafetensorError):
+        return set()
+
+
+def _widths_of(keys: Iterable[str]) -> set[int]:
+    return {int(key.partition(".")[0]) for key in keys}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import asdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
 from torch import Tensor
 
 from envs.compression import Compressor
@@ -19,6 +17,7 @@ from envs.config import Repair
 from envs.database import OptionDatabase
 from envs.evaluator import Evaluator
 from envs.evaluator import weights_hash
+from envs.files import write_whole
 from envs.layer_compression import COMPRESSION_VERSION
 from envs.options import OptionTable
 from envs.problem import CompressionProblem
@@ -118,7 +117,7 @@ def prepare_evaluator(task: Task, directory: Path | None = None, device: str = "
     else:
         statistics = collect_statistics(network, task.calibration)
         if path is not None:
-            _write(path, lambda partial: save_statistics(partial, statistics))
+            write_whole(path, lambda partial: save_statistics(partial, statistics), "database")
     database = None if directory is None else OptionDatabase(directory)
     return Evaluator(task, Compressor(network, statistics, images, database), device)
 
@@ -142,7 +141,7 @@ def prepare_problem(
     else:
         table = build_option_table(evaluator, space, progress)
         if path is not None:
-            _write(path, lambda partial: _save_table(partial, table))
+            write_whole(path, lambda partial: _save_table(partial, table), "database")
     return CompressionProblem(compressor.network.workload, accelerator, space, table, level)
 
 
@@ -163,23 +162,6 @@ def _table_hash(compressor: Compressor, space: SearchSpace) -> str:
     for index in range(len(space.layers)):
         digest.update(compressor.source(index, space.repair).content.encode())
     return digest.hexdigest()[:32]
-
-
-def _write(path: Path, save: Callable[[Path], None]) -> None:
-    """Have ``save`` write a file, all of it or nothing.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    partial = path.with_name(f".{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(partial)
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        allowed = f"it cannot be written ({error}); use a place with space and permission"
-        raise InputError(path.stem, str(path), allowed) from None
 
 
 def _save_table(path: Path, table: OptionTable) -> None:
