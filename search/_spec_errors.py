@@ -1,18 +1,42 @@
-"""From pydantic's list of errors to one line for the user."""
+"""Plain data validated by pydantic, with one line for the user where it is not as it should be."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
+from typing import TypeVar
 
 from pydantic import BaseModel
 from pydantic import ValidationError
 
 from hwmodel.errors import InputError
 
+Model = TypeVar("Model", bound=BaseModel)
 
-def first_error(model: type[BaseModel], error: ValidationError) -> InputError:
+
+def validated(model: type[Model], field: str, data: object) -> Model:
+    """The model that plain data stand for.
+
+    Args:
+        model: Its class.
+        field: What the data as a whole are called.
+        data: The data.
+
+    Raises:
+        InputError: they are no mapping, have an unknown key, lack one, or a value is not allowed.
+            ``field`` is the dotted path of the first.
+    """
+    if not isinstance(data, Mapping):
+        raise InputError(field, data, f"use a mapping with keys {', '.join(model.model_fields)}")
+    try:
+        return model.model_validate(dict(data))
+    except ValidationError as error:
+        raise _first_error(model, error) from None
+
+
+def _first_error(model: type[BaseModel], error: ValidationError) -> InputError:
     """The first error as an InputError whose field is the dotted path, lists as ``[0]``.
 
     Unknown keys come first: a misspelt key also makes the right one seem to be missing.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 from typing import Any
@@ -11,10 +10,9 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic import ConfigDict
 from pydantic import Field
-from pydantic import ValidationError
 
 from hwmodel.errors import InputError
-from search._spec_errors import first_error
+from search._spec_errors import validated
 from search.spec import ResourceSection
 from search.spec import Spec
 
@@ -62,13 +60,7 @@ class BatchSpec(_Section):
         Raises:
             InputError: an unknown or missing key, or a value that is not allowed.
         """
-        if not isinstance(data, Mapping):
-            allowed = f"use a mapping with keys {', '.join(cls.model_fields)}"
-            raise InputError("experiments", data, allowed)
-        try:
-            return cls.model_validate(dict(data))
-        except ValidationError as error:
-            raise first_error(cls, error) from None
+        return validated(cls, "experiments", data)
 
     def all(self) -> list[Experiment]:
         """Every experiment once, those of higher priority first, else as listed.

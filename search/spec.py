@@ -23,7 +23,6 @@ from pydantic import ConfigDict
 from pydantic import Field
 from pydantic import PlainSerializer
 from pydantic import SerializerFunctionWrapHandler
-from pydantic import ValidationError
 from pydantic import model_serializer
 
 from envs.config import INTEGER_BITS
@@ -36,7 +35,7 @@ from envs.quantizer import Quantizer
 from envs.space import DEFAULT_METHODS
 from envs.space import Method
 from hwmodel.errors import InputError
-from search._spec_errors import first_error
+from search._spec_errors import validated
 
 if TYPE_CHECKING:
     from envs.setup import Menu
@@ -251,13 +250,7 @@ class Spec(_Section):
             InputError: an unknown or missing key, or a value that is not allowed. ``field`` is
                 the dotted path of the first.
         """
-        if not isinstance(data, Mapping):
-            allowed = f"use a mapping with keys {', '.join(cls.model_fields)}"
-            raise InputError("spec", data, allowed)
-        try:
-            return cls.model_validate(dict(data))
-        except ValidationError as error:
-            raise first_error(cls, error) from None
+        return validated(cls, "spec", data)
 
     @classmethod
     def load(cls, path: str | Path) -> Spec:
