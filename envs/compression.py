@@ -321,12 +321,7 @@ class Compressor:
         alignments = compress_in_sequence(
             self.network, self.images, ranges, kept_out, compress_layer
         )
-        return [
-            _aligned_layer(weight, scale, decision.weight_bits, alignment)
-            for (weight, scale), decision, alignment in zip(
-                found, decisions, alignments, strict=True
-            )
-        ]
+        return _with_alignments(found, decisions, alignments)
 
     def _aligned(
         self,
@@ -343,12 +338,8 @@ class Compressor:
         alignments = align_layers(
             self.network, self.images, ranges, kept_out, layers, self._dense_outputs
         )
-        return [
-            _aligned_layer(weight, scale, decision.weight_bits, alignment)
-            for (weight, _, scale), decision, alignment in zip(
-                weights, decisions, alignments, strict=True
-            )
-        ]
+        found = [(weight, scale) for weight, _, scale in weights]
+        return _with_alignments(found, decisions, alignments)
 
     def _require_images(self, repair: Repair) -> None:
         if not self.images:
@@ -387,6 +378,18 @@ def folded(
     elif bits == 16:
         weight = weight.half().float()
     return weight, scale
+
+
+def _with_alignments(
+    weights: Sequence[tuple[Tensor, Tensor | None]],
+    decisions: Sequence[LayerDecision],
+    alignments: Sequence[Alignment],
+) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Weight, bias and scale of every layer, its output channels aligned."""
+    return [
+        _aligned_layer(weight, scale, decision.weight_bits, alignment)
+        for (weight, scale), decision, alignment in zip(weights, decisions, alignments, strict=True)
+    ]
 
 
 def _aligned_layer(

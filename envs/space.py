@@ -124,6 +124,17 @@ class SearchSpace:
             rows.append(np.where(reached, distance, np.inf).argmin(axis=1))
         return np.array(rows)
 
+    def reached_sparsities(self, method: int) -> tuple[list[float], NDArray[np.int64]]:
+        """Sparsities that a method can reach, and which of them stands for each of the menu.
+
+        Returns:
+            The sparsities, 0 alone where nothing is pruned, and indices into them, (sparsities,).
+        """
+        reached, place = np.unique(self.nearest_sparsity[method], return_inverse=True)
+        if self.methods[method] == NO_PRUNING:
+            return [0.0], place
+        return [self.sparsities[step] for step in reached], place
+
     def leader(self, layer: int) -> int:
         """First layer of the group that layer ``layer`` removes channels with; -1 without one."""
         group = self.channel_group[layer]

@@ -92,8 +92,7 @@ def _layer_options(
         if space.is_filter(number):  # what stays is rounded like an unpruned layer
             density[number], error[number] = density[0], error[0]
             continue
-        reached, place = np.unique(space.nearest_sparsity[number], return_inverse=True)
-        sparsities = [space.sparsities[step] for step in reached] if number else [0.0]
+        sparsities, place = space.reached_sparsities(number)
         options = make(source, method, sparsities, space.weight_bits)
         for values, name in ((density, "density"), (error, "error")):
             found = [

@@ -175,7 +175,7 @@ class EvaluatorPool:
     def _started(self, reference: Any) -> None:
         actor = self._starting.pop(reference)
         try:
-            _get(reference)
+            result_of(reference)
         except _LOST as error:
             self._failed_starts += 1
             if self._failed_starts == _MAX_FAILED_STARTS:
@@ -189,7 +189,7 @@ class EvaluatorPool:
     def _finish(self, task: _Task, reference: Any) -> Evaluation | None:
         """The row of an evaluation that ended; None where its actor is lost."""
         try:
-            row: Evaluation = _get(reference)
+            row: Evaluation = result_of(reference)
         except _LOST as error:
             self._replace(task.actor)
             task.losses += 1
@@ -200,11 +200,15 @@ class EvaluatorPool:
         return row
 
 
-def _get(reference: Any) -> Any:
+def result_of(reference: Any) -> Any:
+    """What a reference holds.
+
+    Raises:
+        InputError: it, or whatever failed because of one.
+        RayError: the process that should have made it failed in another way, or is lost.
+    """
     try:
         return ray.get(reference)
-    except _LOST:
-        raise
     except ray.exceptions.RayError as error:
         found = input_error(error)
         if found is not None:

@@ -20,7 +20,7 @@ from envs.tabulate import Progress
 from envs.tasks import TaskSpec
 from hwmodel import load_accelerator
 from search.evaluation import local_database
-from search.pool import input_error
+from search.pool import result_of
 from search.progress import Progress as ProgressBars
 from search.ray_session import ray_session
 from search.spec import Spec
@@ -140,8 +140,7 @@ def lacking(compressor: Compressor, space: SearchSpace) -> list[Work]:
         for number, method in enumerate(space.methods):
             if space.is_filter(number):
                 continue
-            reached = dict.fromkeys(space.nearest_sparsity[number].tolist())
-            sparsities = [space.sparsities[step] for step in reached] if number else [0.0]
+            sparsities, _ = space.reached_sparsities(number)
             if compressor.database.lacks(source, method, sparsities, space.weight_bits):
                 steps = len(sparsities) * (len(space.weight_bits) + 20 * (method != NO_PRUNING))
                 operations = float(rows.numel() * rows.shape[-1] * steps)
@@ -191,7 +190,7 @@ def _make_on_cluster(
         while running:
             (finished,), _ = ray.wait(list(running), num_returns=1)
             actor = running.pop(finished)
-            _raise_error(finished)
+            result_of(finished)
             if waiting:
                 running[actor.make.remote(waiting.pop(0))] = actor
             done += 1
@@ -200,16 +199,6 @@ def _make_on_cluster(
     finally:
         for actor in actors:
             ray.kill(actor)
-
-
-def _raise_error(reference: Any) -> None:
-    try:
-        ray.get(reference)
-    except ray.exceptions.RayError as error:
-        found = input_error(error)
-        if found is not None:
-            raise found from error
-        raise
 
 
 def share(database: Storage) -> None:
