@@ -5,13 +5,17 @@
     part-ID.parquet      rows of one call of ``append``
     part-ID-1.parquet    64 of those, merged; ``-2`` is 64 of these, and so on
 
-A part never changes and appears all at once. A merged part names in its metadata the parts that
-it stands for, and readers pass over those, so it does not matter when a merge is killed.
+A part never changes and appears all at once. ID is 32 random hexadecimal digits and 16 of the
+file's SHA-256, since Parquet's own checksums leave out its headers. A merged part names in its
+metadata the parts that it stands for, and readers pass over those, so it does not matter when a
+merge is killed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Iterable
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -116,6 +120,7 @@ COLUMNS = tuple(field.name for field in fields(Evaluation))
 MERGED = 64
 """Parts of one size that become one of the next."""
 _REPLACES = b"joulecut.replaces"
+_OWN_NAME = re.compile(r"part-[0-9a-f]{32}([0-9a-f]{16})[-.]")
 _DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
@@ -152,7 +157,7 @@ class Ledger:
         """
         if rows:
             table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
-            self._write(f"part-{uuid4().hex}.parquet", table)
+            self._write(table)
 
     def read(self) -> pd.DataFrame:
         """All evaluations so far, one row each, oldest first, with the columns of ``SCHEMA``.
@@ -225,9 +230,8 @@ class Ledger:
 
     def _merge(self, names: list[str], size: int) -> None:
         table = pa.concat_tables(self._read_part(name).replace_schema_metadata() for name in names)
-        merged = f"part-{uuid4().hex}-{size}.parquet"
         replaces = {_REPLACES: json.dumps(names).encode()}
-        self._write(merged, table.replace_schema_metadata(replaces))
+        merged = self._write(table.replace_schema_metadata(replaces), f"-{size}")
         self._read_part(merged)  # before anything is deleted: what was written can be read
         self._delete(names)
 
@@ -245,23 +249,26 @@ class Ledger:
     def _names(self) -> list[str]:
         return [name for name in self.storage.names("ledger") if _is_part(name)]
 
-    def _write(self, name: str, table: pa.Table) -> None:
+    def _write(self, table: pa.Table, suffix: str = "") -> str:
+        """Write a part; returns its name."""
         buffer = pa.BufferOutputStream()
         many = table.num_rows > 1  # a dictionary of one value is longer than the value
-        # No statistics: nothing filters by them, and checksums do not cover them.
-        options = {"use_dictionary": many, "write_statistics": False}
-        pq.write_table(table, buffer, write_page_checksum=True, **options)
+        pq.write_table(table, buffer, use_dictionary=many, write_statistics=False)
+        content = buffer.getvalue().to_pybytes()
+        name = f"part-{uuid4().hex}{_digest(content)}{suffix}.parquet"
         try:
-            self.storage.write_patiently(name, buffer.getvalue().to_pybytes())
+            self.storage.write_patiently(name, content)
         except OSError as error:
             raise write_error("ledger", self.location, error) from error
+        return name
 
     def _read_part(self, name: str) -> pa.Table:
         where = f"{self.location}/{name}"
         try:
-            content = pa.BufferReader(self.storage.read(name))
-            table = pq.ParquetFile(content, page_checksum_verification=True).read(use_threads=False)
-            table.validate(full=True)  # checksums do not cover the headers of pages
+            content = self.storage.read(name)
+            if _is_torn(name, content):
+                raise pa.ArrowInvalid("its digest is not that in its name")
+            table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
         except FileNotFoundError:
             raise
         except _DAMAGED as error:
@@ -294,6 +301,16 @@ def _size(name: str) -> int:
     """How often what is in a part was merged."""
     _, _, size = name.removeprefix("part-").removesuffix(".parquet").partition("-")
     return int(size) if size.isdigit() else 0
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _is_torn(name: str, content: bytes) -> bool:
+    """Whether a part that this class wrote is no longer what it was."""
+    written = _OWN_NAME.match(name)
+    return written is not None and written[1] != _digest(content)
 
 
 def _standing(parts: dict[str, pa.Table]) -> dict[str, pa.Table]:

@@ -103,21 +103,16 @@ def test_a_damaged_part_is_named(ledger: Ledger, damage: bytes) -> None:
         ledger.read()
 
 
-def test_no_flipped_byte_changes_what_is_read(tmp_path: Path) -> None:
+def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
     Ledger(tmp_path).append([evaluation(1, config="x" * 99)])
     (part,) = tmp_path.glob("part-*.parquet")
-    whole, expected = part.read_bytes(), Ledger(tmp_path).read()
-    noticed = 0
-    for position in range(0, len(whole), 23):
+    whole = part.read_bytes()
+    for position in range(len(whole)):
         content = bytearray(whole)
         content[position] ^= 0xFF
         part.write_bytes(content)
-        try:
-            pd.testing.assert_frame_equal(Ledger(tmp_path).read(), expected)
-        except DamagedPartError as error:
-            assert part.name in str(error)
-            noticed += 1
-    assert noticed > 100
+        with pytest.raises(DamagedPartError, match=part.name):
+            Ledger(tmp_path).read()
 
 
 def test_damaged_parts_are_set_aside_and_the_others_kept(ledger: Ledger, tmp_path: Path) -> None:
