@@ -248,6 +248,7 @@ def test_a_killed_node(environment: dict[str, str], tmp_path: Path, stage: str) 
             tmp_path,
             address=cluster.address,
             evaluators=3,
+            evaluator_cpus=0.4,
             num_cpus=None,
         )
         run = tmp_path / "run"
