@@ -33,7 +33,8 @@ AHEAD = 2
 wait for makes a cluster grow."""
 _POLL_SECONDS = 1.0
 _MAX_LOSSES = 20
-"""Processes of an experiment that may die, with their machines, before it is left alone."""
+"""Times that an experiment may lose its process, or fail while a machine dies, before it is left
+alone."""
 
 
 def run_batch(batch: BatchDirectory, *, retry_failed: bool = False) -> None:
@@ -74,12 +75,14 @@ def _run_all(
     state["failures"] = failures
     running: dict[Any, Experiment] = {}
     actors: dict[str, Any] = {}
+    machines: dict[str, set[str]] = {}  # that were there when it started
     losses: dict[str, int] = {}
     while waiting or running:
         for experiment in _next(batch, waiting, list(running.values())):
             waiting.remove(experiment)
             actor = _ExperimentActor.remote()
             actors[experiment.name] = actor
+            machines[experiment.name] = _machines()
             running[actor.run.remote(batch, experiment, shared)] = experiment
         usage.is_waiting = bool(waiting)
         ended, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
@@ -89,12 +92,15 @@ def _run_all(
                 ray.kill(actors.pop(experiment.name))
             try:
                 message = ray.get(reference)
+                # What a machine takes with it fails in many ways, not all of which say why.
+                is_lost = message is not None and not machines[experiment.name] <= _machines()
             except ray.exceptions.RayError as error:
+                message, is_lost = f"its processes die: {reason(error)}", True
+            if is_lost:
                 losses[experiment.name] = losses.get(experiment.name, 0) + 1
                 if losses[experiment.name] < _MAX_LOSSES:
                     waiting.insert(0, experiment)
                     continue
-                message = f"its processes die: {reason(error)}"
             if message is not None and batch.run_state(experiment)["state"] != "failed":
                 failures[experiment.name] = message
 
@@ -117,6 +123,11 @@ def _next(
             preparing.add(key)
         found.append(experiment)
     return found
+
+
+def _machines() -> set[str]:
+    """Machines of the cluster that are alive."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def _slots(resources: ResourceSection) -> int:
