@@ -17,6 +17,7 @@ from hwmodel import InputError
 from search.batch_directory import BatchDirectory
 from search.batch_directory import network_key
 from search.batch_spec import Experiment
+from search.driving import BusyError
 from search.failure import keep_trace
 from search.ledger import evaluations
 from search.ray_session import on_this_node
@@ -32,6 +33,8 @@ AHEAD = 2
 """Experiments started beyond what fits: they load and prepare while others search, and what they
 wait for makes a cluster grow."""
 _POLL_SECONDS = 1.0
+_ORPHAN_SECONDS = 60.0
+"""How long a process may live on that its dead machine has left behind."""
 _MAX_LOSSES = 20
 """Times that an experiment may lose its process, or fail while a machine dies, before it is left
 alone."""
@@ -83,7 +86,8 @@ def _run_all(
             actor = _ExperimentActor.remote()
             actors[experiment.name] = actor
             machines[experiment.name] = _machines()
-            running[actor.run.remote(batch, experiment, shared)] = experiment
+            patience = _ORPHAN_SECONDS if experiment.name in losses else 0.0
+            running[actor.run.remote(batch, experiment, shared, patience)] = experiment
         usage.is_waiting = bool(waiting)
         ended, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
         for reference in ended:
@@ -140,12 +144,25 @@ def _slots(resources: ResourceSection) -> int:
 class _Experiment:
     """The process that drives one experiment."""
 
-    def run(self, batch: BatchDirectory, experiment: Experiment, shared: Any) -> str | None:
-        """Run it to its end; returns why it failed, None where it did not."""
+    def run(
+        self, batch: BatchDirectory, experiment: Experiment, shared: Any, patience: float
+    ) -> str | None:
+        """Run it to its end; returns why it failed, None where it did not.
+
+        Waits ``patience`` seconds for another driver of it to end.
+        """
+        deadline = time.monotonic() + patience
         try:
             run, spec = batch.run(experiment)
             trials = sum(len(item.spec.seeds) for item in batch.experiments())
-            run_search(run, spec, shared, trials)
+            while True:
+                try:
+                    run_search(run, spec, shared, trials)
+                    break
+                except BusyError:
+                    if time.monotonic() >= deadline:
+                        raise
+                    time.sleep(_POLL_SECONDS)
         except InputError as error:
             return str(error)
         except Exception as error:  # must not end the others

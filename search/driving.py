@@ -25,6 +25,10 @@ WATCH_SECONDS = 4 * HEARTBEAT_SECONDS
 """How long a driver on another machine is watched for a heartbeat, by the clock of this one."""
 
 
+class BusyError(InputError):
+    """Another driver is at work."""
+
+
 class State:
     """``state.json`` of a directory that one driver at a time works on.
 
@@ -70,7 +74,8 @@ class State:
         ``running`` behind, which :meth:`read` reports as ``interrupted``.
 
         Raises:
-            InputError: another driver is at work; or the state cannot be written.
+            BusyError: another driver is at work.
+            InputError: the state cannot be written.
         """
         driver = Driver.of(os.getpid())
         self._refuse_second(driver)
@@ -117,7 +122,7 @@ class State:
                 alive = self._read().get("heartbeat") != heartbeat
         if alive:
             allowed = f"process {other.pid} on {other.host} works on it; stop it, or wait"
-            raise InputError(self._field, self._storage.location, allowed)
+            raise BusyError(self._field, self._storage.location, allowed)
 
     def _read(self) -> dict[str, Any]:
         state = read_json(self._storage, FILE, self._field, self._allowed)
