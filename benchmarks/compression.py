@@ -2,7 +2,8 @@
 
 Run: ``python benchmarks/compression.py --network 20`` (CIFAR-10 ResNets 20, 32, 44, 56; 1,024
 calibration images; ``--data`` and ``--weights`` as for ``joulecut search``). The table of
-docs/compression.md. With ``--patterns`` the other granularities and criteria, at W8A8.
+docs/compression.md. With ``--patterns`` the other granularities and criteria, at W8A8; with
+``--quantizers`` the other quantizers, nothing pruned.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from envs.config import Repair
 from envs.config import criteria
 from envs.config import uniform
 from envs.evaluator import Evaluator
+from envs.quantizer import Quantizer
 from envs.setup import prepare_evaluator
 from envs.tasks import load_task
 from envs.trace import TracedNetwork
@@ -38,6 +40,22 @@ SETTINGS: Mapping[str, tuple[float, int, int]] = {
 """Element sparsity, weight bits, activation bits of every layer."""
 
 PATTERNS = (("n:4", 0.5), ("n:8", 0.5), ("1x4", 0.5), ("4x1", 0.5), ("kernel", 0.3))
+
+QUANTIZERS: Mapping[str, Quantizer] = {
+    "default": Quantizer(),
+    "activations: max_abs": Quantizer(activation_range="max_abs"),
+    "activations: percentile:99.9": Quantizer(activation_range="percentile:99.9"),
+    "activations: kl": Quantizer(activation_range="kl"),
+    "activations: symmetric": Quantizer(activation_symmetry="symmetric"),
+    "weights: max_abs": Quantizer(weight_range="max_abs"),
+    "weights: percentile:99": Quantizer(weight_range="percentile:99"),
+    "weights: tensor": Quantizer(weight_granularity="tensor"),
+    "weights: tensor, kl": Quantizer(weight_granularity="tensor", weight_range="kl"),
+    "weights: group:16": Quantizer(weight_granularity="group:16"),
+    "weights: group:4": Quantizer(weight_granularity="group:4"),
+    "power_of_two": Quantizer(scale="power_of_two"),
+    "power_of_two, weights: tensor": Quantizer(scale="power_of_two", weight_granularity="tensor"),
+}
 
 Rows = dict[str, dict[str, LayerDecision]]
 
@@ -99,18 +117,41 @@ def report(evaluator: Evaluator, rows: Rows, repairs: tuple[Repair, ...]) -> Non
         print(f"| {label:42} | " + " | ".join(cells) + " |", flush=True)
 
 
+def report_quantizers(evaluator: Evaluator, repairs: tuple[Repair, ...]) -> None:
+    names = evaluator.compressor.network.names
+    dense = evaluator.evaluate(uniform(names, 32), "test").accuracy
+    print(f"fp32: {100 * dense:.2f} %. Points lost:")
+    columns = [(setting, repair) for setting in ("W8A8", "W4A8", "W4A4") for repair in repairs]
+    print(f"| {'quantizer':30} | " + " | ".join(f"{a}, {b}" for a, b in columns) + " |")
+    print("|---" * (len(columns) + 1) + "|")
+    for label, quantizer in QUANTIZERS.items():
+        cells = []
+        for setting, repair in columns:
+            _, weight_bits, activation_bits = SETTINGS[setting]
+            decision = LayerDecision(weight_bits=weight_bits, activation_bits=activation_bits)
+            config = CompressionConfig(dict.fromkeys(names, decision), repair, quantizer)
+            accuracy = evaluator.evaluate(config, "test").accuracy
+            cells.append(f"{100 * (dense - accuracy):{len(f'{setting}, {repair}')}.2f}")
+        print(f"| {label:30} | " + " | ".join(cells) + " |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", type=int, default=20, help="depth of the CIFAR-10 ResNet")
     parser.add_argument("--data", help="folder of the data; downloaded by default")
     parser.add_argument("--weights", help="checkpoint; downloaded by default")
     parser.add_argument("--patterns", action="store_true", help="other granularities and criteria")
+    parser.add_argument("--quantizers", action="store_true", help="other quantizers")
     parser.add_argument("--repairs", nargs="+", choices=REPAIRS, default=REPAIRS)
     arguments = parser.parse_args()
     name = f"cifar10-resnet{arguments.network}"
     task = load_task(name, data=arguments.data, weights=arguments.weights)
     start = time.perf_counter()
     evaluator = prepare_evaluator(task)
+    if arguments.quantizers:
+        report_quantizers(evaluator, tuple(arguments.repairs))
+        print(f"{time.perf_counter() - start:.0f} s")
+        return
     network = evaluator.compressor.network
     rows = structured_rows(network, all_patterns=arguments.patterns)
     if not arguments.patterns:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from envs.config import FLOAT_BITS
 from envs.quantization import ActivationRange
+from envs.quantization import power_of_two_above
 from envs.quantization import quantize_activation
 from envs.quantizer import DEFAULT_QUANTIZER
 from envs.quantizer import Quantizer
 from envs.quantizer import percentile
 
 # 6 % apart: the squared error is flat around its minimum.
-_CLIPS = torch.logspace(-1.4, 0, 60).tolist()
+CLIPS = torch.logspace(-1.4, 0, 60).tolist()
 
 _BINS = 2048
 """Of the histogram whose divergence is measured; as many as Migacz (2017) takes."""
@@ -42,14 +43,14 @@ def calibrate_activation(
         return ActivationRange(bits)
     sample = sample.float()
     bottom, top = min(sample.min().item(), 0.0), max(sample.max().item(), 0.0)
-    if top - bottom <= 2**bits * torch.finfo(torch.float32).tiny / _CLIPS[0]:
+    if top - bottom <= 2**bits * torch.finfo(torch.float32).tiny / CLIPS[0]:
         return ActivationRange(bits, high=2**bits - 1)
     symmetric = quantizer.activation_symmetry == "symmetric" and bottom < 0
     if symmetric:
         bottom, top = -max(top, -bottom), max(top, -bottom)
 
     def grid(ends: Ends) -> ActivationRange:
-        return _range_between(*ends, bits, symmetric=symmetric)
+        return _range_between(*ends, bits, symmetric, quantizer.power_of_two)
 
     if quantizer.activation_range == "max_abs":
         return grid((bottom, top))
@@ -58,25 +59,28 @@ def calibrate_activation(
         return grid(_percentiles(sample, share, symmetric=symmetric))
     loss: Callable[[ActivationRange], float] = partial(_squared_error, sample)
     if quantizer.activation_range == "kl":
-        loss = partial(_divergence, *_histogram(sample))
+        loss = partial(divergence, *histogram(sample))
 
     def best(ends: list[Ends]) -> Ends:
         return min(ends, key=lambda candidate: loss(grid(candidate)))
 
-    low, high = best([(clip * bottom, clip * top) for clip in _CLIPS])
+    low, high = best([(clip * bottom, clip * top) for clip in CLIPS])
     if bottom < 0 < top and not symmetric:
-        low, high = best([(low, high)] + [(low, clip * top) for clip in _CLIPS])
-        low, high = best([(low, high)] + [(clip * bottom, high) for clip in _CLIPS])
+        low, high = best([(low, high)] + [(low, clip * top) for clip in CLIPS])
+        low, high = best([(low, high)] + [(clip * bottom, high) for clip in CLIPS])
     return grid((low, high))
 
 
-def _range_between(low: float, high: float, bits: int, *, symmetric: bool) -> ActivationRange:
+def _range_between(
+    low: float, high: float, bits: int, symmetric: bool, power_of_two: bool
+) -> ActivationRange:
     """Range of 2**bits values that spans about low <= 0 <= high, with zero among its values."""
     steps = 2**bits - 1
     half = 2 ** (bits - 1)
     step = high / (half - 1) if symmetric else (high - low) / steps
     # Single precision, so that what is stored is exactly what is multiplied with.
-    scale = torch.tensor(step, dtype=torch.float32).item()
+    step_32 = torch.tensor(step, dtype=torch.float32)
+    scale = (power_of_two_above(step_32) if power_of_two else step_32).item()
     lowest = -half if symmetric else max(round(low / scale), -steps)
     return ActivationRange(bits, scale, lowest, lowest + steps)
 
@@ -98,14 +102,14 @@ def _squared_error(sample: Tensor, range_: ActivationRange) -> float:
     return quantize_activation(sample, range_).sub_(sample).square_().sum().item()
 
 
-def _histogram(sample: Tensor) -> tuple[Tensor, Tensor]:
+def histogram(sample: Tensor) -> tuple[Tensor, Tensor]:
     """Centers and counts of the bins of the values that are not zero, both (bins,)."""
     values = sample[sample != 0]
     counts, edges = torch.histogram(values, _BINS)
     return (edges[1:] + edges[:-1]) / 2, counts
 
 
-def _divergence(centers: Tensor, counts: Tensor, range_: ActivationRange) -> float:
+def divergence(centers: Tensor, counts: Tensor, range_: ActivationRange) -> float:
     """Kullback-Leibler divergence of a histogram after rounding from that before.
 
     Before rounding, what lies outside counts as lying at the outermost bins inside. Rounding

@@ -28,9 +28,11 @@ from envs.pruning import keep_units
 from envs.pruning import norm_filter_scores
 from envs.pruning import random_scores
 from envs.quantization import ActivationRange
+from envs.quantizer import DEFAULT_QUANTIZER
 from envs.quantizer import Quantizer
 from envs.reconstruction import bias_correction
 from envs.reconstruction import removal_error
+from envs.scales import WeightGrid
 from envs.sequential import Alignment
 from envs.sequential import align_layers
 from envs.sequential import compress_in_sequence
@@ -55,7 +57,8 @@ class CompressedLayer:
     Attributes:
         weight: Folded, on its grid, zeros where pruned, (out_channels, in_channels / groups, ...).
         bias: (out_channels,).
-        scale: Step of the grid of every output channel, (out_channels,); None for floats.
+        scale: Step of the grid of every output channel, (out_channels,), or of every output and
+            input channel, (out_channels, in_channels / groups); None for floats.
         input_range: Grid of the layer's input.
         input_density: Fraction of the input's values that are not zero on that grid.
         kept_in, kept_out: Channels that stay, bool, (in_channels,) and (out_channels,).
@@ -79,6 +82,14 @@ class CompressedLayer:
         kept_rows = self.kept_out.view(groups, -1).sum(dim=1)
         left = int((kept_columns * kept_rows).sum()) * self.weight[0, 0].numel()
         return float(self.weight.count_nonzero()) / left if left else 0.0
+
+    def scale_of(self, kept_in: Tensor, kept_out: Tensor) -> Tensor | None:
+        """The scale of some of the channels, given as masks of all of them."""
+        if self.scale is None:
+            return None
+        scale = self.scale[kept_out]
+        # Of a depthwise layer every input channel goes with its output channel.
+        return scale[:, kept_in] if scale.ndim == 2 and scale.shape[1] == len(kept_in) else scale
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,7 @@ class Compressor:
         self._cache = OrderedDict()
         self._cached_bytes = 0
         self._inputs: dict[tuple[int, int, Quantizer], InputRange] = {}
-        self._sources: dict[tuple[int, bool], LayerSource] = {}
+        self._sources: dict[tuple[int, bool, Quantizer], LayerSource] = {}
         self._dense_outputs: list[Tensor] | None = None
 
     def compress(self, config: CompressionConfig) -> CompressedNetwork:
@@ -129,21 +140,21 @@ class Compressor:
         units = self.network.units
         kept_in = [~is_removed(ids, removed) for ids in units.in_units]
         kept_out = [~is_removed(ids, removed) for ids in units.out_units]
-        decisions = [config.layers[name] for name in self.network.names]
+        decisions = self._decisions(config)
         inputs = [
             self.input_range(index, decision.activation_bits, config.quantizer)
             for index, decision in enumerate(decisions)
         ]
         ranges = [entry.range for entry in inputs]
         if config.repair == "sequential":
-            weights = self._sequential_weights(decisions, ranges, kept_in, kept_out)
+            weights = self._sequential_weights(config, ranges, kept_in, kept_out)
         else:
             weights = [
-                self._weights(index, decision, kept_in[index], kept_out[index], config.repair)
-                for index, decision in enumerate(decisions)
+                self._weights(index, config, kept_in[index], kept_out[index])
+                for index in range(len(decisions))
             ]
         if config.repair == "aligned":
-            weights = self._aligned(weights, decisions, ranges, kept_out)
+            weights = self._aligned(weights, config, ranges, kept_out)
         layers = tuple(
             CompressedLayer(
                 *weights[index],
@@ -246,12 +257,13 @@ class Compressor:
     def _weights(
         self,
         index: int,
-        decision: LayerDecision,
+        config: CompressionConfig,
         kept_in: Tensor,
         kept_out: Tensor,
-        repair: Repair,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Folded weight, bias and scale of one layer; answered from memory where possible."""
+        decision, repair = config.layers[self.network.names[index]], config.repair
+        quantizer = config.quantizer.of_weights
         key = (
             index,
             decision.granularity,
@@ -259,6 +271,7 @@ class Compressor:
             decision.sparsity,
             decision.weight_bits,
             repair,
+            quantizer,
             kept_in.numpy().tobytes(),
             kept_out.numpy().tobytes(),
         )
@@ -268,45 +281,50 @@ class Compressor:
         layer = self.network.layers[index]
         statistics = self.statistics[index]
         columns = removed_columns(layer, kept_in)
-        found = self._from_database(index, decision, repair) if columns is None else None
-        rows, scale = found or compressed_rows(layer, statistics, decision, columns, repair)
+        found = self._from_database(index, decision, repair, quantizer) if columns is None else None
+        rows, scale = found or compressed_rows(
+            layer, statistics, decision, columns, repair, quantizer
+        )
         bias = layer.bias
         if repair != "none" and decision.weight_bits not in FLOAT_BITS:
             shift = bias_correction(layer.rows, rows[None], statistics.mean)[0].flatten()
             bias = bias + shift * layer.fold_scale
-        weight, scale = folded(layer, rows, scale, decision.weight_bits, kept_out)
+        weight, scale = folded(layer, rows, scale, decision.weight_bits, kept_out, quantizer)
         result = (weight, bias * kept_out, scale)
         self._remember(key, result)
         return result
 
-    def source(self, index: int, repair: Repair) -> LayerSource:
+    def source(
+        self, index: int, repair: Repair, quantizer: Quantizer = DEFAULT_QUANTIZER
+    ) -> LayerSource:
         """What the options of one layer are made from, with or without repair."""
-        key = index, repair != "none"
+        key = index, repair != "none", quantizer.of_weights
         if key not in self._sources:
             layer, statistics = self.network.layers[index], self.statistics[index]
-            self._sources[key] = LayerSource(layer, statistics, repair != "none")
+            self._sources[key] = LayerSource(layer, statistics, *key[1:])
         return self._sources[key]
 
     def _from_database(
-        self, index: int, decision: LayerDecision, repair: Repair
+        self, index: int, decision: LayerDecision, repair: Repair, quantizer: Quantizer
     ) -> tuple[Tensor, Tensor] | None:
         if self.database is None:
             return None
         method, sparsity = Method(decision.granularity, decision.criterion), decision.sparsity
         if method.granularity == "filter":  # the filters that stay are rounded like unpruned ones
             method, sparsity = NO_PRUNING, 0.0
-        source = self.source(index, repair)
+        source = self.source(index, repair, quantizer)
         return self.database.weights(source, method, sparsity, decision.weight_bits)
 
     def _sequential_weights(
         self,
-        decisions: Sequence[LayerDecision],
+        config: CompressionConfig,
         ranges: Sequence[ActivationRange],
         kept_in: Sequence[Tensor],
         kept_out: Sequence[Tensor],
     ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """Folded weight, bias and scale of every layer."""
         self._require_images("sequential")
+        decisions, quantizer = self._decisions(config), config.quantizer
         found: list[tuple[Tensor, Tensor | None]] = []
 
         def compress_layer(index: int, target: Tensor, covariance: Tensor) -> Tensor:
@@ -314,19 +332,22 @@ class Compressor:
             layer = replace(traced, weight=target.reshape(traced.weight.shape))
             statistics = replace(self.statistics[index], second_moment=covariance)
             columns = removed_columns(layer, kept_in[index])
-            rows, scale = compressed_rows(layer, statistics, decision, columns, "layerwise")
-            found.append(folded(layer, rows, scale, decision.weight_bits, kept_out[index]))
+            rows, scale = compressed_rows(
+                layer, statistics, decision, columns, "layerwise", quantizer
+            )
+            bits, kept = decision.weight_bits, kept_out[index]
+            found.append(folded(layer, rows, scale, bits, kept, quantizer))
             return found[-1][0]
 
         alignments = compress_in_sequence(
-            self.network, self.images, ranges, kept_out, compress_layer
+            self.network, self.images, ranges, kept_out, compress_layer, self._quantizers(config)
         )
         return _with_alignments(found, decisions, alignments)
 
     def _aligned(
         self,
         weights: list[tuple[Tensor, Tensor, Tensor | None]],
-        decisions: Sequence[LayerDecision],
+        config: CompressionConfig,
         ranges: Sequence[ActivationRange],
         kept_out: Sequence[Tensor],
     ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
@@ -336,10 +357,27 @@ class Compressor:
             self._dense_outputs = dense_outputs(self.network, self.images)
         layers = [(weight, bias) for weight, bias, _ in weights]
         alignments = align_layers(
-            self.network, self.images, ranges, kept_out, layers, self._dense_outputs
+            self.network,
+            self.images,
+            ranges,
+            kept_out,
+            layers,
+            self._dense_outputs,
+            self._quantizers(config),
         )
         found = [(weight, scale) for weight, _, scale in weights]
-        return _with_alignments(found, decisions, alignments)
+        return _with_alignments(found, self._decisions(config), alignments)
+
+    def _decisions(self, config: CompressionConfig) -> list[LayerDecision]:
+        """Decision of every layer, in the network's order."""
+        return [config.layers[name] for name in self.network.names]
+
+    def _quantizers(self, config: CompressionConfig) -> list[Quantizer]:
+        """What binds every layer's scales; the default where there are none."""
+        return [
+            DEFAULT_QUANTIZER if decision.weight_bits in FLOAT_BITS else config.quantizer
+            for decision in self._decisions(config)
+        ]
 
     def _require_images(self, repair: Repair) -> None:
         if not self.images:
@@ -356,16 +394,22 @@ class Compressor:
 
 
 def folded(
-    layer: TracedLayer, rows: Tensor, scale: Tensor | None, bits: int, kept_out: Tensor
+    layer: TracedLayer,
+    rows: Tensor,
+    scale: Tensor | None,
+    bits: int,
+    kept_out: Tensor,
+    quantizer: Quantizer,
 ) -> tuple[Tensor, Tensor | None]:
     """Weights with the batch norm folded in, to the last bit what an export's reader computes.
 
     Args:
         layer: The layer.
         rows: Its compressed weights, (groups, rows, columns).
-        scale: Step of every output channel's grid, (out_channels,), or None for floats.
+        scale: As :func:`compressed_rows` returns it.
         bits: Their width.
         kept_out: Output channels that stay, bool, (out_channels,).
+        quantizer: See ``CompressionConfig``.
 
     Returns:
         Weights in the layer's own shape, and the scale after folding.
@@ -373,8 +417,8 @@ def folded(
     broadcast = [-1] + [1] * (layer.weight.ndim - 1)
     weight = rows.reshape(layer.weight.shape) * (layer.fold_scale * kept_out).view(broadcast)
     if scale is not None:
-        scale = scale * layer.fold_scale.abs()
-        weight = integer_weights(weight, scale).float() * scale.view(broadcast)
+        scale = WeightGrid.of(layer, quantizer).fold_in(scale, layer.fold_scale.abs())
+        weight = integer_weights(weight, scale).float() * spread(scale, weight)
     elif bits == 16:
         weight = weight.half().float()
     return weight, scale
@@ -396,19 +440,23 @@ def _aligned_layer(
     weight: Tensor, scale: Tensor | None, bits: int, alignment: Alignment
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Weight, bias and scale of a layer whose output channels are aligned; still on a grid."""
-    broadcast = [-1] + [1] * (weight.ndim - 1)
     if scale is None:
-        weight = weight * alignment.gain.view(broadcast)
+        weight = weight * spread(alignment.gain, weight)
         return weight.half().float() if bits == 16 else weight, alignment.bias, None
     integers = integer_weights(weight, scale).float()
-    scale = scale * alignment.gain
-    return integers * scale.view(broadcast), alignment.bias, scale
+    scale = scale * spread(alignment.gain, scale)
+    return integers * spread(scale, weight), alignment.bias, scale
 
 
 def integer_weights(weight: Tensor, scale: Tensor) -> Tensor:
-    """Integers of weights that lie on a grid, int8; ``scale`` is that of every output channel."""
-    step = torch.where(scale == 0, 1.0, scale).view(-1, *[1] * (weight.ndim - 1))
-    return (weight / step).round().to(torch.int8)
+    """Integers of weights that lie on a grid, int8; see ``CompressedLayer`` for the scale."""
+    step = torch.where(scale == 0, 1.0, scale)
+    return (weight / spread(step, weight)).round().to(torch.int8)
+
+
+def spread(scale: Tensor, weight: Tensor) -> Tensor:
+    """Scales of the first dimensions of ``weight``, to multiply it with."""
+    return scale.view(*scale.shape, *[1] * (weight.ndim - scale.ndim))
 
 
 def check_config(network: TracedNetwork, config: CompressionConfig) -> None:

@@ -31,7 +31,11 @@ from envs.layer_compression import COMPRESSION_VERSION
 from envs.layer_compression import pruned_rows
 from envs.layer_compression import rounded_rows
 from envs.quantization import integer_weights
+from envs.quantization import of_each
+from envs.quantizer import DEFAULT_QUANTIZER
+from envs.quantizer import Quantizer
 from envs.reconstruction import output_error
+from envs.scales import WeightGrid
 from envs.space import Method
 from envs.statistics import LayerStatistics
 from envs.trace import TracedLayer
@@ -46,7 +50,8 @@ class Option:
 
     Attributes:
         integers: Weights over their scales, int8, (groups, rows, columns).
-        scales: Step of every output channel's grid, (groups, rows).
+        scales: Step of every output channel's grid, (groups, rows), or of every block of its
+            columns, (groups, rows, blocks).
         density: Non-zero fraction of the weights, float64, ().
         error: Squared change of the layer's output over its squared size, float64, ().
     """
@@ -65,11 +70,13 @@ class LayerSource:
         layer: The layer.
         statistics: Its statistics.
         repairs: Whether the weights left make up for those removed and rounded.
+        quantizer: How weights are rounded; what it says of activations is the default.
     """
 
     layer: TracedLayer
     statistics: LayerStatistics
     repairs: bool
+    quantizer: Quantizer = DEFAULT_QUANTIZER
 
     @cached_property
     def content(self) -> str:
@@ -78,7 +85,15 @@ class LayerSource:
         digest.update(repr(replace(self.layer.shape, name="")).encode())
         for tensor in (self.layer.rows, self.statistics.second_moment):
             digest.update(tensor.contiguous().numpy().tobytes())
+        if self.quantizer != DEFAULT_QUANTIZER:
+            digest.update(repr(self.quantizer.to_json()).encode())
+            digest.update(self.grid.fold.numpy().tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def grid(self) -> WeightGrid:
+        """What the scales may be."""
+        return WeightGrid.of(self.layer, self.quantizer)
 
 
 class OptionDatabase:
@@ -104,7 +119,7 @@ class OptionDatabase:
     def weights(
         self, source: LayerSource, method: Method, sparsity: float, bits: int
     ) -> tuple[Tensor, Tensor] | None:
-        """Weights (groups, rows, columns) and the scale of every output channel, if they are here.
+        """Weights and scales, if they are here.
 
         The very numbers that :func:`envs.layer_compression.compressed_rows` computes.
         """
@@ -113,8 +128,9 @@ class OptionDatabase:
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                scales = file.get_tensor(f"{bits}.scales")
-                return file.get_tensor(f"{bits}.integers") * scales[..., None], scales.flatten()
+                integers = file.get_tensor(f"{bits}.integers")
+                scales = source.grid.expand(file.get_tensor(f"{bits}.scales"), integers.shape[-1])
+                return integers * of_each(scales, integers), source.grid.of_channels(scales)
         except SafetensorError:  # without this width, or damaged, which is as good as missing
             return None
 
@@ -182,13 +198,15 @@ def layer_options(
     made = []
     for pruned in pruned_rows(layer, statistics, *method, sparsities, None, repair):
         # One by one, so that sums are taken in the same order as for one option alone.
-        rounded, scales = rounded_rows(statistics, pruned[None], bits, None, repair)
+        rounded, scales = rounded_rows(
+            statistics, pruned[None], bits, None, repair, source.grid.find
+        )
         error = output_error(rounded[0] - layer.rows, statistics.second_moment, layer.rows)
         made.append(
             {
                 width: Option(
                     integers=integer_weights(rounded[0, index], scales[0, index], width),
-                    scales=scales[0, index].clone(),
+                    scales=source.grid.compact(scales[0, index]).contiguous().clone(),
                     density=(rounded[0, index] != 0).double().mean(),
                     error=error[index].double(),
                 )

@@ -138,6 +138,58 @@ class IntegerLayer(nn.Module):
         return y.clamp_(max=self._top) if self._top < 255 else y
 
 
+class IntegerSum(nn.Module):
+    """A layer whose scale changes along its input channels: a sum of integer layers.
+
+    The sum of each run of channels that share a scale is exact; these are added in single
+    precision.
+
+    Args:
+        weight: Integers, int8, (out_channels, in_channels / groups, ...).
+        scale: Step of every output and input channel, (out_channels, in_channels / groups).
+        bias: (out_channels,).
+        grid: Grid of the input.
+        geometry: Of a convolution; None for a linear layer.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        grid: ActivationRange,
+        geometry: Geometry | None = None,
+    ) -> None:
+        super().__init__()
+        self._axis = -1 if geometry is None else 1
+        groups = 1 if geometry is None else geometry.groups
+        scales, run_of = scale.unique_consecutive(dim=1, return_inverse=True)
+        self._channels = [
+            (run_of.repeat(groups) == run).nonzero().flatten() for run in range(scales.shape[1])
+        ]
+        self._layers = nn.ModuleList(
+            IntegerLayer(
+                weight[:, run_of == run],
+                scales[:, run].contiguous(),
+                bias if run == 0 else torch.zeros_like(bias),
+                grid,
+                geometry,
+            )
+            for run in range(scales.shape[1])
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [self._part(x, channels) for channels in self._channels]
+        total: Tensor = self._layers[0](parts[0])
+        for layer, part in zip(self._layers[1:], parts[1:], strict=True):
+            total += layer(part)
+        return total
+
+    def _part(self, x: Tensor, channels: Tensor) -> Tensor:
+        part = x.index_select(self._axis, channels)
+        return part.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else part
+
+
 def fits(weight: Tensor) -> bool:
     """Whether the sums of a layer with these weights cannot leave int32."""
     return weight[0].numel() * _LARGEST_PRODUCT <= _LARGEST_SUM

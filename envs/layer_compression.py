@@ -17,11 +17,14 @@ from envs.pruning import magnitude_scores
 from envs.pruning import random_scores
 from envs.pruning import second_order_scores
 from envs.quantization import round_weights
-from envs.quantization import weight_scales
+from envs.quantizer import DEFAULT_QUANTIZER
+from envs.quantizer import Quantizer
 from envs.reconstruction import inverse_diagonal
 from envs.reconstruction import reconstruct_masked
 from envs.reconstruction import reconstruct_rounded
 from envs.reconstruction import reconstruct_sparse
+from envs.scales import FindScales
+from envs.scales import WeightGrid
 from envs.statistics import LayerStatistics
 from envs.trace import TracedLayer
 
@@ -36,6 +39,7 @@ def compressed_rows(
     decision: LayerDecision,
     removed: Tensor | None,
     repair: Repair,
+    quantizer: Quantizer = DEFAULT_QUANTIZER,
 ) -> tuple[Tensor, Tensor | None]:
     """Prune and round one layer's raw weights.
 
@@ -45,17 +49,19 @@ def compressed_rows(
         decision: What to do. Filters are removed by the caller.
         removed: Columns whose input channels are gone, bool, (groups, columns), or None.
         repair: See ``CompressionConfig``.
+        quantizer: See ``CompressionConfig``.
 
     Returns:
-        Weights (groups, rows, columns) and the scale of every output channel, None for floats.
+        Weights (groups, rows, columns) and the scale of every output channel, (out_channels,), or
+        of every output and input channel, (out_channels, in_channels / groups); None for floats.
     """
     pruned = pruned_rows(
         layer, statistics, decision.granularity, decision.criterion, [decision.sparsity],
         removed, repair,
     )  # fmt: skip
-    rounded, scales = rounded_rows(statistics, pruned, [decision.weight_bits], removed, repair)
-    is_float = decision.weight_bits in FLOAT_BITS
-    return rounded[0, 0], None if is_float else scales[0, 0].flatten()
+    grid, bits = WeightGrid.of(layer, quantizer), decision.weight_bits
+    rounded, scales = rounded_rows(statistics, pruned, [bits], removed, repair, grid.find)
+    return rounded[0, 0], None if bits in FLOAT_BITS else grid.of_channels(scales[0, 0])
 
 
 def pruned_rows(
@@ -112,6 +118,7 @@ def rounded_rows(
     bits: Sequence[int],
     removed: Tensor | None,
     repair: Repair,
+    find_scales: FindScales,
 ) -> tuple[Tensor, Tensor]:
     """Pruned weights at several widths.
 
@@ -121,14 +128,22 @@ def rounded_rows(
         bits: Widths.
         removed: Columns that are gone, (groups, columns), or None.
         repair: See ``CompressionConfig``.
+        find_scales: Finds the scales.
 
     Returns:
-        Weights (options, widths, groups, rows, columns) and scales (options, widths, groups, rows).
+        Weights (options, widths, groups, rows, columns) and scales, (options, widths, groups, rows)
+        or one for each weight.
     """
     integers = [width for width in bits if width not in FLOAT_BITS]
     if repair != "none" and integers == list(bits):
-        return reconstruct_rounded(pruned, statistics.second_moment, bits, removed_columns=removed)
-    scales = torch.stack([weight_scales(pruned, width) for width in bits], dim=1)
+        return reconstruct_rounded(
+            pruned,
+            statistics.second_moment,
+            bits,
+            removed_columns=removed,
+            find_scales=find_scales,
+        )
+    scales = torch.stack([find_scales(pruned, width) for width in bits], dim=1)
     rounded = [round_weights(pruned, scales[:, i], width) for i, width in enumerate(bits)]
     return torch.stack(rounded, dim=1), scales
 

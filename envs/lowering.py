@@ -19,6 +19,7 @@ from envs.integer import CHANNELS
 from envs.integer import Geometry
 from envs.integer import IntegerInput
 from envs.integer import IntegerLayer
+from envs.integer import IntegerSum
 from envs.integer import fits
 from envs.quantization import ActivationRange
 from envs.quantization import quantize_activation
@@ -68,8 +69,10 @@ def lower(network: TracedNetwork, compressed: CompressedNetwork, integers: bool)
     graph, tensors = shrunk_graph(network, compressed, removed)
     lowering = _Lowering(graph, tensors, integers)
     for index, (traced, layer) in enumerate(zip(network.layers, compressed.layers, strict=True)):
-        kept = ~is_removed(network.units.out_units[index], removed)
-        lowering.lower_layer(index, traced.node, layer, kept)
+        units = network.units.in_units[index], network.units.out_units[index]
+        kept_in, kept_out = (~is_removed(of_channels, removed) for of_channels in units)
+        scale = layer.scale_of(kept_in, kept_out)
+        lowering.lower_layer(index, traced.node, layer, scale)
     lowering.fuse()
     lowering.work_in_place()
     return fx.GraphModule({**tensors, **lowering.modules}, graph).eval()
@@ -96,20 +99,22 @@ class _Lowering:
         self.modules: dict[str, nn.Module] = {}
         self.inputs: dict[tuple[fx.Node, ActivationRange, bool], fx.Node] = {}
 
-    def lower_layer(self, index: int, name: str, layer: CompressedLayer, kept_out: Tensor) -> None:
+    def lower_layer(
+        self, index: int, name: str, layer: CompressedLayer, scale: Tensor | None
+    ) -> None:
         """Exchange a layer and the rounding of its input.
 
         Args:
             index: Number of the layer.
             name: Name of its node.
             layer: The layer.
-            kept_out: Which of its output channels the graph still has.
+            scale: Its scale, for the channels that the graph still has.
         """
         node = self.nodes[name]
         weight = self.tensors[f"weight_{index}"]
         is_integer = (
             self.integers
-            and layer.scale is not None
+            and scale is not None
             and layer.input_range.bits not in FLOAT_BITS
             and node.target in (aten.conv2d.default, aten.linear.default)
             and fits(weight)
@@ -123,10 +128,10 @@ class _Lowering:
             node.replace_input_with(read, rounded)
             self.graph.erase_node(read)
             return
-        assert layer.scale is not None
-        scale = layer.scale[kept_out]
+        assert scale is not None
         scale = torch.where(scale == 0, 1.0, scale)
-        self.modules[f"layer_{index}"] = IntegerLayer(
+        make = IntegerLayer if scale.ndim == 1 else IntegerSum
+        self.modules[f"layer_{index}"] = make(
             integer_weights(weight, scale),
             scale,
             self.tensors[f"bias_{index}"],

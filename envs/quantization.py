@@ -1,8 +1,8 @@
-"""Rounding of weights and activations to few bits, and the scales of weights that lose least.
+"""Rounding of weights and activations to few bits.
 
-Weights are symmetric integers with one scale per output channel; activations are integers with
-one scale per tensor and an exact zero (:mod:`envs.calibration` finds it). 16 and 32 bits mean IEEE
-half and single precision.
+Weights are symmetric integers times scales, which :mod:`envs.scales` finds; activations are
+integers with one scale per tensor and an exact zero, see :mod:`envs.calibration`. 16 and 32 bits
+mean IEEE half and single precision.
 """
 
 from __future__ import annotations
@@ -14,46 +14,16 @@ from torch import Tensor
 
 from envs.config import FLOAT_BITS
 
-_WEIGHT_CLIPS = 24
-
 
 def weight_limit(bits: int) -> int:
     """Largest integer of a weight of 2 to 8 bits; the smallest is its negative."""
     return 2 ** (bits - 1) - 1
 
 
-def weight_scales(weight: Tensor, bits: int) -> Tensor:
-    """Scale of each row that minimizes the squared rounding error, over a grid of clip values.
-
-    Args:
-        weight: Shape (..., columns).
-        bits: 2 to 8, or 16 or 32, which need no scale.
-
-    Returns:
-        Shape (...), positive. 1 for rows of zeros and for 16 and 32 bits.
-    """
-    largest = weight.abs().amax(dim=-1)
-    best = torch.ones_like(largest)
-    if bits in FLOAT_BITS:
-        return best
-    limit = weight_limit(bits)
-    # A row so small that its scale would be denormal keeps the scale 1 and rounds to zero.
-    usable = largest > 10 * limit * torch.finfo(weight.dtype).tiny
-    least = torch.full_like(largest, torch.inf)
-    # The fewer the bits, the more of the tails is worth clipping; 0.2 of the maximum at 2 bits.
-    for clip in torch.linspace(bits / 10, 1, _WEIGHT_CLIPS).tolist():
-        scale = torch.where(usable, largest * (clip / limit), 1.0)
-        error = round_weights(weight, scale, bits).sub_(weight).square_().sum(dim=-1)
-        better = usable & (error < least)
-        best = torch.where(better, scale, best)
-        least = torch.where(better, error, least)
-    return best
-
-
 def integer_weights(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Nearest integers, shape of ``weight`` (..., columns), int8; ``scale`` has shape (...)."""
+    """Nearest integers, int8, shape of ``weight``; see :func:`round_weights`."""
     limit = weight_limit(bits)
-    return (weight / scale[..., None]).round_().clamp_(-limit, limit).to(torch.int8)
+    return (weight / of_each(scale, weight)).round_().clamp_(-limit, limit).to(torch.int8)
 
 
 def round_weights(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
@@ -61,7 +31,7 @@ def round_weights(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
 
     Args:
         weight: Shape (..., columns).
-        scale: Shape (...); not used for 16 and 32 bits.
+        scale: One for each row, (...), or for each weight; not used for 16 and 32 bits.
         bits: 2 to 8, 16 or 32.
 
     Returns:
@@ -69,8 +39,29 @@ def round_weights(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     """
     if bits in FLOAT_BITS:
         return weight.half().to(weight.dtype) if bits == 16 else weight.clone()
-    limit, scale = weight_limit(bits), scale[..., None]
+    limit, scale = weight_limit(bits), of_each(scale, weight)
     return (weight / scale).round_().clamp_(-limit, limit).mul_(scale)
+
+
+def of_each(scale: Tensor, weight: Tensor) -> Tensor:
+    """Scales of rows, (...), or of weights, (..., columns), to multiply ``weight`` with."""
+    return scale if scale.ndim == weight.ndim else scale[..., None]
+
+
+def power_of_two_above(x: Tensor) -> Tensor:
+    """Least power of two that is not below each value; single precision, positive and normal."""
+    below = _power_of_two_below(x)
+    return torch.where(below == x, x, 2 * below)
+
+
+def power_of_two_near(x: Tensor) -> Tensor:
+    """Nearest power of two by ratio; single precision, positive and normal. 0 stays 0."""
+    return _power_of_two_below(x * 2**0.5)
+
+
+def _power_of_two_below(x: Tensor) -> Tensor:
+    exponent_bits = 0xFF << 23
+    return (x.view(torch.int32) & exponent_bits).view(torch.float32)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from dataclasses import fields
 from dataclasses import replace
+from functools import cached_property
 
 from hwmodel.errors import InputError
 
@@ -15,16 +16,19 @@ _RANGES = "mse, max_abs, kl or a percentile from 50 to 100, such as percentile:9
 _ALLOWED = {
     "activation_range": (_RANGE, _RANGES),
     "activation_symmetry": ("affine|symmetric", "affine or symmetric"),
+    "weight_range": (_RANGE, _RANGES),
+    "weight_granularity": (r"tensor|channel|group:[1-9]\d{0,5}", "tensor, channel or group:N"),
+    "scale": ("float|power_of_two", "float or power_of_two"),
 }
 """Pattern and description of every field's values."""
 
 
 @dataclass(frozen=True)
 class Quantizer:
-    """How integers stand for the inputs of all layers.
+    """How integers stand for the weights and the inputs of all layers.
 
     The widths are decisions of every layer; see ``LayerDecision``. 16 and 32 bits are floating
-    point and know none of this.
+    point and know none of this. Weights are symmetric.
 
     Attributes:
         activation_range: Which values an input's grid spans. ``mse``: those that minimize the
@@ -35,6 +39,13 @@ class Quantizer:
         activation_symmetry: ``affine`` grids have their zero wherever it suits the input;
             ``symmetric`` ones in the middle, or, for inputs without negative values, at the lower
             end.
+        weight_range: Which weights the integers span, out of those that share a scale: the same
+            as for activations, ``kl`` only for whole tensors.
+        weight_granularity: Which weights of a layer share a scale: all (``tensor``), those of an
+            output channel (``channel``), or those of N neighbouring input channels of an output
+            channel (``group:N``).
+        scale: ``power_of_two`` rounds all scales up to powers of two, after batch norms are folded,
+            so that an accelerator rescales by shifting; ``float`` leaves them as they are.
 
     Raises:
         InputError: a value is none of these.
@@ -42,26 +53,55 @@ class Quantizer:
 
     activation_range: str = "mse"
     activation_symmetry: str = "affine"
+    weight_range: str = "mse"
+    weight_granularity: str = "channel"
+    scale: str = "float"
 
     def __post_init__(self) -> None:
         for name, (pattern, allowed) in _ALLOWED.items():
             value = getattr(self, name)
             if not isinstance(value, str) or not re.fullmatch(pattern, value):
                 raise InputError(name, value, f"use {allowed}")
+        if self.weight_range == "kl" and self.weight_granularity != "tensor":
+            allowed = (
+                "fewer weights than a tensor's have no distribution: use weight_granularity tensor"
+            )
+            raise InputError("weight_range", "kl", allowed)
 
     def to_json(self) -> dict[str, str]:
         """The fields that differ from their defaults."""
         values = {item.name: (getattr(self, item.name), item.default) for item in fields(self)}
         return {name: value for name, (value, default) in values.items() if value != default}
 
-    @property
+    @cached_property
     def of_activations(self) -> Quantizer:
         """The same as far as it decides about activations; all else by default."""
         return replace(
             Quantizer(),
             activation_range=self.activation_range,
             activation_symmetry=self.activation_symmetry,
+            scale=self.scale,
         )
+
+    @cached_property
+    def of_weights(self) -> Quantizer:
+        """The same as far as it decides about weights; all else by default."""
+        return replace(
+            Quantizer(),
+            weight_range=self.weight_range,
+            weight_granularity=self.weight_granularity,
+            scale=self.scale,
+        )
+
+    @property
+    def group_size(self) -> int | None:
+        """N of ``group:N``; None for other granularities."""
+        kind, _, size = self.weight_granularity.partition(":")
+        return int(size) if kind == "group" else None
+
+    @property
+    def power_of_two(self) -> bool:
+        return self.scale == "power_of_two"
 
 
 DEFAULT_QUANTIZER = Quantizer()

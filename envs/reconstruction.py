@@ -33,8 +33,10 @@ from torch import Tensor
 
 from envs.patterns import Elements
 from envs.patterns import Pattern
+from envs.quantization import of_each
 from envs.quantization import round_weights
-from envs.quantization import weight_scales
+from envs.scales import FindScales
+from envs.scales import weight_scales
 
 DAMPING = 0.01
 """Added to the diagonal of H, as a fraction of the diagonal's mean."""
@@ -143,6 +145,7 @@ def reconstruct_rounded(
     *,
     removed_columns: Tensor | None = None,
     damping: float = DAMPING,
+    find_scales: FindScales = weight_scales,
 ) -> tuple[Tensor, Tensor]:
     """Round weights that may be pruned already; zeros stay zero.
 
@@ -152,10 +155,11 @@ def reconstruct_rounded(
         bits: Widths, 2 to 8, 16 or 32; every option is rounded to each of them.
         removed_columns: Columns that are zero in all options, bool, (groups, columns).
         damping: See :data:`DAMPING`; > 0.
+        find_scales: Finds the scales.
 
     Returns:
         The rounded weights, (options, widths, groups, rows, columns), and their scales, (options,
-        widths, groups, rows), see :func:`weight_scales`.
+        widths, groups, rows) or, where not all of a row share one, one for each weight.
     """
     removed = _removed(second_moment, removed_columns)
     weights = _living(weights, second_moment) * ~removed[:, None]
@@ -166,19 +170,21 @@ def reconstruct_rounded(
     factor = _factor_in(order, second_moment, damping)
     options = len(weights)
     result = weights.new_empty(options, len(bits), *weights.shape[1:])
-    scales = weights.new_empty(result.shape[:-1])
+    scales = []
     for part in _parts(weights):
         dense = _to_columns(weights[part], order)
-        for index, width in enumerate(bits):
-            scale = weight_scales(weights[part], width)
-            scales[part, index] = scale
-            columns, scale_columns = dense.clone(), scale.transpose(0, 1)
+        found = [find_scales(weights[part], width) for width in bits]
+        scales.append(torch.stack(found, dim=1))
+        for index, (width, scale) in enumerate(zip(bits, found, strict=True)):
+            steps = of_each(scale, weights[part]).expand_as(weights[part])
+            steps = _to_columns(steps, order)
+            columns = dense.clone()
             for start, block, errors in _blocks(columns, factor):
                 span = slice(start, start + block.shape[1])
                 keep = dense[:, span] != 0
-                _fix_block(block, errors, factor[:, span, span], keep, scale_columns, width)
+                _fix_block(block, errors, factor[:, span, span], keep, steps[:, span], width)
             result[part, index] = _from_columns(columns, order)
-    return result, scales
+    return result, torch.cat(scales)
 
 
 def inverse_factor(second_moment: Tensor, damping: float = DAMPING) -> Tensor:
@@ -384,8 +390,8 @@ def _fix_block(
     errors: Tensor,
     factor: Tensor,
     keep: Tensor,
-    scale: Tensor | None = None,
-    bits: int = 32,
+    scale: Tensor,
+    bits: int,
 ) -> None:
     """Fix the columns of a block one after the other, in place.
 
@@ -394,14 +400,12 @@ def _fix_block(
         errors: Receives the change of each weight over the factor's diagonal, shape of ``block``.
         keep: Bool, shape of ``block``.
         factor: The block's own part of the factor, (groups, columns, columns).
-        scale: Shape (groups, options, rows).
+        scale: Scales, shape of ``block``.
         bits: Width of the weights.
     """
     for column in range(block.shape[1]):
         before = block[:, column]
-        after = before * keep[:, column]
-        if scale is not None:
-            after = round_weights(after[..., None], scale, bits).squeeze(-1)
+        after = round_weights(before * keep[:, column], scale[:, column], bits)
         error = torch.sub(before, after, out=errors[:, column])
         error /= factor[:, column, column, None, None]
         before.copy_(after)

@@ -19,7 +19,9 @@ from torch import Tensor
 from torch import fx
 
 from envs.quantization import ActivationRange
+from envs.quantization import power_of_two_near
 from envs.quantization import quantize_activation
+from envs.quantizer import Quantizer
 from envs.reconstruction import DAMPING
 from envs.statistics import sample_patches
 from envs.trace import TracedLayer
@@ -49,6 +51,7 @@ def compress_in_sequence(
     input_ranges: Sequence[ActivationRange],
     kept_out: Sequence[Tensor],
     compress_layer: CompressLayer,
+    quantizers: Sequence[Quantizer],
 ) -> list[Alignment]:
     """Walk through a network with the dense and the compressed feature maps side by side.
 
@@ -64,6 +67,7 @@ def compress_in_sequence(
         input_ranges: Grid of every layer's input.
         kept_out: Output channels of every layer that stay, bool, (out_channels,).
         compress_layer: Compresses one layer.
+        quantizers: What every layer's scales may be.
 
     Returns:
         Gain and bias of every layer's output channels; the gains are for the weights that
@@ -79,7 +83,9 @@ def compress_in_sequence(
         weight = compress_layer(index, target, covariance)
         wanted = run(dense, layer.folded_weight, layer.bias)
         reached = run(compressed, weight, layer.bias)
-        alignment, aligned = _align(layer, wanted, reached, layer.bias, kept_out[index])
+        alignment, aligned = _align(
+            layer, wanted, reached, layer.bias, kept_out[index], quantizers[index]
+        )
         found.append(alignment)
         return wanted, aligned
 
@@ -108,6 +114,7 @@ def align_layers(
     kept_out: Sequence[Tensor],
     layers: Sequence[tuple[Tensor, Tensor]],
     wanted: Sequence[Tensor],
+    quantizers: Sequence[Quantizer],
 ) -> list[Alignment]:
     """Gains and biases that bring every layer's output closest to the dense one.
 
@@ -118,6 +125,7 @@ def align_layers(
         kept_out: Output channels of every layer that stay, bool, (out_channels,).
         layers: Compressed weight and bias of every layer.
         wanted: Outputs of the dense layers, see :func:`dense_outputs`.
+        quantizers: What every layer's scales may be.
     """
     found: list[Alignment] = []
 
@@ -125,7 +133,9 @@ def align_layers(
         layer = network.layers[index]
         weight, bias = layers[index]
         reached = run(quantize_activation(inputs[0], input_ranges[index]), weight, bias)
-        alignment, aligned = _align(layer, wanted[index], reached, bias, kept_out[index])
+        alignment, aligned = _align(
+            layer, wanted[index], reached, bias, kept_out[index], quantizers[index]
+        )
         found.append(alignment)
         return (aligned,)
 
@@ -148,7 +158,12 @@ def dense_outputs(network: TracedNetwork, batches: Sequence[Tensor]) -> list[Ten
 
 
 def _align(
-    layer: TracedLayer, wanted: Tensor, reached: Tensor, bias: Tensor, kept: Tensor
+    layer: TracedLayer,
+    wanted: Tensor,
+    reached: Tensor,
+    bias: Tensor,
+    kept: Tensor,
+    quantizer: Quantizer,
 ) -> tuple[Alignment, Tensor]:
     """Regression of the dense outputs on those reached, channel by channel.
 
@@ -158,6 +173,7 @@ def _align(
         reached: Its outputs in the compressed network; changed in place.
         bias: Bias in ``reached``, (out_channels,).
         kept: Output channels that stay, bool, (out_channels,).
+        quantizer: What the scales that take up the gains may be.
 
     Returns:
         The alignment, and the outputs with it; zero in channels that are gone.
@@ -170,7 +186,13 @@ def _align(
     shared = centered.mul_(wanted - mean_wanted).mean(dim=others)
     # A channel that does not vary has no slope; what its sums vary by is rounding.
     lives = power > 1e-9 * mean_reached.flatten().square() + torch.finfo(power.dtype).tiny
+    if quantizer.weight_granularity == "tensor":  # one scale, so one gain
+        counts = lives & kept.to(lives.device)
+        shared, power = ((x * counts).sum().expand_as(x) for x in (shared, power))
+        lives = counts.any().expand_as(lives)
     gain = torch.where(lives, shared / power, 1.0).clamp(*_GAINS)
+    if quantizer.power_of_two:
+        gain = power_of_two_near(gain)
     shift = mean_wanted.flatten() - gain * mean_reached.flatten()
     shape = [1] * reached.ndim
     shape[axis] = -1

@@ -160,7 +160,7 @@ def _table_hash(compressor: Compressor, space: SearchSpace) -> str:
     if space.quantizer != DEFAULT_QUANTIZER:
         digest.update(repr(space.quantizer.to_json()).encode())
     for index in range(len(space.layers)):
-        digest.update(compressor.source(index, space.repair).content.encode())
+        digest.update(compressor.source(index, space.repair, space.quantizer).content.encode())
     return digest.hexdigest()[:32]
 
 

@@ -81,12 +81,12 @@ def _layer_options(
     error = np.zeros_like(density)
     pinned = space.pinned.get(space.layers[index])
     if pinned is not None:  # whatever index learners see, it is this decision
-        rows, _ = compressed_rows(layer, statistics, pinned, None, space.repair)
+        rows, _ = compressed_rows(layer, statistics, pinned, None, space.repair, space.quantizer)
         density[:] = float((rows != 0).double().mean())
         lost = output_error((rows - layer.rows)[None], statistics.second_moment, layer.rows)
         error[:] = float(lost[0])
         return density, error
-    source = compressor.source(index, space.repair)
+    source = compressor.source(index, space.repair, space.quantizer)
     make = layer_options if compressor.database is None else compressor.database.options
     for number, method in enumerate(space.methods):
         if space.is_filter(number):  # what stays is rounded like an unpruned layer

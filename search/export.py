@@ -30,7 +30,7 @@ _TEMPLATE = '''"""A compressed network. Needs torch and safetensors, nothing els
     network = load()            # an nn.Module in evaluation mode
     outputs = network(inputs)   # inputs: float32, {shape}
 
-Weights are stored as integers and one scale per output channel; layers list: layers.json.
+Weights are stored as integers and scales; layers list: layers.json.
 """
 
 from pathlib import Path
@@ -57,11 +57,13 @@ def load(directory=None):
     stored = load_file(directory / "weights.safetensors")
     tensors = {{}}
     for name, tensor in stored.items():
-        if name.endswith(".scale"):
+        if name.endswith((".scale", ".block")):
             continue
         if name + ".scale" in stored:
             scale = stored[name + ".scale"]
-            tensor = tensor.float() * scale.view(-1, *[1] * (tensor.ndim - 1))
+            if name + ".block" in stored:  # of input channels, each block with its own scales
+                scale = scale[:, stored[name + ".block"]]
+            tensor = tensor.float() * scale.view(*scale.shape, *[1] * (tensor.ndim - scale.ndim))
         tensor = tensor.float() if tensor.dtype == torch.float16 else tensor
         if tensor.ndim == 4:
             tensor = tensor.contiguous(memory_format=torch.channels_last)
@@ -164,10 +166,14 @@ def _stored_tensors(module: fx.GraphModule, compressed: CompressedNetwork) -> di
     tensors = {name: getattr(module, name).detach().contiguous() for name in sorted(used)}
     for index, layer in enumerate(compressed.layers):
         name = f"weight_{index}"
-        if layer.scale is not None:
-            scale = layer.scale[layer.kept_out]
+        scale = layer.scale_of(layer.kept_in, layer.kept_out)
+        if scale is not None:
             tensors[name] = integer_weights(tensors[name], scale)
-            tensors[f"{name}.scale"] = scale
+            if scale.ndim == 2:
+                scale, tensors[f"{name}.block"] = scale.unique_consecutive(
+                    dim=1, return_inverse=True
+                )
+            tensors[f"{name}.scale"] = scale.contiguous()
         elif layer.decision.weight_bits == 16:
             tensors[name] = tensors[name].half()
     return tensors

@@ -13,6 +13,7 @@ from envs import integer
 from envs.integer import Geometry
 from envs.integer import IntegerInput
 from envs.integer import IntegerLayer
+from envs.integer import IntegerSum
 from envs.quantization import ActivationRange
 from envs.quantization import quantize_activation
 
@@ -66,6 +67,30 @@ def test_convolutions_are_exact(channels: int, depthwise: bool) -> None:
     )  # fmt: skip
     result = layer(codes.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(result.double(), expected, rtol=1e-6, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("groups", [0, 1, 4])
+def test_sums_of_integer_layers_are_exact(groups: int) -> None:
+    generator = torch.Generator().manual_seed(groups)
+    channels, outputs = 24, 12
+    shape = (outputs, channels // groups, 3, 3) if groups else (outputs, channels)
+    images = (5, channels, 7, 8) if groups else (5, channels)
+    weight = torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
+    codes = torch.randint(0, 256, images, generator=generator, dtype=torch.uint8)
+    few = torch.rand(outputs, -(-shape[1] // 5), generator=generator) + 0.1
+    scale = few.repeat_interleave(5, dim=1)[:, : shape[1]]
+    bias = torch.randn(outputs, generator=generator)
+    geometry = Geometry((2, 1), (1, 1), groups=groups) if groups else None
+    layer = IntegerSum(weight, scale, bias, ActivationRange(8, 0.5, -100, 155), geometry)
+    source = (codes.double() - 100) * 0.5
+    spread = weight.double() * scale.double().view(*scale.shape, *[1] * (len(shape) - 2))
+    if groups:
+        expected = F.conv2d(source, spread, bias.double(), (2, 1), (1, 1), groups=groups)
+        codes = codes.contiguous(memory_format=torch.channels_last)
+    else:
+        expected = F.linear(source, spread, bias.double())
+    torch.testing.assert_close(layer(codes).double(), expected, rtol=1e-5, atol=1e-3)
 
 
 @needs_kernels

@@ -13,7 +13,7 @@ from envs.quantization import integer_weights
 from envs.quantization import quantize_activation
 from envs.quantization import round_weights
 from envs.quantization import weight_limit
-from envs.quantization import weight_scales
+from envs.scales import weight_scales
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -1,9 +1,8 @@
-"""Other ways to quantize than the default: ranges and symmetry, alone and in whole networks."""
+"""Other ways to quantize than the default: ranges, symmetry and scales."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
+import math
 
 import pytest
 import torch
@@ -16,15 +15,14 @@ from envs.calibration import calibrate_activation
 from envs.config import INTEGER_BITS
 from envs.config import CompressionConfig
 from envs.config import LayerDecision
-from envs.config import uniform
-from envs.evaluator import Evaluator
 from envs.quantization import ActivationRange
+from envs.quantization import power_of_two_above
+from envs.quantization import power_of_two_near
 from envs.quantization import quantize_activation
+from envs.quantization import round_weights
 from envs.quantizer import Quantizer
-from envs.statistics import load_statistics
-from envs.statistics import save_statistics
+from envs.scales import weight_scales
 from hwmodel import InputError
-from tests.envs.test_removal import make_evaluator
 
 RANGES = ("mse", "max_abs", "kl", "percentile:99.5")
 SYMMETRIES = ("affine", "symmetric")
@@ -33,6 +31,9 @@ QUANTIZERS = st.builds(
     Quantizer,
     activation_range=st.sampled_from(RANGES),
     activation_symmetry=st.sampled_from(SYMMETRIES),
+    weight_range=st.sampled_from(["mse", "max_abs", "percentile:99"]),
+    weight_granularity=st.sampled_from(["tensor", "channel", "group:4"]),
+    scale=st.sampled_from(["float", "power_of_two"]),
 )
 SAMPLES = st.lists(st.floats(-(2.0**30), 2.0**30, width=32), min_size=1, max_size=40)
 
@@ -45,7 +46,7 @@ def squared_error(x: Tensor, grid: ActivationRange) -> float:
     return float((quantize_activation(x, grid) - x).square().mean())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(values=SAMPLES, bits=st.sampled_from(INTEGER_BITS), quantizer=QUANTIZERS)
 def test_any_grid_holds_zero_and_what_is_on_it_stays(
     values: list[float], bits: int, quantizer: Quantizer
@@ -55,13 +56,15 @@ def test_any_grid_holds_zero_and_what_is_on_it_stays(
     assert grid.low <= 0 <= grid.high
     assert grid.high - grid.low == 2**bits - 1
     assert grid.scale > 0
+    if quantizer.power_of_two:
+        assert math.frexp(grid.scale)[0] == 0.5
     once = quantize_activation(sample, grid)
     assert torch.equal(quantize_activation(once, grid), once)
     levels = once / grid.scale
     torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(values=SAMPLES, bits=st.sampled_from(INTEGER_BITS), range_=st.sampled_from(RANGES))
 def test_symmetric_zeros_lie_in_the_middle_or_at_the_end(
     values: list[float], bits: int, range_: str
@@ -83,7 +86,7 @@ def test_inputs_round_as_torch_rounds_them(quantizer: Quantizer, bits: int) -> N
         torch.testing.assert_close(quantize_activation(x, grid), expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(values=SAMPLES, bits=st.sampled_from(INTEGER_BITS), range_=st.sampled_from(RANGES))
 def test_without_negative_values_there_is_one_symmetry(
     values: list[float], bits: int, range_: str
@@ -139,43 +142,50 @@ def test_zeros_do_not_move_percentiles_and_divergence() -> None:
         assert calibrate_activation(sparse, 4, quantizer) == calibrate_activation(x, 4, quantizer)
 
 
-@pytest.fixture(scope="module")
-def evaluator() -> Evaluator:
-    return make_evaluator("inverted")
+@settings(max_examples=25, deadline=None)
+@given(values=st.lists(st.floats(2.0**-100, 2.0**100, width=32), min_size=1, max_size=20))
+def test_powers_of_two_are_the_next_above_and_the_nearest(values: list[float]) -> None:
+    x = torch.tensor(values)
+    above, near = power_of_two_above(x), power_of_two_near(x)
+    for power in (above, near):
+        assert (torch.frexp(power).mantissa == 0.5).all()
+    assert ((above >= x) & (above < 2 * x)).all()
+    assert ((near / x).log2().abs() <= 0.5 + 1e-6).all()
 
 
-def config_with(evaluator: Evaluator, quantizer: Quantizer) -> CompressionConfig:
-    return replace(uniform(evaluator.compressor.network.names, 4), quantizer=quantizer)
+@settings(max_examples=25, deadline=None)
+@given(
+    values=st.lists(st.floats(-(2.0**30), 2.0**30, width=32), min_size=4, max_size=40),
+    bits=st.sampled_from(INTEGER_BITS),
+    quantizer=QUANTIZERS,
+)
+def test_weights_have_scales_of_any_kind(
+    values: list[float], bits: int, quantizer: Quantizer
+) -> None:
+    weight = torch.tensor(values)[None]
+    scale = weight_scales(weight, bits, quantizer)
+    assert scale > 0
+    rounded = round_weights(weight, scale, bits)
+    assert torch.equal(round_weights(rounded, scale, bits), rounded)
+    if quantizer.power_of_two:
+        assert torch.frexp(scale).mantissa == 0.5
+    if quantizer.weight_range == "max_abs":
+        assert ((weight - rounded).abs() <= scale * (0.5 + 1e-5)).all()
 
 
-def test_every_layer_reads_the_grid_that_was_asked_for(evaluator: Evaluator) -> None:
-    compressor = evaluator.compressor
-    for quantizer in (Quantizer("max_abs"), Quantizer("kl", "symmetric")):
-        compressed = compressor.compress(config_with(evaluator, quantizer))
-        for layer, statistics in zip(compressed.layers, compressor.statistics, strict=True):
-            whole = quantizer.activation_range == "max_abs"
-            seen = statistics.extremes if whole else statistics.sample
-            assert layer.input_range == calibrate_activation(seen, 4, quantizer)
-            rounded = quantize_activation(statistics.sample, layer.input_range)
-            assert layer.input_density == pytest.approx(float((rounded != 0).float().mean()))
-        densities = compressor.states(compressed).activation_density[0]
-        assert densities.tolist() == [layer.input_density for layer in compressed.layers]
+def test_percentiles_of_weights_leave_out_zeros_and_the_largest() -> None:
+    weight = torch.cat([torch.zeros(900), torch.arange(1.0, 101.0)])[None]
+    scale = weight_scales(weight, 8, Quantizer(weight_range="percentile:90"))
+    assert float(scale) * 127 == pytest.approx(90)
 
 
-def test_the_extremes_are_those_of_all_images(evaluator: Evaluator) -> None:
-    images = torch.cat([batch for batch, _ in evaluator.task.calibration])
-    first = evaluator.compressor.statistics[0]
-    assert first.extremes.tolist() == [float(images.min()), float(images.max())]
-
-
-def test_statistics_survive_a_file(evaluator: Evaluator, tmp_path: Path) -> None:
-    statistics = evaluator.compressor.statistics
-    save_statistics(tmp_path / "file", statistics)
-    for before, after in zip(statistics, load_statistics(tmp_path / "file"), strict=True):
-        assert torch.equal(after.sample, before.sample)
-        assert torch.equal(after.extremes, before.extremes)
-        quantizer = Quantizer("percentile:99.9", "symmetric")
-        assert after.input_range(4, quantizer) == before.input_range(4, quantizer)
+def test_divergence_clips_the_outliers_of_weights() -> None:
+    quantizer = Quantizer(weight_range="kl", weight_granularity="tensor")
+    even = torch.linspace(-1, 1, 10_001)
+    outlier = torch.cat([even, torch.tensor([-40.0, 40.0])])
+    kept, clipped = (float(weight_scales(x[None], 4, quantizer)) * 7 for x in (even, outlier))
+    assert 0.8 < kept < 1.1
+    assert clipped < 20
 
 
 @given(quantizer=QUANTIZERS)
@@ -201,6 +211,10 @@ def test_every_quantizer_has_its_own_hash() -> None:
         ({"activation_range": "percentile:101"}, "config.quantizer.activation_range"),
         ({"activation_range": 4}, "config.quantizer.activation_range"),
         ({"activation_symmetry": "both"}, "config.quantizer.activation_symmetry"),
+        ({"weight_range": "kl"}, "config.quantizer.weight_range"),
+        ({"weight_granularity": "group:0"}, "config.quantizer.weight_granularity"),
+        ({"weight_granularity": "row"}, "config.quantizer.weight_granularity"),
+        ({"scale": 2}, "config.quantizer.scale"),
         ({"range": "mse"}, "config.quantizer.range"),
         ("mse", "config.quantizer"),
     ],

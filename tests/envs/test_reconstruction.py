@@ -10,7 +10,6 @@ from envs import reconstruction
 from envs.patterns import Elements
 from envs.pruning import kept_count
 from envs.quantization import round_weights
-from envs.quantization import weight_scales
 from envs.reconstruction import bias_correction
 from envs.reconstruction import inverse_diagonal
 from envs.reconstruction import inverse_factor
@@ -19,6 +18,7 @@ from envs.reconstruction import reconstruct_masked
 from envs.reconstruction import reconstruct_rounded
 from envs.reconstruction import reconstruct_sparse
 from envs.reconstruction import removal_error
+from envs.scales import weight_scales
 
 SEEDS = range(5)
 
