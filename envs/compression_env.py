@@ -1,4 +1,7 @@
-"""The compression game for RLlib: two agents take turns through the layers of a network."""
+"""The compression game for RLlib: two agents take turns through the layers of a network.
+
+``CompressionEnv`` has discrete actions alone, ``CompositeEnv`` one agent with continuous ones.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,15 @@ from numpy.typing import NDArray
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
 from envs.accuracy import AccuracySource
+from envs.composite import AMOUNTS
+from envs.composite import COMPOSITE_AGENTS
+from envs.composite import METHOD_OBSERVATION_SIZE
+from envs.composite import CompositeEpisode
 from envs.env_arguments import check_action
 from envs.env_arguments import choose_target
 from envs.env_arguments import explained
 from envs.env_arguments import outcome
 from envs.env_arguments import read_game
-from envs.episode import AGENTS
 from envs.episode import Episode
 from envs.observation import OBSERVATION_SIZE
 
@@ -66,17 +72,23 @@ class CompressionEnv(MultiAgentEnv):
         super().__init__()
         with explained():
             self.game, self.targets = read_game(config or {})
-        self.possible_agents = list(AGENTS)
-        self.agents = list(AGENTS)
-        box = gymnasium.spaces.Box(-1.0, 1.0, (OBSERVATION_SIZE,), np.float32)
-        self.observation_spaces = dict.fromkeys(AGENTS, box)
-        self.action_spaces = {
-            agent: gymnasium.spaces.MultiDiscrete(sizes)
-            for agent, sizes in self.game.action_sizes.items()
-        }
+        self.observation_spaces, self.action_spaces = self._spaces()
+        self.possible_agents = list(self.action_spaces)
+        self.agents = list(self.action_spaces)
         # RLlib seeds an environment once and then resets it without seed: the state lives here.
         self._rng = np.random.default_rng()
         self._episode: Episode | None = None
+
+    def _spaces(self) -> tuple[dict[str, gymnasium.Space[Any]], dict[str, gymnasium.Space[Any]]]:
+        """Observation and action spaces of the agents."""
+        actions = {
+            agent: gymnasium.spaces.MultiDiscrete(sizes)
+            for agent, sizes in self.game.action_sizes.items()
+        }
+        return dict.fromkeys(actions, _unit_box(OBSERVATION_SIZE)), actions
+
+    def _start(self, targets: NDArray[np.float64]) -> Episode:
+        return Episode(self.game, targets)
 
     def use(self, accuracy: AccuracySource) -> None:
         """Judge by ``accuracy`` from the next episode on."""
@@ -91,11 +103,11 @@ class CompressionEnv(MultiAgentEnv):
             if seed is not None:
                 self._rng = np.random.default_rng(seed)
             target = choose_target(self._rng, self.targets, options)
-            episode = self._episode = Episode(self.game, np.array([target]))
+            episode = self._episode = self._start(np.array([target]))
             return {episode.agent: episode.observe()[0]}, {}
 
     def step(
-        self, action_dict: Mapping[str, NDArray[np.int64]]
+        self, action_dict: Mapping[str, NDArray[Any]]
     ) -> tuple[
         dict[str, NDArray[np.float32]],
         dict[str, float],
@@ -115,5 +127,44 @@ class CompressionEnv(MultiAgentEnv):
             observations = {} if over else {episode.agent: episode.observe()[0]}
             infos: dict[str, Any] = {"__common__": outcome(episode)} if over else {}
         # The agent that waits is paid too: a team shares what its last action led to.
-        rewards = dict.fromkeys(AGENTS, reward)
+        rewards = dict.fromkeys(self.possible_agents, reward)
         return observations, rewards, {"__all__": over}, {"__all__": False}, infos
+
+
+class CompositeEnv(CompressionEnv):
+    """The same game with the decisions split as in the published composite agent.
+
+    ## Description
+    At each layer the agent ``amounts`` decides first how much to prune and how wide numbers are,
+    and ``method`` second what is pruned by which criterion. All else is as in
+    ``CompressionEnv``.
+
+    ## Action Space
+    | Agent | Space | Meaning |
+    |---|---|---|
+    | ``amounts`` | ``Box(-1, 1, (3,), float32)`` | sparsity, weight bits, activation bits: from the
+    least to the most of the menu, of which the nearest entry is taken |
+    | ``method`` | ``Discrete(methods)`` | index of the method |
+
+    ## Observation Space
+    ``amounts`` sees what the agents of ``CompressionEnv`` see; ``method`` sees the same and the
+    amounts of this layer: ``Box(-1, 1, (METHOD_OBSERVATION_SIZE,), float32)``.
+
+    ## Rewards
+    As in ``CompressionEnv``; the decision of ``method`` pays for the layer.
+    """
+
+    def _spaces(self) -> tuple[dict[str, gymnasium.Space[Any]], dict[str, gymnasium.Space[Any]]]:
+        amounts, method = COMPOSITE_AGENTS
+        methods = len(self.game.problem.space.methods)
+        return (
+            {amounts: _unit_box(OBSERVATION_SIZE), method: _unit_box(METHOD_OBSERVATION_SIZE)},
+            {amounts: _unit_box(len(AMOUNTS)), method: gymnasium.spaces.Discrete(methods)},
+        )
+
+    def _start(self, targets: NDArray[np.float64]) -> CompositeEpisode:
+        return CompositeEpisode(self.game, targets)
+
+
+def _unit_box(size: int) -> gymnasium.spaces.Box:
+    return gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)

@@ -57,16 +57,22 @@ def choose_target(
     return _points("options.target", options["target"])
 
 
-def check_action(space: gymnasium.spaces.MultiDiscrete, action: object) -> NDArray[np.int64]:
-    """The action as an array of the space.
+def check_action(space: gymnasium.Space[Any], action: object) -> NDArray[Any]:
+    """The action as an array of the space, which is MultiDiscrete, Discrete or a Box.
 
     Raises:
         InputError: the action does not lie in the space, or is missing.
     """
     values = np.asarray(action)
+    if isinstance(space, gymnasium.spaces.Box):
+        is_number = values.dtype.kind in "iuf" and values.shape == space.shape
+        if not is_number or not np.all((values >= space.low) & (values <= space.high)):
+            raise InputError("action", action, f"use {space.shape[0]} numbers from -1 to 1")
+        return values.astype(np.float32)
+    sizes = space.nvec if isinstance(space, gymnasium.spaces.MultiDiscrete) else space.n
     is_index = values.dtype.kind in "iu" and values.shape == space.shape
-    if not is_index or not np.all((values >= 0) & (values < space.nvec)):
-        raise InputError("action", action, f"use {len(space.nvec)} indices below {space.nvec}")
+    if not is_index or not np.all((values >= 0) & (values < sizes)):
+        raise InputError("action", action, f"use {np.size(sizes)} indices below {sizes}")
     return values.astype(np.int64)
 
 

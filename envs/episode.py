@@ -159,7 +159,7 @@ class Episode:
         shaping, Ng et al., ICML 1999), else all is paid at the end. Either way an episode's
         rewards add up to the final score minus that of the start.
         """
-        if self.agent == "pruning":
+        if self._turn % 2 == 0:
             self._prune(np.asarray(actions, dtype=np.int64))
         else:
             self.choices[:, self.layer, WEIGHT_BITS:] = actions
@@ -176,7 +176,7 @@ class Episode:
         method, sparsity = actions[:, 0].copy(), actions[:, 1]
         if leader != layer:
             method[game.is_filter[method]] = 0
-        wanted = np.stack([method, np.where(method == 0, 0, sparsity)], axis=1)
+        wanted = np.stack([method, game.problem.space.nearest_sparsity[method, sparsity]], axis=1)
         if leader not in (layer, -1):
             follows = game.is_filter[here[:, METHOD]]
             wanted = np.where(follows[:, None], here, wanted)

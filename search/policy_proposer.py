@@ -1,15 +1,18 @@
-"""Learned policies as a proposer: PPO against a predictor, its walks refined, the best picked."""
+"""Learned policies as a proposer: trained on a predictor, their walks refined, the best picked."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.accuracy import AccuracySource
 from envs.problem import CompressionProblem
-from search import agents
+from search.agents import CHECKPOINT
+from search.agents import Agents
 from search.evaluation import local_copy
 from search.measurements import Measurements
 from search.measurements import Reference
@@ -28,9 +31,11 @@ TARGET_POINTS = (0.1, 12.0)
 REFINED = 48
 """Walks that are refined: as many as the predicted front has prices."""
 
+MakeAgents = Callable[[CompressionProblem, AccuracySource, int], Agents]
+
 
 class PolicyProposer:
-    """PPO agents that train against a predictor, which true evaluations keep honest.
+    """Agents that train against a predictor, which true evaluations keep honest.
 
     The policies' walks, the same walks after local search on the predictor, and the allocations
     of ``dp+local`` are candidates alike; the expected growth of the front picks among them.
@@ -38,29 +43,35 @@ class PolicyProposer:
     Args:
         problem: What is decided and how it is priced.
         reference: What measurements are compared to.
-        seed: Of weights, actions, targets.
+        seed: Of the draws, and of the agents' weights, actions and targets.
+        make_agents: Makes agents of a problem, a judge of accuracy and a seed.
         policies: Folder where the agents are kept; read if there is something.
     """
 
     def __init__(
-        self, problem: CompressionProblem, reference: Reference, seed: int, policies: Storage
+        self,
+        problem: CompressionProblem,
+        reference: Reference,
+        seed: int,
+        make_agents: MakeAgents,
+        policies: Storage,
     ) -> None:
         self._known = Measurements(problem, reference)
         self._front = Front(problem, reference)
         self._policies = policies
-        self._algorithm = agents.build_ppo(problem, self._known.predictor, seed)
+        self._agents = make_agents(problem, self._known.predictor, seed)
         self._seed = seed
         self._episodes = FIRST_EPISODES
-        if agents.CHECKPOINT in policies.names():
+        if CHECKPOINT in policies.names():
             with local_copy(policies) as directory:
-                agents.restore(self._algorithm, directory)
+                self._agents.restore(directory)
             self._episodes = ROUND_EPISODES
 
     def propose(self, count: int) -> NDArray[np.int64]:
         known = self._known
         known.fit()
-        agents.use_accuracy(self._algorithm, known.predictor)
-        agents.train_episodes(self._algorithm, self._episodes)
+        self._agents.use(known.predictor)
+        self._agents.train(self._episodes)
         self._episodes = ROUND_EPISODES
         # Seeded by what is known, so that a resumed search does not repeat its draws.
         rng = np.random.default_rng([self._seed, len(known.accuracy)])
@@ -68,8 +79,8 @@ class PolicyProposer:
         targets = np.exp(rng.uniform(low, high, size=CANDIDATES))
         walks = np.concatenate(
             [
-                agents.propose(self._algorithm, targets, rng),
-                agents.propose(self._algorithm, targets, None),
+                self._agents.propose(targets, rng),
+                self._agents.propose(targets, None),
             ]
         )
         best = known.select(walks, REFINED)
@@ -82,8 +93,8 @@ class PolicyProposer:
 
     def save(self) -> None:
         with tempfile.TemporaryDirectory() as temporary:
-            agents.save(self._algorithm, Path(temporary))
-            name = agents.CHECKPOINT
+            self._agents.save(Path(temporary))
+            name = CHECKPOINT
             try:
                 self._policies.write_patiently(name, (Path(temporary) / name).read_bytes())
             except OSError as error:

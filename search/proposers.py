@@ -208,8 +208,14 @@ def make_proposer(
     if algorithm == "ppo":
         # RLlib takes seconds to import, and only the policies need it.
         from search.policy_proposer import PolicyProposer
+        from search.ppo import ppo_agents
 
-        return PolicyProposer(problem, reference, seed, policies)
+        return PolicyProposer(problem, reference, seed, ppo_agents, policies)
+    if algorithm == "composite":
+        from search.composite import composite_agents
+        from search.policy_proposer import PolicyProposer
+
+        return PolicyProposer(problem, reference, seed, composite_agents, policies)
     if algorithm.startswith("optuna"):
         from search.optuna_proposer import OptunaProposer
 

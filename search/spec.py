@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 MIN_BUDGET = 16
 """Room for the baselines and a few proposals of the search."""
 
-Algorithm = Literal["ppo", "dp", "dp+local", "random", "uniform", "optuna-tpe", "optuna-nsga2"]
+Algorithm = Literal[
+    "ppo", "composite", "dp", "dp+local", "random", "uniform", "optuna-tpe", "optuna-nsga2"
+]
 """What proposes configurations; see ``search.proposers``."""
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}

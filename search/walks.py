@@ -86,11 +86,11 @@ def walk(
     return episode.choices
 
 
-class WalkRunner(MultiAgentEnvRunner):
-    """Samples whole batches of episodes of ``CompressionEnv`` at once.
+class GameRunner(MultiAgentEnvRunner):
+    """A runner in this process that plays the game of its environment by itself.
 
-    RLlib steps environments one by one through its connectors, about a millisecond a step. The
-    episodes that this runner returns are the same, with every step taken by all walks together.
+    RLlib steps environments one by one through its connectors, about a millisecond a step. Here
+    every step is taken by all walks of a batch together.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -103,6 +103,20 @@ class WalkRunner(MultiAgentEnvRunner):
         """Judge by ``accuracy`` from the next episode on."""
         self.game.use(accuracy)
 
+    def draw_targets(self, walks: int) -> NDArray[np.float64]:
+        """Targets from the environment's range, in points, (walks,)."""
+        return np.array([draw_target(self.rng, self._env.targets) for _ in range(walks)])
+
+
+class WalkRunner(GameRunner):
+    """Samples batches of episodes of ``CompressionEnv``, the same as RLlib would."""
+
+    def propose(
+        self, targets: NDArray[np.float64], rng: np.random.Generator | None
+    ) -> NDArray[np.int64]:
+        """Choices that the policies take; see :func:`walk`."""
+        return walk(self.game, targets, module_policy(self.module), rng)
+
     def _sample(
         self,
         *,
@@ -114,8 +128,7 @@ class WalkRunner(MultiAgentEnvRunner):
     ) -> list[MultiAgentEpisode]:
         steps = len(AGENTS) * len(self.game.layers)
         walks = num_episodes or -(-(num_timesteps or 1) // steps)
-        targets = np.array([draw_target(self.rng, self._env.targets) for _ in range(walks)])
-        episodes = self._walk(targets, explore)
+        episodes = self._walk(self.draw_targets(walks), explore)
         self._done_episodes_for_metrics.extend(episodes)
         for episode in episodes:
             self._increase_sampled_metrics(steps, {}, episode)

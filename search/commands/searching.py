@@ -48,7 +48,8 @@ def add_verbs(verbs: Verbs) -> None:
     search.add_argument("--accelerator", help="preset or YAML file, see 'joulecut accelerators'")
     search.add_argument("--level", help="level of the hardware model")
     search.add_argument(
-        "--algorithm", help="ppo, dp, dp+local, uniform, random, optuna-tpe or optuna-nsga2"
+        "--algorithm",
+        help="ppo, composite, dp, dp+local, uniform, random, optuna-tpe or optuna-nsga2",
     )
     search.add_argument("--seeds", type=_seeds, help="how many (2 means 0,1), or a list: 0,5,7")
     search.add_argument("--budget", type=int, help="distinct true evaluations, all seeds together")

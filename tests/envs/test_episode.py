@@ -18,6 +18,7 @@ from envs.episode import score
 from envs.episode import start_choice
 from envs.observation import OBSERVATION_NAMES
 from envs.observation import OBSERVATION_SIZE
+from envs.space import Method
 from hwmodel import InputError
 from tests.envs.synthetic import SyntheticAccuracy
 from tests.envs.synthetic import synthetic_problem
@@ -69,6 +70,14 @@ def test_what_stands_at_the_end_is_what_the_space_makes_of_the_decisions(
     assert np.array_equal(episode.choices, PROBLEM.space.canonical(raw))
     energy = PROBLEM.cost(episode.choices).energy_pj
     assert np.allclose(episode.energy_ratio, energy / GAME.start_energy)
+
+
+def test_a_method_that_cannot_reach_a_sparsity_takes_the_nearest() -> None:
+    methods = (*PROBLEM.space.methods[:-1], Method("n:4", "l1"))
+    space = dataclasses.replace(PROBLEM.space, methods=methods)
+    game = Game(dataclasses.replace(PROBLEM, space=space), SyntheticAccuracy(PROBLEM))
+    episode, _, _, raw = play(game, np.full(32, 1.0), seed=0)
+    assert np.array_equal(episode.choices, space.canonical(raw))
 
 
 @settings(max_examples=30, deadline=None)

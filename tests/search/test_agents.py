@@ -13,12 +13,7 @@ from envs.episode import Episode
 from envs.episode import Game
 from hwmodel import InputError
 from search.agents import CHECKPOINT
-from search.agents import build_ppo
-from search.agents import propose
-from search.agents import restore
-from search.agents import save
-from search.agents import train_episodes
-from search.agents import use_accuracy
+from search.ppo import ppo_agents
 from search.walks import module_policy
 from search.walks import sample_actions
 from search.walks import walk
@@ -33,7 +28,7 @@ TARGETS = np.repeat([1.0, 5.0], 32)
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -50,75 +45,75 @@ def mean_score(choices: np.ndarray) -> float:
 
 
 def test_agents_learn_to_do_better_than_nothing_and_far_better_than_chance() -> None:
-    algorithm = build_ppo(PROBLEM, ACCURACY, seed=0)
+    agents = ppo_agents(PROBLEM, ACCURACY, seed=0)
     rng = np.random.default_rng(0)
-    untrained = mean_score(propose(algorithm, TARGETS, rng))
-    returns = [train_episodes(algorithm, 320) for _ in range(2)]
-    trained = mean_score(propose(algorithm, TARGETS, rng))
+    untrained = mean_score(agents.propose(TARGETS, rng))
+    returns = [agents.train(320) for _ in range(2)]
+    trained = mean_score(agents.propose(TARGETS, rng))
     chance = mean_score(PROBLEM.space.sample(rng, len(TARGETS)))
     assert returns[-1] > returns[0]
     assert trained > 0.2  # leaving everything dense scores 0
     assert trained > untrained + 0.2
     assert trained > chance + 1.0
-    algorithm.stop()
+    agents.stop()
 
 
 def test_training_is_the_same_for_the_same_seed_and_differs_between_seeds() -> None:
     proposals = []
     for seed in (1, 1, 2):
-        algorithm = build_ppo(PROBLEM, ACCURACY, seed=seed)
-        train_episodes(algorithm, 16)
-        proposals.append(propose(algorithm, TARGETS, np.random.default_rng(0)))
-        algorithm.stop()
+        agents = ppo_agents(PROBLEM, ACCURACY, seed=seed)
+        agents.train(16)
+        proposals.append(agents.propose(TARGETS, np.random.default_rng(0)))
+        agents.stop()
     assert np.array_equal(proposals[0], proposals[1])
     assert not np.array_equal(proposals[0], proposals[2])
 
 
 def test_saved_agents_go_on_where_they_stopped(tmp_path: Path) -> None:
-    first = build_ppo(PROBLEM, ACCURACY, seed=0)
-    train_episodes(first, 16)
-    save(first, tmp_path)
-    second = build_ppo(PROBLEM, ACCURACY, seed=5)
-    restore(second, tmp_path)
+    first = ppo_agents(PROBLEM, ACCURACY, seed=0)
+    first.train(16)
+    first.save(tmp_path)
+    second = ppo_agents(PROBLEM, ACCURACY, seed=5)
+    second.restore(tmp_path)
 
     def proposals() -> list[np.ndarray]:
-        return [propose(agents, TARGETS, np.random.default_rng(0)) for agents in (first, second)]
+        return [agents.propose(TARGETS, np.random.default_rng(0)) for agents in (first, second)]
 
     assert np.array_equal(*proposals())
-    assert first.env_runner.rng.random() == second.env_runner.rng.random()
-    train_episodes(second, 16)
+    assert first.algorithm.env_runner.rng.random() == second.algorithm.env_runner.rng.random()
+    second.train(16)
     assert not np.array_equal(*proposals())
     first.stop()
     second.stop()
 
 
 def test_damaged_or_foreign_agents_are_named(tmp_path: Path) -> None:
-    algorithm = build_ppo(PROBLEM, ACCURACY, seed=0)
+    agents = ppo_agents(PROBLEM, ACCURACY, seed=0)
     with pytest.raises(InputError, match="policies"):
-        restore(algorithm, tmp_path)
+        agents.restore(tmp_path)
     (tmp_path / CHECKPOINT).write_bytes(b"half a fi")
     with pytest.raises(InputError, match="policies"):
-        restore(algorithm, tmp_path)
+        agents.restore(tmp_path)
     torch.save({"modules": {}}, tmp_path / CHECKPOINT)
     with pytest.raises(InputError, match="policies"):
-        restore(algorithm, tmp_path)
-    algorithm.stop()
+        agents.restore(tmp_path)
+    agents.stop()
 
 
 def test_a_new_accuracy_judges_the_episodes_that_follow() -> None:
-    algorithm = build_ppo(PROBLEM, ACCURACY, seed=0)
+    agents = ppo_agents(PROBLEM, ACCURACY, seed=0)
     harsh = SyntheticAccuracy(PROBLEM, scales=np.full((1, 2), 1000.0))
-    before = train_episodes(algorithm, 16)
-    use_accuracy(algorithm, harsh)
-    (episode, *_) = algorithm.env_runner.sample(num_episodes=1)
+    before = agents.train(16)
+    agents.use(harsh)
+    (episode, *_) = agents.algorithm.env_runner.sample(num_episodes=1)
     assert episode.get_return() < 2 * before
-    algorithm.stop()
+    agents.stop()
 
 
 def test_batched_episodes_are_those_of_the_environment() -> None:
     """Every sampled episode, played again decision by decision, sees and earns the same."""
-    algorithm = build_ppo(PROBLEM, ACCURACY, seed=0)
-    runner = algorithm.env_runner
+    agents = ppo_agents(PROBLEM, ACCURACY, seed=0)
+    runner = agents.algorithm.env_runner
     env = runner.env.envs[0].unwrapped
     for episode in runner.sample(num_episodes=2):
         assert episode.is_terminated
@@ -134,19 +129,19 @@ def test_batched_episodes_are_those_of_the_environment() -> None:
                 observations, rewards, *_ = env.step({agent: action})
                 earned += rewards[agent]
         assert parts["pruning"].get_return() == pytest.approx(earned, abs=1e-4)
-    algorithm.stop()
+    agents.stop()
 
 
 def test_log_probabilities_are_those_of_rllib() -> None:
-    algorithm = build_ppo(PROBLEM, ACCURACY, seed=0)
-    module = algorithm.env_runner.module["pruning"]
+    agents = ppo_agents(PROBLEM, ACCURACY, seed=0)
+    module = agents.algorithm.env_runner.module["pruning"]
     sizes = PROBLEM.space.sizes[:2]
     logits = np.random.default_rng(0).normal(size=(50, sizes.sum())).astype(np.float32)
     actions, log_probability = sample_actions(logits, sizes, np.random.default_rng(1))
     distribution = module.get_train_action_dist_cls().from_logits(torch.from_numpy(logits))
     expected = distribution.logp(torch.from_numpy(actions)).numpy()
     assert np.allclose(log_probability, expected, atol=1e-5)
-    algorithm.stop()
+    agents.stop()
 
 
 def test_actions_are_drawn_with_the_probabilities_of_their_logits() -> None:
@@ -159,8 +154,8 @@ def test_actions_are_drawn_with_the_probabilities_of_their_logits() -> None:
 
 
 def test_a_new_policy_is_cautious() -> None:
-    algorithm = build_ppo(PROBLEM, ACCURACY, seed=0)
+    agents = ppo_agents(PROBLEM, ACCURACY, seed=0)
     game = Game(PROBLEM, ACCURACY)
-    choices = walk(game, TARGETS, module_policy(algorithm.env_runner.module), None)
+    choices = walk(game, TARGETS, module_policy(agents.algorithm.env_runner.module), None)
     assert np.array_equal(choices, np.broadcast_to(game.start_choice, choices.shape))
-    algorithm.stop()
+    agents.stop()

@@ -1,0 +1,231 @@
+"""The composite agent: SAC for amounts and a Rainbow for methods, in one algorithm of RLlib."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
+from ray.rllib.algorithms.sac import SAC
+from ray.rllib.algorithms.sac import SACConfig
+from ray.rllib.algorithms.sac.torch.sac_torch_learner import SACTorchLearner
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.policy.sample_batch import MultiAgentBatch
+from ray.rllib.policy.sample_batch import SampleBatch
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
+from ray.rllib.utils.metrics import EPISODE_RETURN_MEAN
+from ray.rllib.utils.metrics import TD_ERROR_KEY
+
+from envs.accuracy import AccuracySource
+from envs.composite import AMOUNTS_AGENT
+from envs.composite import COMPOSITE_AGENTS
+from envs.composite import METHOD_AGENT
+from envs.compression_env import CompositeEnv
+from envs.episode import TARGETS
+from envs.problem import CompressionProblem
+from search.agents import EPISODES_PER_ROUND
+from search.agents import Agents
+from search.agents import build
+from search.composite_modules import Actor
+from search.composite_modules import ActorCatalog
+from search.composite_modules import CompositeModule
+from search.composite_modules import Rainbow
+from search.composite_modules import RainbowCatalog
+from search.composite_walks import EPSILON
+from search.composite_walks import CompositeRunner
+from search.replay import WalkReplay
+
+HIDDEN = (64, 64)
+LEARNING_RATE = 2e-3
+BATCH = 256
+"""Transitions of each agent in a gradient step."""
+STEPS_PER_ROUND = 32
+"""Gradient steps after every ``EPISODES_PER_ROUND`` walks."""
+STEPS_PER_UPDATE = 8
+"""Gradient steps between two moves of the target networks."""
+TAU = 0.05
+INITIAL_ALPHA = 0.02
+TARGET_ENTROPY = -3.0
+N_STEPS = {AMOUNTS_AGENT: 1, METHOD_AGENT: 3}
+"""Rewards that each agent adds up before it asks for a value."""
+CAPACITY = 2048
+"""Walks that are replayed."""
+FIRST_EPSILON = 0.5
+EXPLORING_WALKS = 512
+"""Walks during which the share of blindly drawn methods falls from ``FIRST_EPSILON``."""
+RAINBOW = {"double_q": True, "dueling": True, "num_atoms": 21, "v_min": -5.0, "v_max": 2.0}
+"""Values are what the rest of a walk adds to the score: seldom more than halving energy thrice."""
+
+
+class CompositeConfig(SACConfig):
+    """SAC's configuration, with what the loss of DQN reads."""
+
+    def __init__(self) -> None:
+        super().__init__(algo_class=Composite)
+        for name, value in RAINBOW.items():
+            setattr(self, name, value)
+        self.td_error_loss_fn = "huber"
+        self.burn_in_len = 0
+
+
+class CompositeLearner(SACTorchLearner):
+    """Trains ``amounts`` by SAC's losses and ``method`` by DQN's."""
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        if module_id == AMOUNTS_AGENT:
+            super().configure_optimizers_for_module(module_id, config)
+            return
+        parameters = self.get_parameters(self.module[module_id])
+        self.register_optimizer(
+            module_id=module_id,
+            optimizer=torch.optim.Adam(parameters),
+            params=parameters,
+            lr_or_lr_schedule=LEARNING_RATE,
+        )
+
+    def compute_loss_for_module(self, *, module_id: str, **kwargs: Any) -> torch.Tensor:
+        learner = SACTorchLearner if module_id == AMOUNTS_AGENT else DQNTorchLearner
+        loss: torch.Tensor = learner.compute_loss_for_module(self, module_id=module_id, **kwargs)
+        return loss
+
+    def compute_gradients(self, loss_per_module: dict[str, Any], **kwargs: Any) -> Any:
+        # SAC takes the gradients of its losses one by one. No two of them share a parameter, so
+        # those of their sum are the same, in one pass backward.
+        self._temp_losses.clear()
+        return TorchLearner.compute_gradients(self, loss_per_module, **kwargs)
+
+
+class Composite(SAC):
+    """Plays walks, keeps them, and updates both agents from what it kept."""
+
+    walks: WalkReplay
+    played = 0
+    """Walks so far; exploration fades with them."""
+
+    @classmethod
+    def get_default_config(cls) -> CompositeConfig:
+        return CompositeConfig()
+
+    def setup(self, config: Any) -> None:
+        super().setup(config)
+        buffer = self.config.replay_buffer_config
+        self.walks = WalkReplay(
+            self.env_runner.game, CAPACITY, N_STEPS, buffer["alpha"], buffer["beta"]
+        )
+
+    def training_step(self) -> None:
+        runner = self.env_runner
+        fading = max(0.0, 1.0 - self.played / EXPLORING_WALKS)
+        epsilon = EPSILON + (FIRST_EPSILON - EPSILON) * fading
+        walks = runner.play(runner.draw_targets(EPISODES_PER_ROUND), runner.rng, epsilon)
+        self.played += EPISODES_PER_ROUND
+        self.walks.add(walks)
+        returns = float(walks.rewards.sum(axis=1).mean())
+        self.metrics.log_value((ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN), returns, window=1)
+        for _ in range(0, STEPS_PER_ROUND, STEPS_PER_UPDATE):
+            self._update()
+        self.env_runner_group.sync_weights(
+            from_worker_or_learner_group=self.learner_group, inference_only=True
+        )
+
+    def _update(self) -> None:
+        rng = self.env_runner.rng
+        size = STEPS_PER_UPDATE * BATCH
+        drawn = {agent: self.walks.sample(agent, size, rng) for agent in COMPOSITE_AGENTS}
+        batches = {agent: SampleBatch(columns) for agent, (_, columns) in drawn.items()}
+        (results,) = self.learner_group.update(
+            batch=MultiAgentBatch(batches, env_steps=size), minibatch_size=BATCH
+        )
+        for agent, (where, _) in drawn.items():
+            errors = np.asarray(results[agent].pop(TD_ERROR_KEY).peek())
+            self.walks.prioritize(agent, where, errors.reshape(-1))
+
+
+class CompositeAgents(Agents):
+    """The composite agent's checkpoint holds its replay and its temperature too."""
+
+    def use(self, accuracy: AccuracySource) -> None:
+        super().use(accuracy)
+        self.algorithm.walks.appraise()
+
+    def _state(self) -> dict[str, Any]:
+        learner = self.algorithm.learner_group._learner
+        return super()._state() | {
+            "log_alpha": learner.curr_log_alpha[AMOUNTS_AGENT].detach(),
+            "replay": self.algorithm.walks.state(),
+            "played": self.algorithm.played,
+            "torch_rng": torch.get_rng_state(),
+        }
+
+    def _load(self, state: dict[str, Any]) -> None:
+        super()._load(state)
+        learner = self.algorithm.learner_group._learner
+        with torch.no_grad():
+            learner.curr_log_alpha[AMOUNTS_AGENT].copy_(state["log_alpha"])
+        self.algorithm.walks.load(state["replay"])
+        self.algorithm.played = state["played"]
+        torch.set_rng_state(state["torch_rng"])  # SAC draws actions while it learns
+
+
+def composite_agents(
+    problem: CompressionProblem,
+    accuracy: AccuracySource,
+    seed: int = 0,
+    targets: tuple[float, float] = TARGETS,
+) -> CompositeAgents:
+    """The composite agent on one compression problem, in this process.
+
+    Args:
+        problem: The network, the accelerator and the space.
+        accuracy: Judges configurations; see :meth:`Agents.use` to replace it later.
+        seed: Of the networks' weights, the actions and the targets.
+        targets: Range of accuracy-drop limits, in points, that episodes draw from.
+
+    Raises:
+        InputError: the targets are out of range, or nothing is to be decided.
+    """
+    # Small matrices: more threads only make the learner wait for them.
+    torch.set_num_threads(1)
+    env_config = {"problem": problem, "accuracy": accuracy, "targets": targets}
+    CompositeEnv(env_config)  # RLlib hides what is wrong with these behind its own errors
+    network = DefaultModelConfig(fcnet_hiddens=list(HIDDEN))
+    actor = RLModuleSpec(
+        Actor, model_config=asdict(network) | {"twin_q": True}, catalog_class=ActorCatalog
+    )
+    rainbow = RLModuleSpec(
+        Rainbow,
+        model_config=asdict(network) | RAINBOW | {"epsilon": EPSILON},
+        catalog_class=RainbowCatalog,
+    )
+    modules = MultiRLModuleSpec(
+        multi_rl_module_class=CompositeModule,
+        rl_module_specs={AMOUNTS_AGENT: actor, METHOD_AGENT: rainbow},
+    )
+    config = (
+        CompositeConfig()
+        .environment(CompositeEnv, env_config=env_config)
+        .env_runners(env_runner_cls=CompositeRunner, num_env_runners=0, num_envs_per_env_runner=1)
+        .learners(num_learners=0, learner_class=CompositeLearner)
+        .multi_agent(
+            policies=set(COMPOSITE_AGENTS), policy_mapping_fn=lambda agent, episode, **_: agent
+        )
+        .rl_module(rl_module_spec=modules)
+        .reporting(min_sample_timesteps_per_iteration=0, min_time_s_per_iteration=0)
+        .training(
+            gamma=1.0,
+            tau=TAU,
+            target_network_update_freq=0,
+            actor_lr=LEARNING_RATE,
+            critic_lr=LEARNING_RATE,
+            alpha_lr=LEARNING_RATE,
+            initial_alpha=INITIAL_ALPHA,
+            target_entropy=TARGET_ENTROPY,
+        )
+        .debugging(seed=seed, log_level="ERROR")
+    )
+    return CompositeAgents(build(config))

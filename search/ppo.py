@@ -1,0 +1,106 @@
+"""Agents that learn by RLlib's PPO, one module per agent, with a team reward."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import torch
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from envs.accuracy import AccuracySource
+from envs.compression_env import CompressionEnv
+from envs.episode import AGENTS
+from envs.episode import TARGETS
+from envs.problem import CompressionProblem
+from search.agents import EPISODES_PER_ROUND
+from search.agents import Agents
+from search.agents import build
+from search.walks import WalkRunner
+
+HIDDEN = (64, 64)
+CAUTION = 1.0
+"""Log-odds by which a new policy prefers a milder value of an action to the next harsher one."""
+
+
+class CautiousModule(DefaultPPOTorchRLModule):
+    """PPO's module, whose new policy changes little: wide numbers, few weights removed.
+
+    A network decided uniformly at random guesses; all that such episodes teach is that.
+    """
+
+    def setup(self) -> None:
+        super().setup()
+        output = [layer for layer in self.pi.modules() if isinstance(layer, torch.nn.Linear)][-1]
+        with torch.no_grad():
+            output.weight.mul_(0.01)
+            first, second = (torch.arange(size) for size in self.action_space.nvec)
+            if self.model_config["agent"] == "pruning":  # no method first, then low sparsities
+                steps = [-first.clamp(max=1), -second]
+            else:  # widths ascend
+                steps = [first, second]
+            output.bias.copy_(CAUTION * torch.cat(steps))
+
+
+def ppo_agents(
+    problem: CompressionProblem,
+    accuracy: AccuracySource,
+    seed: int = 0,
+    targets: tuple[float, float] = TARGETS,
+) -> Agents:
+    """Agents that PPO trains on one compression problem, in this process.
+
+    Args:
+        problem: The network, the accelerator and the space.
+        accuracy: Judges configurations; see :meth:`Agents.use` to replace it later.
+        seed: Of the networks' weights, the actions and the targets.
+        targets: Range of accuracy-drop limits, in points, that episodes draw from.
+
+    Raises:
+        InputError: the targets are out of range, or nothing is to be decided.
+    """
+    # Small matrices: more threads only make the learner wait for them.
+    torch.set_num_threads(1)
+    env_config = {"problem": problem, "accuracy": accuracy, "targets": targets}
+    CompressionEnv(env_config)  # RLlib hides what is wrong with these behind its own errors
+    free = sum(name not in problem.space.pinned for name in problem.space.layers)
+    network = DefaultModelConfig(fcnet_hiddens=list(HIDDEN), vf_share_layers=False)
+    modules = {
+        agent: RLModuleSpec(
+            module_class=CautiousModule,
+            model_config=asdict(network) | {"agent": agent},
+        )
+        for agent in AGENTS
+    }
+    batch = EPISODES_PER_ROUND * len(AGENTS) * free
+    config = (
+        PPOConfig()
+        .environment(CompressionEnv, env_config=env_config)
+        .env_runners(
+            env_runner_cls=WalkRunner,
+            num_env_runners=0,
+            num_envs_per_env_runner=1,
+            rollout_fragment_length="auto",
+        )
+        .learners(num_learners=0)
+        .multi_agent(policies=set(AGENTS), policy_mapping_fn=lambda agent, episode, **_: agent)
+        .rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=modules))
+        .training(
+            train_batch_size_per_learner=batch,
+            minibatch_size=min(320, batch),
+            num_epochs=10,
+            lr=2e-3,
+            gamma=1.0,
+            lambda_=0.7,
+            entropy_coeff=0.01,
+            use_kl_loss=False,
+            clip_param=0.3,
+            vf_clip_param=100.0,
+            grad_clip=1.0,
+        )
+        .debugging(seed=seed, log_level="ERROR")
+    )
+    return Agents(build(config))
