@@ -5,11 +5,12 @@
     python benchmarks/cluster.py scaling --evaluators 1 8 64 256
 
 ``overhead`` sends evaluations that do nothing through what a trial uses: a board, a pool of two
-evaluators, and a ledger whose files are merged meanwhile. ``ledger`` fills a ledger row by row and
-times what is asked of it at each size. ``scaling`` has evaluators that wait instead of compute, on
-four simulated nodes, eight of them in a process for the memory's sake: its efficiency is the time
-that they waited over the time that they were there to wait. The processor time of the trial for
-each evaluation tells how many it could keep busy on a machine without other work.
+evaluators, metrics, a log, and a ledger whose files are merged meanwhile. ``ledger`` fills a
+ledger row by row and times what is asked of it at each size. ``scaling`` has evaluators that wait
+instead of compute, on four simulated nodes, eight of them in a process for the memory's sake: its
+efficiency is the time that they waited over the time that they were there to wait. The processor
+time of the trial for each evaluation tells how many it could keep busy on a machine without other
+work.
 """
 
 from __future__ import annotations
@@ -105,29 +106,47 @@ def memory_mb() -> float:
 def overhead(evaluations: int) -> None:
     from search.board import BoardActor
     from search.board import accuracy
+    from search.events import EventLog
+    from search.events import evaluation_fields
+    from search.metrics import SeedMetrics
     from search.pool import EvaluatorPool
     from search.runner import _merging
     from search.storage import Storage
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    with tempfile.TemporaryDirectory() as folder:
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        folder = f"{directory}/ledger"
         board: Any = BoardActor.remote({})
+        log = EventLog(Storage.at(directory), "seed-0")
+        metrics = SeedMetrics(directory, 0, 2, (0.5, 1.0, 2.0), [])
         pool = EvaluatorPool(partial(Nothing, folder), 2, 0.4, 0)
         list(pool.evaluate([10**9, 10**9 + 1]))
         batch = evaluations // 10
-        print("evaluations   ms each   driver MiB   files")
-        with _merging(Storage.at(folder)):
+        print("evaluations   ms each   of them telling   driver MiB   files")
+        with _merging(Storage.at(folder), log):
             for first in range(0, evaluations, batch):
-                start = time.perf_counter()
+                start, telling = time.perf_counter(), 0.0
                 numbers = range(first, first + batch)
                 ray.get(board.claim.remote([f"{number:016x}" for number in numbers], 0))
                 for result in pool.evaluate(list(numbers)):
                     board.record.remote(result.config_hash, accuracy(result))
+                    before = time.perf_counter()
+                    log.write("evaluation", **evaluation_fields(result))
+                    metrics.evaluated(result, pool.waiting)
+                    telling += time.perf_counter() - before
+                before = time.perf_counter()
+                metrics.end_round()
+                telling += time.perf_counter() - before
                 each = 1000 * (time.perf_counter() - start) / batch
                 files = len(os.listdir(folder))
                 done = first + batch
-                print(f"{done:11} {each:9.2f} {memory_mb():12.0f} {files:7}", flush=True)
+                told = 1000 * telling / batch
+                memory = memory_mb()
+                print(f"{done:11} {each:9.2f} {told:17.3f} {memory:12.0f} {files:7}", flush=True)
         pool.close()
+        log.close()
     ray.shutdown()
 
 

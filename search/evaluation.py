@@ -34,6 +34,7 @@ from hwmodel import CostReport
 from hwmodel import InputError
 from hwmodel import cost
 from hwmodel.pricing import Level
+from search.failure import keep_trace
 from search.ledger import Evaluation
 from search.ledger import Ledger
 from search.storage import Storage
@@ -67,6 +68,7 @@ class WorkerSpec:
         ledger: Folder of the ledger.
         device: Where the network runs, ``cpu`` or ``cuda``.
         shared: Handle of a batch's :class:`search.sharing.Accuracies`; None outside of batches.
+        errors: Folder for the tracebacks of evaluations that fail; None to keep none.
     """
 
     task: TaskSpec
@@ -76,6 +78,7 @@ class WorkerSpec:
     ledger: Storage
     device: str = "cpu"
     shared: Any = None
+    errors: Storage | None = None
 
 
 class EvaluationWorker:
@@ -133,6 +136,9 @@ class EvaluationWorker:
             costs, result = total_costs(self.price(request.config)), self._result(request)
         except Exception as problem:  # one bad candidate must not end a search
             error = "".join(traceback.format_exception_only(problem)).strip()
+            if self.spec.errors is not None:
+                name = f"{request.config.hash}-{request.split}"
+                keep_trace(self.spec.errors, traceback.format_exc(), name)
             return self._record(request, start, _NO_COSTS, None, error)
         return self._record(request, start, costs, result, None)
 

@@ -14,9 +14,9 @@ class RunError(RuntimeError):
     """A process of the run broke; the message is one line that says why, and where to read on."""
 
 
-def keep_trace(errors: Storage, trace: str) -> str:
-    """Write a traceback to a run's ``errors`` folder; returns the file."""
-    name = f"{time.time_ns()}.txt"
+def keep_trace(errors: Storage, trace: str, name: str | None = None) -> str:
+    """Write a traceback to a run's ``errors`` folder, as ``NAME.txt``; returns the file."""
+    name = f"{name or time.time_ns()}.txt"
     with suppress(OSError):  # what the user is told is more than this file
         errors.make()
         errors.write(name, trace.encode())

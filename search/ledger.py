@@ -178,8 +178,11 @@ class Ledger:
         found = evaluations(rows[(rows["config_hash"] == config_hash) & (rows["split"] == split)])
         return found[0] if found else None
 
-    def merge(self) -> None:
+    def merge(self) -> int:
         """Keep the number of parts small, while others append; one process at a time.
+
+        Returns:
+            How many parts became fewer.
 
         Raises:
             OSError: something could not be read or written; nothing is lost.
@@ -187,13 +190,14 @@ class Ledger:
         """
         if not self._swept:  # what a merge left that was killed before it could delete
             self._delete(self._replaced())
-        size = 0
+        size = merged = 0
         while True:
             names = [name for name in self._names() if _size(name) == size]
             if not names:
-                return
+                return merged
             for first in range(0, len(names) - MERGED + 1, MERGED):
                 self._merge(names[first : first + MERGED], size + 1)
+                merged += MERGED
             size += 1
 
     def set_aside_damaged(self, storage: Storage) -> list[str]:

@@ -86,6 +86,11 @@ class EvaluatorPool:
         size: Number of actors.
         num_cpus, num_gpus: What each of them reserves; may be fractions.
         timeout: Seconds after which an evaluation counts as hanging; None for no limit.
+        notice: Told what becomes of actors: ``evaluator ready`` and ``evaluator lost``, the
+            request that it was at, if any, and why it was lost.
+
+    Attributes:
+        waiting: Requests that no actor is at.
     """
 
     def __init__(
@@ -95,10 +100,13 @@ class EvaluatorPool:
         num_cpus: float,
         num_gpus: float,
         timeout: float | None = None,
+        notice: Callable[[str, Request | None, str | None], None] = lambda *_: None,
     ) -> None:
         self._options = _EvaluatorActor.options(num_cpus=num_cpus, num_gpus=num_gpus)
         self._make_worker = make_worker
         self._timeout = timeout
+        self._notice = notice
+        self.waiting = 0
         self._failed_starts = 0
         self._starting: dict[Any, Any] = {}
         self._free: list[Any] = []
@@ -125,9 +133,11 @@ class EvaluatorPool:
                 if row is None:
                     waiting.appendleft(task)
                 else:
+                    self.waiting = len(waiting)
                     yield row
             for reference in self._overdue():
                 task = self._running.pop(reference)
+                self._notice("evaluator lost", task.request, f"no result in {self._timeout:g} s")
                 self._replace(task.actor)
                 task.timeouts += 1
                 if task.timeouts == MAX_TIMEOUTS:
@@ -178,12 +188,14 @@ class EvaluatorPool:
             result_of(reference)
         except _LOST as error:
             self._failed_starts += 1
+            self._notice("evaluator lost", None, _reason(error))
             if self._failed_starts == _MAX_FAILED_STARTS:
                 allowed = f"they die before they are ready ({_reason(error)})"
                 raise InputError("resources.evaluators", self._failed_starts, allowed) from error
             self._replace(actor)
         else:
             self._failed_starts = 0
+            self._notice("evaluator ready", None, None)
             self._free.append(actor)
 
     def _finish(self, task: _Task, reference: Any) -> Evaluation | None:
@@ -191,6 +203,7 @@ class EvaluatorPool:
         try:
             row: Evaluation = result_of(reference)
         except _LOST as error:
+            self._notice("evaluator lost", task.request, _reason(error))
             self._replace(task.actor)
             task.losses += 1
             if task.losses == MAX_LOSSES:

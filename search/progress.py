@@ -20,9 +20,14 @@ _POLL_SECONDS = 1.0
 
 
 class Progress:
-    """One line for every stage of a run; a context manager."""
+    """One line for every stage of a run; a context manager.
 
-    def __init__(self) -> None:
+    Args:
+        notice: Told the description of every stage that begins.
+    """
+
+    def __init__(self, notice: Callable[[str], None] = lambda _: None) -> None:
+        self._notice = notice
         self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -44,6 +49,7 @@ class Progress:
     def stage(self, description: str) -> None:
         """Begin a stage; the one before is done."""
         self._finish()
+        self._notice(description)
         self._current = self._bars.add_task(description, total=None)
 
     def step(self, description: str, done: int, total: int) -> None:

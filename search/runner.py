@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextlib import suppress
 from typing import Any
 
 import ray
@@ -32,6 +31,9 @@ from search.evaluation import Request
 from search.evaluation import WorkerSpec
 from search.evaluation import evaluation_error
 from search.evaluation import local_database
+from search.events import EventLog
+from search.events import evaluation_fields
+from search.events import one_line
 from search.finalists import finalists
 from search.finalists import write_layer_tables
 from search.front import baseline
@@ -53,8 +55,7 @@ from search.storage import Storage
 from search.trial import TrialSetup
 from search.trial import round_size
 from search.trial import search_trial
-from search.trials import raise_errors
-from search.trials import run_config
+from search.trials import run_trials
 from search.verification import verify
 
 GUIDE_LEVEL: Level = "mid"
@@ -87,8 +88,12 @@ def run_search(
         KeyboardInterrupt: after the report of what was found so far has been written.
     """
     deadline = None if spec.time_budget_seconds is None else time.time() + spec.time_budget_seconds
-    with run.driving(), Progress() as progress:
-        _set_aside_damaged(run)
+    with (
+        run.driving(),
+        EventLog(run.storage, "driver") as log,
+        Progress(lambda stage: log.write("stage", stage=stage)) as progress,
+    ):
+        _set_aside_damaged(run, log)
         accelerator = load_accelerator(spec.accelerator)
         progress.stage("loading the task")
         task_spec = spec.task_spec()
@@ -97,7 +102,14 @@ def run_search(
         evaluator = prepare_evaluator(task_spec.load(), local_database(database))
         share(database)
         worker_spec = WorkerSpec(
-            task_spec, accelerator, spec.level, database, run.ledger.storage, device, shared
+            task_spec,
+            accelerator,
+            spec.level,
+            database,
+            run.ledger.storage,
+            device,
+            shared,
+            run.storage.child("errors"),
         )
         worker = EvaluationWorker(worker_spec, evaluator)
         _require_same_network(run, worker)
@@ -111,23 +123,25 @@ def run_search(
             )
             share(database)
             progress.stage("measuring the baselines")
-            _measure_baselines(run, worker, spec)
+            _measure_baselines(run, log, worker, spec)
             evaluators = _evaluators(spec, trials or len(spec.seeds))
             try:
-                _search(run, spec, worker, problem, evaluators, deadline, progress)
+                _search(run, log, spec, worker, problem, evaluators, deadline, progress)
                 progress.stage("verifying on the test split")
-                verify(run, spec, worker_spec, finalists(run, spec), evaluators * len(spec.seeds))
+                at_once = evaluators * len(spec.seeds)
+                verify(run, log, spec, worker_spec, finalists(run, spec), at_once)
             finally:
                 write_layer_tables(run, spec, worker)
                 write_report(run, build_report(run))
 
 
-def _set_aside_damaged(run: RunDirectory) -> None:
+def _set_aside_damaged(run: RunDirectory, log: EventLog) -> None:
     """Move torn files of the ledger away, and say so: their configurations are evaluated again."""
     damaged = run.storage.child("damaged")
     for name in run.ledger.set_aside_damaged(damaged):
         kept = f"{damaged.location}/{name}"
         print(f"joulecut: warning: damaged ledger file moved to {kept}", file=sys.stderr)
+        log.write("ledger file damaged", file=name)
 
 
 def _require_same_network(run: RunDirectory, worker: EvaluationWorker) -> None:
@@ -148,7 +162,9 @@ def baseline_config(worker: EvaluationWorker, spec: Spec, bits: int) -> Compress
     return CompressionConfig(layers, spec.space.repair, spec.space.quantizer)
 
 
-def _measure_baselines(run: RunDirectory, worker: EvaluationWorker, spec: Spec) -> None:
+def _measure_baselines(
+    run: RunDirectory, log: EventLog, worker: EvaluationWorker, spec: Spec
+) -> None:
     """Evaluate on the search split the baselines that the ledger lacks."""
     rows = run.ledger.read()
     known = set(rows[(rows["split"] == "search") & rows["accuracy"].notna()]["config_hash"])
@@ -156,6 +172,7 @@ def _measure_baselines(run: RunDirectory, worker: EvaluationWorker, spec: Spec) 
         config = baseline_config(worker, spec, bits)
         if config.hash not in known:
             row = worker.evaluate(Request(config, "search", "baseline", name))
+            log.write("evaluation", **evaluation_fields(row))
             error = evaluation_error(row)
             if error is not None:
                 raise error
@@ -173,6 +190,7 @@ def _evaluators(spec: Spec, trials: int) -> int:
 
 def _search(
     run: RunDirectory,
+    log: EventLog,
     spec: Spec,
     worker: EvaluationWorker,
     problem: CompressionProblem,
@@ -207,11 +225,12 @@ def _search(
             energy_pj=float(worker.price(int8, GUIDE_LEVEL).energy_pj[0]),
             limits=tuple(provable_drop(limit, int(dense["images"])) for limit in spec.targets),
         ),
+        targets=spec.targets,
         evaluators=evaluators,
         evaluator_cpus=resources.evaluator_cpus,
         evaluator_gpus=resources.evaluator_gpus,
         evaluation_timeout=resources.evaluation_timeout_seconds,
-        policies=run.storage.child("policies"),
+        run=run.storage,
         deadline=deadline,
     )
     evaluator_bundle = {"CPU": resources.evaluator_cpus, "GPU": resources.evaluator_gpus}
@@ -224,24 +243,32 @@ def _search(
     )
     progress.stage(f"searching with {len(seeds)} of {len(spec.seeds)} seeds")
     following = progress.following(lambda: ray.get(board.count.remote()), spec.budget)
-    with following, _merging(run.ledger.storage):
-        results = tune.Tuner(
+    with following, _merging(run.ledger.storage, log):
+        run_trials(
+            run,
+            log,
+            "search",
             trainable,
-            param_space={"seed": tune.grid_search(seeds)},
-            run_config=run_config(run, "search", _RESTARTS),
-        ).fit()
-    raise_errors(run, results)
+            {"seed": tune.grid_search(seeds)},
+            restarts=_RESTARTS,
+        )
 
 
 @contextmanager
-def _merging(storage: Storage) -> Iterator[None]:
+def _merging(storage: Storage, log: EventLog) -> Iterator[None]:
     """Keep the number of a ledger's files small while trials write to it."""
     ledger, stopped = Ledger(storage), threading.Event()
 
     def merge() -> None:
         while not stopped.wait(_MERGE_SECONDS):
-            with suppress(InputError, OSError):  # tried again; the writers tell of full disks
-                ledger.merge()
+            start = time.monotonic()
+            try:
+                files = ledger.merge()
+            except (InputError, OSError) as error:  # tried again; writers tell of full disks
+                log.write("merge failed", error=one_line(error))
+                continue
+            if files:
+                log.write("merge", files=files, seconds=time.monotonic() - start)
 
     thread = threading.Thread(target=merge, name="merging", daemon=True)
     thread.start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,14 +20,18 @@ from search.board import accuracy
 from search.evaluation import EvaluationWorker
 from search.evaluation import Request
 from search.evaluation import WorkerSpec
+from search.events import EventLog
+from search.events import evaluation_fields
 from search.ledger import Evaluation
 from search.ledger import Ledger
 from search.ledger import evaluations
 from search.measurements import Reference
+from search.metrics import SeedMetrics
 from search.pool import EvaluatorPool
 from search.proposers import Proposer
 from search.proposers import make_proposer
 from search.storage import Storage
+from search.trials import METRICS
 from search.trials import reported_errors
 
 _ROUNDS = 12
@@ -48,10 +51,11 @@ class TrialSetup:
         algorithm: What proposes configurations, see ``search.spec.Spec``.
         shares: Evaluations of every seed.
         reference: What accuracies and energies are compared to.
+        targets: Points that may be lost, of which metrics tell the least energy.
         evaluators: Number of evaluator actors of a trial.
         evaluator_cpus, evaluator_gpus: What each reserves.
         evaluation_timeout: Seconds after which an evaluation counts as hanging; None for no limit.
-        policies: Folder for the learners' checkpoints.
+        run: Directory of the run: learners' checkpoints and logs go there.
         deadline: Unix time at which trials stop; None for no limit.
     """
 
@@ -60,11 +64,12 @@ class TrialSetup:
     algorithm: str
     shares: dict[int, int]
     reference: Reference
+    targets: tuple[float, ...]
     evaluators: int
     evaluator_cpus: float
     evaluator_gpus: float
     evaluation_timeout: float | None
-    policies: Storage
+    run: Storage
     deadline: float | None
 
 
@@ -82,26 +87,43 @@ def search_trial(config: dict[str, Any], *, setup: TrialSetup, board: Any) -> No
         board: Handle of the run's ``BoardActor``.
     """
     seed = config["seed"]
-    # The ledger, not the board: a trial that died may have left a row that nobody announced.
-    rows = Ledger(setup.worker.ledger).read()
-    known = evaluations(rows[rows["split"] == "search"])
-    ray.get(board.restart.remote(seed, accuracies(known)))
-    with reported_errors() as report:
-        _run_trial(seed, setup, board, known)
+    name = f"seed-{seed}"
+    with reported_errors() as report, EventLog(setup.run, name, trial=name) as log:
+        # The ledger, not the board: a trial that died may have left a row that nobody announced.
+        rows = Ledger(setup.worker.ledger).read()
+        known = evaluations(rows[rows["split"] == "search"])
+        ray.get(board.restart.remote(seed, accuracies(known)))
+        own = [row for row in known if row.seed in (-1, seed)]
+        metrics = SeedMetrics(setup.run.root, seed, setup.evaluators, setup.targets, own)
+        _run_trial(seed, setup, board, own, metrics, log)
     if report:
         tune.report(report)
 
 
-def _run_trial(seed: int, setup: TrialSetup, board: Any, known: list[Evaluation]) -> None:
+def _run_trial(
+    seed: int,
+    setup: TrialSetup,
+    board: Any,
+    known: list[Evaluation],
+    metrics: SeedMetrics,
+    log: EventLog,
+) -> None:
+    def notice(event: str, request: Request | None, error: str | None) -> None:
+        if error is not None:
+            metrics.count("lost_evaluators")
+        config_hash = None if request is None else request.config.hash
+        log.write(event, config_hash=config_hash, error=error)
+
     pool = EvaluatorPool(
         partial(EvaluationWorker, setup.worker, threads=max(1, int(setup.evaluator_cpus))),
         setup.evaluators,
         setup.evaluator_cpus,
         setup.evaluator_gpus,
         setup.evaluation_timeout,
+        notice,
     )
     try:
-        run_seed(seed, setup, board, pool, known, tune.report)
+        run_seed(seed, setup, board, pool, known, metrics, log)
     finally:
         pool.close()
 
@@ -112,17 +134,19 @@ def run_seed(
     board: Any,
     pool: EvaluatorPool,
     known: list[Evaluation],
-    report: Callable[[dict[str, Any]], None],
+    metrics: SeedMetrics,
+    log: EventLog,
 ) -> None:
     """Spend the rest of a seed's share of the budget."""
     space = setup.problem.space
-    policies = setup.policies.child(f"seed-{seed}")
+    policies = setup.run.child("policies").child(f"seed-{seed}")
     proposer = make_proposer(setup.algorithm, setup.problem, setup.reference, seed, policies)
-    _learn(proposer, setup, _measured(setup, [row for row in known if row.seed in (-1, seed)]))
+    _learn(proposer, setup, _measured(setup, known))
     spent = len({row.config_hash for row in known if row.seed == seed})
     share = setup.shares[seed]
     batch = max(setup.evaluators, round_size(share))
     fruitless = 0
+    tune.report({METRICS: {**metrics.end_round(), "evaluations": spent}})
     while spent < share and fruitless < _FRUITLESS_ROUNDS and not _is_late(setup):
         choices = proposer.propose(min(batch, share - spent))
         configs = [space.config(choice) for choice in choices]
@@ -132,6 +156,7 @@ def run_seed(
             for config, answer in zip(configs, answers, strict=True)
             if isinstance(answer, float)
         }
+        metrics.count("cache_hits", len(measured))
         granted = [
             config for config, answer in zip(configs, answers, strict=True) if answer == "granted"
         ]
@@ -139,6 +164,8 @@ def run_seed(
             measured[row.config_hash] = accuracy(row)
             # Not waited for: a trial's messages arrive in order, so its next claim comes after.
             board.record.remote(row.config_hash, accuracy(row))
+            log.write("evaluation", **evaluation_fields(row))
+            metrics.evaluated(row, pool.waiting)
             spent += 1
             if _is_late(setup):
                 break
@@ -147,8 +174,8 @@ def run_seed(
         found = [(choice, config.hash) for choice, config in pairs if config.hash in measured]
         _learn(proposer, setup, [(choice, measured[key]) for choice, key in found])
         proposer.save()
-        report({"seed": seed, "evaluations": spent})
-    report({"seed": seed, "evaluations": spent})
+        if granted:
+            tune.report({METRICS: {**metrics.end_round(), "evaluations": spent}})
 
 
 def _requests(configs: list[CompressionConfig], seed: int, setup: TrialSetup) -> list[Request]:

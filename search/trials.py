@@ -6,6 +6,8 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -13,10 +15,15 @@ from ray.exceptions import RayError
 from ray.exceptions import RayTaskError
 
 from hwmodel import InputError
+from search.appending import GrowingFile
+from search.events import EventLog
+from search.events import one_line
 from search.failure import RunError
 from search.failure import keep_trace
+from search.metrics import tensorboard_record
 from search.pool import input_error
 from search.run_directory import RunDirectory
+from search.storage import Storage
 from search.storage import reason
 
 BAD_INPUT = "bad_input"
@@ -25,24 +32,111 @@ FAILURE = "failure"
 """Metric in which a trial reports what broke it: one line, and the traceback."""
 
 
-def run_config(run: RunDirectory, name: str, restarts: int) -> tune.RunConfig:
-    """Configuration of one experiment.
+EVALUATION = "evaluation"
+"""Metric in which a verifying trial reports what it measured."""
+METRICS = "metrics"
+"""Metric in which a seed's trial reports its :class:`search.metrics.SeedMetrics`."""
+
+
+class Reporter(tune.Callback):
+    """Keeps what trials report: all in the log, the seeds' figures for TensorBoard, too.
+
+    Args:
+        run: Directory of the run; event files go to its folder ``tensorboard``.
+        log: The driver's.
+    """
+
+    def __init__(self, run: Storage, log: EventLog) -> None:
+        self._folder = run.child("tensorboard")
+        self._log = log
+        self._files: dict[str, GrowingFile] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its configuration, which nothing reads
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._log.write("trial started", trial=_name(trial))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
+    ) -> None:
+        if EVALUATION in result:
+            self._log.write("evaluation", trial=_name(trial), **result[EVALUATION])
+        if METRICS in result:
+            metrics = result[METRICS]
+            self._log.write("round", trial=_name(trial), **metrics)
+            record = tensorboard_record(int(metrics["evaluations"]), metrics)
+            self._event_file(_name(trial)).append(record)
+        for kind in (BAD_INPUT, FAILURE):
+            if kind in result:
+                self._log.write("trial failed", trial=_name(trial), error=str(result[kind][0]))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._log.write("trial lost", trial=_name(trial), error=_last_line(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._log.write("trial failed", trial=_name(trial), error=_last_line(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._log.write("trial ended", trial=_name(trial))
+
+    def close(self) -> None:
+        """Write what is left."""
+        for file in self._files.values():
+            file.close()
+
+    def _event_file(self, trial: str) -> GrowingFile:
+        if trial not in self._files:
+            # A resumed run begins another file of the same folder, which goes on with the curve.
+            name = f"events.out.tfevents.{time.time_ns()}"
+            self._files[trial] = GrowingFile(self._folder.child(trial), name)
+        return self._files[trial]
+
+
+def run_trials(
+    run: RunDirectory,
+    log: EventLog,
+    name: str,
+    trainable: Any,
+    param_space: dict[str, Any],
+    *,
+    restarts: int,
+    tune_config: tune.TuneConfig | None = None,
+) -> None:
+    """Run one Tune experiment to its end.
 
     Tune's files are its own: what matters is in the ledger and the policies folder, so a
     resumed run starts a new experiment.
 
     Args:
         run: The run.
+        log: The driver's.
         name: Of the experiment.
+        trainable: What every trial runs.
+        param_space: The trials' parameters.
         restarts: How often a trial is started again whose process or machine died.
+        tune_config: How many at a time, and the like.
+
+    Raises:
+        InputError: the first bad input that a trial met.
+        RunError: what else went wrong first; the traceback is in the run's ``errors`` folder.
     """
-    return tune.RunConfig(
+    reporter = Reporter(run.storage, log)
+    config = tune.RunConfig(
         name=f"{name}-{time.time_ns()}",
         storage_path=f"{run.storage.root}/tune",
         storage_filesystem=run.storage.filesystem,
         failure_config=tune.FailureConfig(max_failures=restarts),
+        callbacks=[reporter],
         verbose=0,
     )
+    try:
+        results = tune.Tuner(
+            trainable, param_space=param_space, tune_config=tune_config, run_config=config
+        ).fit()
+    finally:
+        reporter.close()
+    _raise_errors(run, results)
 
 
 @contextmanager
@@ -59,17 +153,11 @@ def reported_errors() -> Iterator[dict[str, Any]]:
     except Exception as error:
         if isinstance(error, RayError) and not isinstance(error, RayTaskError):
             raise
-        line = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-        metrics[FAILURE] = (line, traceback.format_exc())
+        metrics[FAILURE] = (one_line(error), traceback.format_exc())
 
 
-def raise_errors(run: RunDirectory, results: tune.ResultGrid) -> None:
-    """Raise the first error of an experiment, as bad input where it is that.
-
-    Raises:
-        InputError: the first bad input.
-        RunError: what else went wrong first; the traceback is in the run's ``errors`` folder.
-    """
+def _raise_errors(run: RunDirectory, results: tune.ResultGrid) -> None:
+    """Raise the first error of an experiment, as bad input where it is that."""
     metrics = [result.metrics or {} for result in results]
     for found in metrics:
         if found.get(BAD_INPUT) is not None:
@@ -89,3 +177,16 @@ def raise_errors(run: RunDirectory, results: tune.ResultGrid) -> None:
 def _run_error(run: RunDirectory, line: str, trace: str) -> RunError:
     kept = keep_trace(run.storage.child("errors"), trace)
     return RunError(f"a trial failed: {line}; traceback in {kept}")
+
+
+def _name(trial: Any) -> str:
+    seed = trial.config.get("seed")
+    return str(trial.trial_id) if seed is None else f"seed-{seed}"
+
+
+def _last_line(trial: Any) -> str:
+    """What a trial's process died of."""
+    lines: list[str] = []
+    with suppress(OSError, TypeError):  # no such file, or none named
+        lines = Path(trial.error_file).read_text().split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "unknown")

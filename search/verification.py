@@ -12,12 +12,14 @@ from hwmodel import InputError
 from search.evaluation import EvaluationWorker
 from search.evaluation import Request
 from search.evaluation import WorkerSpec
+from search.events import EventLog
+from search.events import evaluation_fields
 from search.front import distinct
 from search.run_directory import RunDirectory
 from search.spec import Spec
-from search.trials import raise_errors
+from search.trials import EVALUATION
 from search.trials import reported_errors
-from search.trials import run_config
+from search.trials import run_trials
 
 _RESTARTS = 3
 """Processes that may die or fall silent over one configuration."""
@@ -46,7 +48,8 @@ class Verification(tune.Trainable):
                 faulthandler.dump_traceback_later(self._timeout, exit=True, file=_STDERR)
             try:
                 # Tune starts a trial again whose machine died, maybe after its row was recorded.
-                self._worker.evaluate(self._request, again=True)
+                row = self._worker.evaluate(self._request, again=True)
+                report[EVALUATION] = evaluation_fields(row)
             finally:
                 faulthandler.cancel_dump_traceback_later()
         return {**report, "done": True}
@@ -60,6 +63,7 @@ class Verification(tune.Trainable):
 
 def verify(
     run: RunDirectory,
+    log: EventLog,
     spec: Spec,
     worker: WorkerSpec,
     finalists: list[tuple[CompressionConfig, str]],
@@ -69,6 +73,7 @@ def verify(
 
     Args:
         run: The run.
+        log: The driver's.
         spec: Its specification.
         worker: What evaluates.
         finalists: Configurations, and the name of those that are baselines (else empty).
@@ -94,16 +99,15 @@ def verify(
         tune.with_parameters(Verification, worker=worker, timeout=timeout),
         {k: v for k, v in bundle.items() if v},
     )
-    results = tune.Tuner(
+    run_trials(
+        run,
+        log,
+        "verification",
         trainable,
-        param_space={"request": tune.grid_search(requests)},
-        tune_config=tune.TuneConfig(
-            reuse_actors=True,
-            max_concurrent_trials=at_once,
-        ),
-        run_config=run_config(run, "verification", _RESTARTS),
-    ).fit()
-    raise_errors(run, results)
+        {"request": tune.grid_search(requests)},
+        restarts=_RESTARTS,
+        tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=at_once),
+    )
     _require_verified(run, requests)
 
 

@@ -50,7 +50,8 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, images: int) -> list[int]:
 def worker(evaluator: Evaluator, folder: Path) -> EvaluationWorker:
     storage = Storage.at(folder)
     accelerator = load_accelerator("eyeriss-like")
-    spec = WorkerSpec(TASK, accelerator, "mid", storage.child("database"), storage.child("ledger"))
+    database, ledger = storage.child("database"), storage.child("ledger")
+    spec = WorkerSpec(TASK, accelerator, "mid", database, ledger, errors=storage.child("errors"))
     return EvaluationWorker(spec, Evaluator(evaluator.task, evaluator.compressor))
 
 
@@ -79,6 +80,8 @@ def test_what_does_not_fit_one_image_at_a_time_is_recorded_as_failed(
     assert row.accuracy is None
     assert row.error is not None and "CUDA out of memory" in row.error
     assert tried[-1] == 1
+    trace = tmp_path / "errors" / f"{row.config_hash}-test.txt"
+    assert "in run\n" in trace.read_text()
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,24 @@ def test_the_report_has_baselines_and_verified_picks(run: Path) -> None:
     assert (run / "report" / "report.html").stat().st_size > 10_000
 
 
+def test_the_log_has_every_evaluation_and_tensorboard_every_seed(run: Path) -> None:
+    lines = [line for file in (run / "log").iterdir() for line in file.read_text().splitlines()]
+    events = [json.loads(line) for line in lines]
+    logged = {(e["config_hash"], e["split"]) for e in events if e["event"] == "evaluation"}
+    rows = pd.read_parquet(run / "ledger")
+    assert logged == set(zip(rows["config_hash"], rows["split"], strict=True))
+    assert {e["run"] for e in events} == {str(run)}
+    assert {e["trial"] for e in events if e["event"] == "round"} == {"seed-0", "seed-1"}
+    best = {
+        e["max_accuracy_drop"]: e["energy_ratio_int8"] for e in read_json("status", run)["best"]
+    }
+    for target, ratio in best.items():
+        name = f"best_energy_ratio/{target:g}"
+        assert min(e[name] for e in events if name in e) == pytest.approx(ratio)
+    for seed in (0, 1):
+        assert list((run / "tensorboard" / f"seed-{seed}").glob("events.out.tfevents.*"))
+
+
 def test_resuming_a_finished_run_evaluates_nothing(run: Path) -> None:
     before = pd.read_parquet(run / "ledger")
     assert joulecut("resume", run).returncode == 0
