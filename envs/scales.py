@@ -52,12 +52,13 @@ def weight_scales(weight: Tensor, bits: int, quantizer: Quantizer = DEFAULT_QUAN
     least = torch.full_like(largest, torch.inf)
     # The fewer the bits, the more of the tails is worth clipping; 0.2 of the maximum at 2 bits.
     clips = {"mse": torch.linspace(bits / 10, 1, _CLIPS).tolist(), "kl": CLIPS}
-    loss = _divergences if quantizer.weight_range == "kl" else _squared_errors
+    measure = _divergences if quantizer.weight_range == "kl" else _squared_errors
+    errors_with = measure(weight, bits)
     for clip in clips.get(quantizer.weight_range, [1.0]):
         scale = torch.where(usable, largest * (clip / limit), 1.0)
         if quantizer.power_of_two:
             scale = power_of_two_above(scale)
-        error = loss(weight, scale, bits)
+        error = errors_with(scale)
         better = usable & (error < least)
         best = torch.where(better, scale, best)
         least = torch.where(better, error, least)
@@ -72,20 +73,27 @@ def _percentiles(weight: Tensor, share: float) -> Tensor:
     return sizes.gather(-1, rank.clamp_min(0)[..., None]).squeeze(-1)
 
 
-def _squared_errors(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    return round_weights(weight, scale, bits).sub_(weight).square_().sum(dim=-1)
+def _squared_errors(weight: Tensor, bits: int) -> Callable[[Tensor], Tensor]:
+    """Squared change of every row when it is rounded with a scale."""
+
+    def errors(scale: Tensor) -> Tensor:
+        return round_weights(weight, scale, bits).sub_(weight).square_().sum(dim=-1)
+
+    return errors
 
 
-def _divergences(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Divergence of each row's distribution after rounding from that before; inf for no values."""
+def _divergences(weight: Tensor, bits: int) -> Callable[[Tensor], Tensor]:
+    """Divergence of every row's distribution when it is rounded with a scale; inf for zeros."""
     limit = weight_limit(bits)
-    found = torch.full_like(scale, torch.inf)
-    rows, steps = weight.flatten(0, -2), scale.flatten()
-    for index, (row, step) in enumerate(zip(rows, steps.tolist(), strict=True)):
-        if bool(row.any()):
-            grid = ActivationRange(bits, step, -limit, limit)
-            found.view(-1)[index] = divergence(*histogram(row), grid)
-    return found
+    histograms = [histogram(row) if bool(row.any()) else None for row in weight.flatten(0, -2)]
+
+    def errors(scale: Tensor) -> Tensor:
+        grids = [ActivationRange(bits, step, -limit, limit) for step in scale.flatten().tolist()]
+        pairs = zip(histograms, grids, strict=True)
+        found = [torch.inf if bins is None else divergence(*bins, grid) for bins, grid in pairs]
+        return torch.tensor(found).view_as(scale)
+
+    return errors
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,14 @@ def is_power_of_two(x: Tensor) -> bool:
 
 
 @each_quantizer
-@pytest.mark.parametrize("repair", ["none", "layerwise", "aligned", "sequential"])
+@pytest.mark.parametrize(
+    "repair",
+    [
+        *(pytest.param(r, marks=pytest.mark.slow) for r in ("none", "layerwise")),
+        "aligned",
+        "sequential",
+    ],
+)
 def test_scales_are_what_they_may_be_whatever_repairs(
     evaluator: Evaluator, quantizer: Quantizer, repair: Repair
 ) -> None:

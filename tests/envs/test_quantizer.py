@@ -109,7 +109,7 @@ def test_affine_is_better_than_symmetric_on_values_of_one_side(bits: int, power:
 
 
 def test_ranges_are_what_their_names_say() -> None:
-    x = normal(100_000)
+    x = normal(30_000)
     spans = {}
     for range_ in (*RANGES, "percentile:100", "percentile:90"):
         grid = calibrate_activation(x, 8, Quantizer(range_))
@@ -120,12 +120,12 @@ def test_ranges_are_what_their_names_say() -> None:
     assert spans["percentile:90"] == pytest.approx(2 * 1.2816, rel=0.02)  # of the normal
     assert spans["percentile:99.5"] == pytest.approx(2 * 2.5758, rel=0.03)
     error = {r: squared_error(x, calibrate_activation(x, 4, Quantizer(r))) for r in RANGES}
-    assert error["mse"] <= 1.001 * min(error.values())
+    assert error["mse"] <= 1.02 * min(error.values())
 
 
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 def test_divergence_clips_outliers_and_keeps_what_is_even(symmetry: str) -> None:
-    even = torch.linspace(-1, 1, 20_001)
+    even = torch.linspace(-1, 1, 5_001)
     quantizer = Quantizer("kl", symmetry)
     outlier = torch.cat([even, torch.tensor([-40.0, 40.0])])
     kept = calibrate_activation(even, 4, quantizer)
@@ -181,7 +181,7 @@ def test_percentiles_of_weights_leave_out_zeros_and_the_largest() -> None:
 
 def test_divergence_clips_the_outliers_of_weights() -> None:
     quantizer = Quantizer(weight_range="kl", weight_granularity="tensor")
-    even = torch.linspace(-1, 1, 10_001)
+    even = torch.linspace(-1, 1, 5_001)
     outlier = torch.cat([even, torch.tensor([-40.0, 40.0])])
     kept, clipped = (float(weight_scales(x[None], 4, quantizer)) * 7 for x in (even, outlier))
     assert 0.8 < kept < 1.1
