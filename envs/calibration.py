@@ -76,6 +76,8 @@ def _range_between(
 ) -> ActivationRange:
     """Range of 2**bits values that spans about low <= 0 <= high, with zero among its values."""
     steps = 2**bits - 1
+    if high - low <= 2**bits * torch.finfo(torch.float32).tiny:  # its scale would be denormal
+        return ActivationRange(bits, high=steps)
     half = 2 ** (bits - 1)
     step = high / (half - 1) if symmetric else (high - low) / steps
     # Single precision, so that what is stored is exactly what is multiplied with.

@@ -28,6 +28,7 @@ from envs.pruning import keep_units
 from envs.pruning import norm_filter_scores
 from envs.pruning import random_scores
 from envs.quantization import ActivationRange
+from envs.quantization import integers_on_grid
 from envs.quantizer import DEFAULT_QUANTIZER
 from envs.quantizer import Quantizer
 from envs.reconstruction import bias_correction
@@ -449,9 +450,8 @@ def _aligned_layer(
 
 
 def integer_weights(weight: Tensor, scale: Tensor) -> Tensor:
-    """Integers of weights that lie on a grid, int8; see ``CompressedLayer`` for the scale."""
-    step = torch.where(scale == 0, 1.0, scale)
-    return (weight / spread(step, weight)).round().to(torch.int8)
+    """Integers of weights that lie on a grid; see ``CompressedLayer`` for the scale."""
+    return integers_on_grid(weight, spread(torch.where(scale == 0, 1.0, scale), weight))
 
 
 def spread(scale: Tensor, weight: Tensor) -> Tensor:

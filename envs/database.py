@@ -30,7 +30,7 @@ from envs.files import write_whole
 from envs.layer_compression import COMPRESSION_VERSION
 from envs.layer_compression import pruned_rows
 from envs.layer_compression import rounded_rows
-from envs.quantization import integer_weights
+from envs.quantization import integers_on_grid
 from envs.quantization import of_each
 from envs.quantizer import DEFAULT_QUANTIZER
 from envs.quantizer import Quantizer
@@ -49,7 +49,8 @@ class Option:
     """One layer, pruned in one way and rounded to one width.
 
     Attributes:
-        integers: Weights over their scales, int8, (groups, rows, columns).
+        integers: Weights over their scales, int8, or int16 where these do not fit, (groups, rows,
+            columns).
         scales: Step of every output channel's grid, (groups, rows), or of every block of its
             columns, (groups, rows, blocks).
         density: Non-zero fraction of the weights, float64, ().
@@ -205,7 +206,9 @@ def layer_options(
         made.append(
             {
                 width: Option(
-                    integers=integer_weights(rounded[0, index], scales[0, index], width),
+                    integers=integers_on_grid(
+                        rounded[0, index], of_each(scales[0, index], rounded[0, index])
+                    ),
                     scales=source.grid.compact(scales[0, index]).contiguous().clone(),
                     density=(rounded[0, index] != 0).double().mean(),
                     error=error[index].double(),

@@ -143,9 +143,9 @@ def rounded_rows(
             removed_columns=removed,
             find_scales=find_scales,
         )
-    scales = torch.stack([find_scales(pruned, width) for width in bits], dim=1)
-    rounded = [round_weights(pruned, scales[:, i], width) for i, width in enumerate(bits)]
-    return torch.stack(rounded, dim=1), scales
+    found = [(width, *find_scales(pruned, width)) for width in bits]
+    rounded = [round_weights(pruned, scale, width, low) for width, scale, low in found]
+    return torch.stack(rounded, dim=1), torch.stack([scale for _, scale, _ in found], dim=1)
 
 
 def removed_columns(layer: TracedLayer, kept_in: Tensor) -> Tensor | None:

@@ -118,6 +118,7 @@ class _Lowering:
             and layer.input_range.bits not in FLOAT_BITS
             and node.target in (aten.conv2d.default, aten.linear.default)
             and fits(weight)
+            and integer_weights(weight, scale).dtype == torch.int8
         )
         read: Any = node.args[0]
         rounded = self._rounded(read, layer.input_range, is_integer)

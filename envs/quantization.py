@@ -1,8 +1,8 @@
 """Rounding of weights and activations to few bits.
 
-Weights are symmetric integers times scales, which :mod:`envs.scales` finds; activations are
-integers with one scale per tensor and an exact zero, see :mod:`envs.calibration`. 16 and 32 bits
-mean IEEE half and single precision.
+Numbers are integers times scales, with an exact zero: those of weights are found in
+:mod:`envs.scales`, those of activations, one for a tensor, in :mod:`envs.calibration`. 16 and 32
+bits mean IEEE half and single precision.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ from envs.config import FLOAT_BITS
 
 
 def weight_limit(bits: int) -> int:
-    """Largest integer of a weight of 2 to 8 bits; the smallest is its negative."""
+    """Largest integer of a symmetric weight of 2 to 8 bits; the smallest is its negative."""
     return 2 ** (bits - 1) - 1
 
 
-def integer_weights(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Nearest integers, int8, shape of ``weight``; see :func:`round_weights`."""
-    limit = weight_limit(bits)
-    return (weight / of_each(scale, weight)).round_().clamp_(-limit, limit).to(torch.int8)
+def integers_on_grid(weight: Tensor, step: Tensor) -> Tensor:
+    """Integers of weights that are multiples of a step; int8, or int16 where these do not fit."""
+    integers = (weight / step).round()
+    low, high = (float(end) for end in integers.aminmax())
+    return integers.to(torch.int8 if low >= -128 and high <= 127 else torch.int16)
 
 
-def round_weights(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+def round_weights(weight: Tensor, scale: Tensor, bits: int, low: Tensor | None = None) -> Tensor:
     """Nearest representable weights.
 
     Args:
         weight: Shape (..., columns).
         scale: One for each row, (...), or for each weight; not used for 16 and 32 bits.
         bits: 2 to 8, 16 or 32.
+        low: Least integer of each row, or weight, of 2**bits; None for symmetric ones.
 
     Returns:
         Shape and type of ``weight``.
@@ -40,7 +42,11 @@ def round_weights(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     if bits in FLOAT_BITS:
         return weight.half().to(weight.dtype) if bits == 16 else weight.clone()
     limit, scale = weight_limit(bits), of_each(scale, weight)
-    return (weight / scale).round_().clamp_(-limit, limit).mul_(scale)
+    integers = (weight / scale).round_()
+    if low is None:
+        return integers.clamp_(-limit, limit).mul_(scale)
+    low = of_each(low, weight)
+    return integers.clamp_(low, low + (2**bits - 1)).mul_(scale)
 
 
 def of_each(scale: Tensor, weight: Tensor) -> Tensor:

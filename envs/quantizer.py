@@ -10,13 +10,15 @@ from functools import cached_property
 
 from hwmodel.errors import InputError
 
-_RANGE = r"mse|max_abs|kl|percentile:(?:[5-9]\d(?:\.\d+)?|100)"
-_RANGES = "mse, max_abs, kl or a percentile from 50 to 100, such as percentile:99.9"
+_RANGE = r"mse|max_abs|kl|percentile:(?:9\d(?:\.\d+)?|100)"
+_RANGES = "mse, max_abs, kl or a percentile from 90 to 100, such as percentile:99.9"
+_SYMMETRY = ("affine|symmetric", "affine or symmetric")
 
 _ALLOWED = {
     "activation_range": (_RANGE, _RANGES),
-    "activation_symmetry": ("affine|symmetric", "affine or symmetric"),
+    "activation_symmetry": _SYMMETRY,
     "weight_range": (_RANGE, _RANGES),
+    "weight_symmetry": _SYMMETRY,
     "weight_granularity": (r"tensor|channel|group:[1-9]\d{0,5}", "tensor, channel or group:N"),
     "scale": ("float|power_of_two", "float or power_of_two"),
 }
@@ -28,7 +30,7 @@ class Quantizer:
     """How integers stand for the weights and the inputs of all layers.
 
     The widths are decisions of every layer; see ``LayerDecision``. 16 and 32 bits are floating
-    point and know none of this. Weights are symmetric.
+    point and know none of this.
 
     Attributes:
         activation_range: Which values an input's grid spans. ``mse``: those that minimize the
@@ -41,6 +43,8 @@ class Quantizer:
             end.
         weight_range: Which weights the integers span, out of those that share a scale: the same
             as for activations, ``kl`` only for whole tensors.
+        weight_symmetry: The same as for activations, but that ``symmetric`` weights have their zero
+            in the middle even where none is negative.
         weight_granularity: Which weights of a layer share a scale: all (``tensor``), those of an
             output channel (``channel``), or those of N neighbouring input channels of an output
             channel (``group:N``).
@@ -54,6 +58,7 @@ class Quantizer:
     activation_range: str = "mse"
     activation_symmetry: str = "affine"
     weight_range: str = "mse"
+    weight_symmetry: str = "symmetric"
     weight_granularity: str = "channel"
     scale: str = "float"
 
@@ -89,6 +94,7 @@ class Quantizer:
         return replace(
             Quantizer(),
             weight_range=self.weight_range,
+            weight_symmetry=self.weight_symmetry,
             weight_granularity=self.weight_granularity,
             scale=self.scale,
         )

@@ -174,15 +174,16 @@ def reconstruct_rounded(
     for part in _parts(weights):
         dense = _to_columns(weights[part], order)
         found = [find_scales(weights[part], width) for width in bits]
-        scales.append(torch.stack(found, dim=1))
-        for index, (width, scale) in enumerate(zip(bits, found, strict=True)):
-            steps = of_each(scale, weights[part]).expand_as(weights[part])
-            steps = _to_columns(steps, order)
+        scales.append(torch.stack([scale for scale, _ in found], dim=1))
+        for index, (width, (scale, low)) in enumerate(zip(bits, found, strict=True)):
+            steps = _of_columns(scale, weights[part], order)
+            lows = None if low is None else _of_columns(low, weights[part], order)
             columns = dense.clone()
             for start, block, errors in _blocks(columns, factor):
                 span = slice(start, start + block.shape[1])
                 keep = dense[:, span] != 0
-                _fix_block(block, errors, factor[:, span, span], keep, steps[:, span], width)
+                low = None if lows is None else lows[:, span]
+                _fix_block(block, errors, factor[:, span, span], keep, steps[:, span], width, low)
             result[part, index] = _from_columns(columns, order)
     return result, torch.cat(scales)
 
@@ -392,6 +393,7 @@ def _fix_block(
     keep: Tensor,
     scale: Tensor,
     bits: int,
+    low: Tensor | None,
 ) -> None:
     """Fix the columns of a block one after the other, in place.
 
@@ -402,10 +404,12 @@ def _fix_block(
         factor: The block's own part of the factor, (groups, columns, columns).
         scale: Scales, shape of ``block``.
         bits: Width of the weights.
+        low: Least integers, shape of ``block``; None if they are symmetric.
     """
     for column in range(block.shape[1]):
         before = block[:, column]
-        after = round_weights(before * keep[:, column], scale[:, column], bits)
+        least = None if low is None else low[:, column]
+        after = round_weights(before * keep[:, column], scale[:, column], bits, least)
         error = torch.sub(before, after, out=errors[:, column])
         error /= factor[:, column, column, None, None]
         before.copy_(after)
@@ -438,6 +442,11 @@ def _to_columns(weights: Tensor, order: Tensor) -> Tensor:
     """(options, groups, rows, columns) to (groups, columns in order, options, rows)."""
     columns = weights.permute(1, 3, 0, 2)
     return columns.gather(1, order[:, :, None, None].expand_as(columns))
+
+
+def _of_columns(scale: Tensor, weights: Tensor, order: Tensor) -> Tensor:
+    """Scales of rows or weights as those of all weights, in the shape of :func:`_to_columns`."""
+    return _to_columns(of_each(scale, weights).expand_as(weights), order)
 
 
 def _from_columns(columns: Tensor, order: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from envs.calibration import calibrate_activation
 from envs.config import INTEGER_BITS
 from envs.quantization import ActivationRange
-from envs.quantization import integer_weights
+from envs.quantization import integers_on_grid
 from envs.quantization import quantize_activation
 from envs.quantization import round_weights
 from envs.quantization import weight_limit
@@ -23,7 +23,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("bits", INTEGER_BITS)
 def test_weights_round_as_torch_rounds_them(bits: int) -> None:
     weight, limit = normal(6, 50), weight_limit(bits)
-    scale = weight_scales(weight, bits)
+    scale = weight_scales(weight, bits)[0]
     expected = torch.fake_quantize_per_channel_affine(
         weight, scale, torch.zeros(6, dtype=torch.int32), 0, -limit, limit
     )
@@ -33,11 +33,12 @@ def test_weights_round_as_torch_rounds_them(bits: int) -> None:
 @pytest.mark.parametrize("bits", INTEGER_BITS)
 def test_integers_times_scale_are_the_rounded_weights(bits: int) -> None:
     weight = normal(2, 3, 20)
-    scale = weight_scales(weight, bits)
-    integers = integer_weights(weight, scale, bits)
+    scale = weight_scales(weight, bits)[0]
+    rounded = round_weights(weight, scale, bits)
+    integers = integers_on_grid(rounded, scale[..., None])
     assert integers.dtype == torch.int8
     assert integers.abs().max() <= 2 ** (bits - 1) - 1
-    assert torch.equal(integers * scale[..., None], round_weights(weight, scale, bits))
+    assert torch.equal(integers * scale[..., None], rounded)
 
 
 @pytest.mark.parametrize("bits", INTEGER_BITS)
@@ -49,14 +50,14 @@ def test_scales_are_close_to_the_best_of_a_fine_grid(bits: int) -> None:
 
     full = weight.abs().amax(1) / limit
     best = torch.stack([error(full * clip) for clip in np.linspace(0.05, 1, 500)]).amin(0)
-    found = error(weight_scales(weight, bits))
+    found = error(weight_scales(weight, bits)[0])
     assert (found <= 1.0001 * error(full)).all()
     assert found.sum() <= 1.03 * best.sum()
 
 
 def test_two_bits_are_ternary() -> None:
     weight = torch.tensor([[-1.0, 0.02, 1.0, -0.03, 1.0]])
-    scale = weight_scales(weight, 2)
+    scale = weight_scales(weight, 2)[0]
     expected = torch.tensor([[-1.0, 0.0, 1.0, 0.0, 1.0]])
     assert torch.allclose(round_weights(weight, scale, 2), expected)
 
@@ -65,7 +66,7 @@ def test_two_bits_are_ternary() -> None:
 def test_scales_are_safe_for_rows_of_any_size(size: float) -> None:
     weight = torch.full((1, 4), size)
     for bits in INTEGER_BITS:
-        scale = weight_scales(weight, bits)
+        scale = weight_scales(weight, bits)[0]
         assert scale > 0
         assert torch.isfinite(round_weights(weight, scale, bits)).all()
         if size == 0:
@@ -74,7 +75,7 @@ def test_scales_are_safe_for_rows_of_any_size(size: float) -> None:
 
 def test_float_widths_are_ieee_and_have_no_scale() -> None:
     weight = normal(3, 10)
-    scale = weight_scales(weight, 16)
+    scale = weight_scales(weight, 16)[0]
     assert torch.equal(scale, torch.ones(3))
     half = torch.from_numpy(weight.numpy().astype(np.float16).astype(np.float32))
     assert torch.equal(round_weights(weight, scale, 16), half)

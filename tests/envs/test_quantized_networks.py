@@ -30,20 +30,26 @@ from envs.setup import prepare_evaluator
 from envs.statistics import load_statistics
 from envs.statistics import save_statistics
 from search.export import write_network
+from tests.envs.networks import NETWORKS
+from tests.envs.networks import randomize
 from tests.envs.test_lowering import evaluator_of
 from tests.envs.test_lowering import images
 from tests.envs.test_lowering import needs_kernels
 from tests.envs.test_lowering import run
+from tests.envs.test_removal import evaluator_for
 from tests.search.test_export import load_module
 
 OTHERS = {
+    "affine": Quantizer(weight_symmetry="affine"),
     "groups": Quantizer(weight_granularity="group:4", activation_symmetry="symmetric"),
     "shift": Quantizer(scale="power_of_two"),
-    "plain shift": Quantizer("max_abs", "symmetric", "max_abs", "tensor", "power_of_two"),
-    "shift of groups": Quantizer(
-        "percentile:99.9", "affine", "percentile:99", "group:3", "power_of_two"
+    "plain shift": Quantizer(
+        "max_abs", "symmetric", "max_abs", "symmetric", "tensor", "power_of_two"
     ),
-    "divergence": Quantizer("kl", "affine", "kl", "tensor"),
+    "shift of affine groups": Quantizer(
+        "percentile:99.9", "affine", "percentile:99", "affine", "group:3", "power_of_two"
+    ),
+    "divergence": Quantizer("kl", "affine", "kl", "affine", "tensor"),
 }
 each_quantizer = pytest.mark.parametrize("quantizer", OTHERS.values(), ids=OTHERS)
 
@@ -82,7 +88,11 @@ def test_scales_are_what_they_may_be_whatever_repairs(
     for layer in evaluator.compressor.compress(config).layers:
         integers = layer.weight / steps(layer)
         torch.testing.assert_close(integers, integers.round(), rtol=0, atol=1e-4)
-        assert integers.round().abs().max() <= weight_limit(4)
+        low, high = integers.round().amin(), integers.round().amax()
+        if quantizer.weight_symmetry == "symmetric":
+            assert max(-low, high) <= weight_limit(4)
+        if quantizer.weight_granularity == "tensor":
+            assert high.clamp_min(0) - low.clamp_max(0) <= 15
         assert float((layer.weight == 0).float().mean()) >= 0.29
         assert layer.scale is not None
         if quantizer.power_of_two:
@@ -122,6 +132,28 @@ def test_weights_round_as_torch_rounds_them(
     torch.testing.assert_close(rows.view_as(layer.weight), expected)
 
 
+@needs_kernels
+def test_affine_integers_beyond_8_bits_are_computed_in_floating_point(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = randomize(NETWORKS["mlp"]())
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.abs_()
+    evaluator = evaluator_for("positive", network)
+    compressor = evaluator.compressor
+    config = replace(uniform(compressor.network.names, 8), quantizer=OTHERS["affine"])
+    compressed = compressor.compress(config)
+    assert any((layer.weight / steps(layer)).max() > 200 for layer in compressed.layers)
+    write_network(compressor, config, tmp_path)
+    inputs = images(evaluator)
+    with torch.no_grad():
+        exported = load_module(tmp_path).load()(inputs)
+    outputs, _ = evaluator.outputs(compressed, "search")
+    torch.testing.assert_close(exported, outputs, rtol=1e-4, atol=1e-4)
+    lowered = lower(compressor.network, compressed, integers=True)
+    torch.testing.assert_close(run(lowered, inputs), outputs, rtol=1e-4, atol=1e-4)
+
+
 def rounding_error(evaluator: Evaluator, quantizer: Quantizer) -> float:
     """Relative squared change of the folded weights of all layers at 4 bits, none repaired."""
     config = replace(uniform(evaluator.compressor.network.names, 4), repair="none")
@@ -140,8 +172,7 @@ def test_the_fewer_weights_share_a_scale_the_less_they_change(evaluator: Evaluat
         for g in granularities
     ]
     assert all(free < bound for free, bound in zip(errors, shift, strict=True))
-    largest = rounding_error(evaluator, Quantizer(weight_range="max_abs"))
-    assert errors[1] < largest
+    assert errors[1] < rounding_error(evaluator, Quantizer(weight_range="max_abs"))
 
 
 @pytest.mark.parametrize("name", ["shift", "plain shift"])

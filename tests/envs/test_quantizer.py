@@ -16,6 +16,7 @@ from envs.config import INTEGER_BITS
 from envs.config import CompressionConfig
 from envs.config import LayerDecision
 from envs.quantization import ActivationRange
+from envs.quantization import integers_on_grid
 from envs.quantization import power_of_two_above
 from envs.quantization import power_of_two_near
 from envs.quantization import quantize_activation
@@ -32,6 +33,7 @@ QUANTIZERS = st.builds(
     activation_range=st.sampled_from(RANGES),
     activation_symmetry=st.sampled_from(SYMMETRIES),
     weight_range=st.sampled_from(["mse", "max_abs", "percentile:99"]),
+    weight_symmetry=st.sampled_from(SYMMETRIES),
     weight_granularity=st.sampled_from(["tensor", "channel", "group:4"]),
     scale=st.sampled_from(["float", "power_of_two"]),
 )
@@ -163,19 +165,50 @@ def test_weights_have_scales_of_any_kind(
     values: list[float], bits: int, quantizer: Quantizer
 ) -> None:
     weight = torch.tensor(values)[None]
-    scale = weight_scales(weight, bits, quantizer)
+    scale, low = weight_scales(weight, bits, quantizer)
     assert scale > 0
-    rounded = round_weights(weight, scale, bits)
-    assert torch.equal(round_weights(rounded, scale, bits), rounded)
+    rounded = round_weights(weight, scale, bits, low)
+    assert torch.equal(round_weights(rounded, scale, bits, low), rounded)
+    assert torch.equal(round_weights(torch.zeros(1, 1), scale, bits, low), torch.zeros(1, 1))
+    assert (low is None) == (quantizer.weight_symmetry == "symmetric")
     if quantizer.power_of_two:
         assert torch.frexp(scale).mantissa == 0.5
     if quantizer.weight_range == "max_abs":
-        assert ((weight - rounded).abs() <= scale * (0.5 + 1e-5)).all()
+        slack = 0.5 if low is None else 1.0  # the zero of an affine grid is rounded, too
+        assert ((weight - rounded).abs() <= scale * (slack + 1e-5)).all()
+
+
+@pytest.mark.parametrize("bits", INTEGER_BITS)
+def test_affine_weights_round_as_torch_rounds_them(bits: int) -> None:
+    weight = normal(6, 50) + torch.arange(-3.0, 3.0)[:, None]
+    scale, low = weight_scales(weight, bits, Quantizer(weight_symmetry="affine"))
+    assert low is not None
+    zeros = -low.to(torch.int32)
+    expected = torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, 0, 2**bits - 1)
+    torch.testing.assert_close(round_weights(weight, scale, bits, low), expected)
+
+
+@pytest.mark.parametrize("bits", INTEGER_BITS)
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_affine_is_better_on_weights_of_one_side(bits: int, sign: int) -> None:
+    weight = sign * normal(8, 300).abs()
+    error = {}
+    for symmetry in SYMMETRIES:
+        scale, low = weight_scales(weight, bits, Quantizer(weight_symmetry=symmetry))
+        error[symmetry] = float((round_weights(weight, scale, bits, low) - weight).square().sum())
+    assert error["affine"] < 0.7 * error["symmetric"]
+
+
+@pytest.mark.parametrize(("end", "kind"), [(127, torch.int8), (255, torch.int16)])
+def test_integers_take_as_many_bits_as_they_need(end: int, kind: torch.dtype) -> None:
+    integers = integers_on_grid(torch.tensor([0.5 * end, -64.0]), torch.tensor(0.5))
+    assert integers.dtype == kind
+    assert integers.tolist() == [end, -128]
 
 
 def test_percentiles_of_weights_leave_out_zeros_and_the_largest() -> None:
     weight = torch.cat([torch.zeros(900), torch.arange(1.0, 101.0)])[None]
-    scale = weight_scales(weight, 8, Quantizer(weight_range="percentile:90"))
+    scale = weight_scales(weight, 8, Quantizer(weight_range="percentile:90"))[0]
     assert float(scale) * 127 == pytest.approx(90)
 
 
@@ -183,7 +216,7 @@ def test_divergence_clips_the_outliers_of_weights() -> None:
     quantizer = Quantizer(weight_range="kl", weight_granularity="tensor")
     even = torch.linspace(-1, 1, 5_001)
     outlier = torch.cat([even, torch.tensor([-40.0, 40.0])])
-    kept, clipped = (float(weight_scales(x[None], 4, quantizer)) * 7 for x in (even, outlier))
+    kept, clipped = (float(weight_scales(x[None], 4, quantizer)[0]) * 7 for x in (even, outlier))
     assert 0.8 < kept < 1.1
     assert clipped < 20
 

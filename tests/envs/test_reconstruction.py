@@ -163,7 +163,7 @@ def test_output_changes_less_than_by_masking_and_rounding(groups: int, seed: int
         assert error(sparse[0]) <= error(masked[0])
         for bits in (2, 3, 4, 8):
             rounded, _ = reconstruct_rounded(sparse, moment, [bits])
-            nearest = round_weights(plain, weight_scales(plain, bits), bits)
+            nearest = round_weights(plain, weight_scales(plain, bits)[0], bits)
             assert error(rounded[0, 0]) < error(nearest)
 
 

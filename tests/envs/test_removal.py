@@ -21,7 +21,11 @@ from tests.envs.networks import randomize
 def make_evaluator(name: str) -> Evaluator:
     """An evaluator of a network with random weights on random images."""
     torch.manual_seed(0)
-    network = randomize(NETWORKS[name]())
+    return evaluator_for(name, randomize(NETWORKS[name]()))
+
+
+def evaluator_for(name: str, network: torch.nn.Module) -> Evaluator:
+    """An evaluator of a network on random images."""
     batches = [(torch.randn(16, 3, 16, 16), torch.randint(5, (16,))) for _ in range(2)]
     task = Task(name, network, batches, batches, batches, chance=0.2)
     traced = trace(network, batches[0][0], name)
