@@ -120,7 +120,7 @@ def overhead(evaluations: int) -> None:
         folder = f"{directory}/ledger"
         board: Any = BoardActor.remote({})
         log = EventLog(Storage.at(directory), "seed-0")
-        metrics = SeedMetrics(directory, 0, 2, (0.5, 1.0, 2.0), [])
+        metrics = SeedMetrics(directory, 0, 2, (0.5, 1.0, 2.0))
         pool = EvaluatorPool(partial(Nothing, folder), 2, 0.4, 0)
         list(pool.evaluate([10**9, 10**9 + 1]))
         batch = evaluations // 10

@@ -14,6 +14,7 @@ from search.batch_directory import BatchDirectory
 from search.batch_spec import Experiment
 from search.front import best_so_far
 from search.front import distinct
+from search.ledger import MEASURED
 from search.ledger import Ledger
 
 RATE_WINDOW = timedelta(minutes=10)
@@ -64,7 +65,7 @@ def _experiment(
     if message is not None and state["state"] != "completed":
         state |= {"state": "failed", "message": message}
     storage = batch.run_storage(experiment)
-    rows = Ledger(storage.child("ledger")).read()
+    rows = Ledger(storage.child("ledger")).read(MEASURED)
     spec = experiment.spec
     entry = {
         "name": experiment.name,

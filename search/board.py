@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Literal
 
+import pandas as pd
 import ray
 
 from search.ledger import Evaluation
@@ -21,9 +23,11 @@ class Board:
 
     Args:
         known: Accuracies of the ledger so far, see :func:`accuracies`.
+        seconds: Until trials are to stop.
     """
 
-    def __init__(self, known: Mapping[str, float]) -> None:
+    def __init__(self, known: Mapping[str, float], seconds: float = math.inf) -> None:
+        self._deadline = time.monotonic() + seconds
         self._known = dict(known)
         self._claimed: dict[str, int] = {}
 
@@ -56,6 +60,10 @@ class Board:
         for config_hash, accuracy in known.items():
             self.record(config_hash, accuracy)
 
+    def seconds_left(self) -> float:
+        """Until trials are to stop: machines' clocks differ, and jump, so theirs do not tell."""
+        return self._deadline - time.monotonic()
+
     def count(self) -> int:
         """Number of configurations known."""
         return len(self._known)
@@ -64,9 +72,14 @@ class Board:
 BoardActor = ray.remote(num_cpus=0)(Board)
 
 
-def accuracies(rows: Sequence[Evaluation]) -> dict[str, float]:
-    """Accuracy by config hash; NaN where the evaluation failed."""
-    return {row.config_hash: accuracy(row) for row in rows}
+def accuracies(rows: pd.DataFrame) -> dict[str, float]:
+    """Accuracy on the search split by config hash; NaN where the evaluation failed.
+
+    Args:
+        rows: Columns ``split``, ``config_hash`` and ``accuracy`` of the ledger.
+    """
+    rows = rows[rows["split"] == "search"]
+    return dict(zip(rows["config_hash"], rows["accuracy"].tolist(), strict=True))
 
 
 def accuracy(row: Evaluation) -> float:

@@ -16,6 +16,7 @@ from search.front import accuracy_drop
 from search.front import baseline
 from search.front import hypervolume
 from search.front import pick
+from search.ledger import MEASURED
 from search.run_directory import RunDirectory
 from search.storage import Storage
 from search.storage import table_files
@@ -116,7 +117,7 @@ def write_comparison(runs: Sequence[RunDirectory], output: Storage) -> pd.DataFr
 
 
 def _run_curves(run: RunDirectory) -> list[dict[str, object]]:
-    spec, rows = run.spec(), run.ledger.read()
+    spec, rows = run.spec(), run.ledger.read(MEASURED)
     dense, int8 = (baseline(rows, name, "search") for name in (DENSE_FP32, DENSE_INT8))
     if dense is None or int8 is None:
         return []
@@ -147,7 +148,7 @@ def _run_curves(run: RunDirectory) -> list[dict[str, object]]:
 
 
 def _run_picks(run: RunDirectory) -> list[dict[str, object]]:
-    spec, rows = run.spec(), run.ledger.read()
+    spec, rows = run.spec(), run.ledger.read(MEASURED)
     dense, int8 = (baseline(rows, name, "search") for name in (DENSE_FP32, DENSE_INT8))
     dense_test = baseline(rows, DENSE_FP32, "test")
     if dense is None or int8 is None or dense_test is None:

@@ -18,8 +18,10 @@ from search.front import baseline
 from search.front import distinct
 from search.front import pareto_front
 from search.front import pick
+from search.ledger import MEASURED
 from search.run_directory import RunDirectory
 from search.spec import Spec
+from search.storage import write_error
 
 FRONT_POINTS = 8
 """Points of the front that are verified next to the picks, spread over it."""
@@ -29,7 +31,7 @@ _FRONT_LOSS = 10.0
 
 def picks(run: RunDirectory, spec: Spec) -> list[pd.Series]:
     """The configuration taken at every target, by the search split alone, without repeats."""
-    rows = run.ledger.read()
+    rows = run.ledger.read(MEASURED)
     reference = baseline(rows, DENSE_FP32, "search")
     if reference is None:
         return []
@@ -40,30 +42,32 @@ def picks(run: RunDirectory, spec: Spec) -> list[pd.Series]:
 
 def finalists(run: RunDirectory, spec: Spec) -> list[tuple[CompressionConfig, str]]:
     """Baselines, picks and a spread of the front, with the names of the baselines."""
-    rows = run.ledger.read()
+    rows = run.ledger.read(MEASURED)
     reference = baseline(rows, DENSE_FP32, "search")
     assert reference is not None
-    chosen = {row["config_hash"]: (row["config"], "") for row in picks(run, spec)}
+    chosen = {row["config_hash"]: "" for row in picks(run, spec)}
     search = distinct(rows, "search")
     drops = accuracy_drop(search, reference)
     front = [int(i) for i in pareto_front(search["energy_pj"], drops) if drops[i] <= _FRONT_LOSS]
     spread = np.linspace(0, len(front) - 1, min(FRONT_POINTS, len(front))).round().astype(int)
     for index in spread:
-        row = search.iloc[front[index]]
-        chosen[row["config_hash"]] = (row["config"], "")
+        chosen[search.iloc[front[index]]["config_hash"]] = ""
     for name in BASELINES:
         row = baseline(rows, name, "search")
         if row is not None:
-            chosen[row["config_hash"]] = (row["config"], name)
+            chosen[row["config_hash"]] = name
+    configs = run.ledger.configs(chosen)
     return [
-        (CompressionConfig.from_json(json.loads(config)), name) for config, name in chosen.values()
+        (CompressionConfig.from_json(json.loads(configs[key])), name)
+        for key, name in chosen.items()
     ]
 
 
 def write_layer_tables(run: RunDirectory, spec: Spec, worker: EvaluationWorker) -> None:
     """Write ``report/layers-<hash>.parquet`` for every pick: what it decides and costs."""
-    for row in picks(run, spec):
-        config = CompressionConfig.from_json(json.loads(row["config"]))
+    chosen = [row["config_hash"] for row in picks(run, spec)]
+    for text in run.ledger.configs(chosen).values():
+        config = CompressionConfig.from_json(json.loads(text))
         compressor = worker.evaluator.compressor
         states = compressor.states(compressor.compress(config))
         table = layer_table(config, worker.price(config))
@@ -72,8 +76,11 @@ def write_layer_tables(run: RunDirectory, spec: Spec, worker: EvaluationWorker) 
         table["out_channels"] = states.out_channels[0].astype(int)
         buffer = io.BytesIO()
         table.to_parquet(buffer, index=False)
-        run.report.make()
-        run.report.write(f"layers-{config.hash}.parquet", buffer.getvalue())
+        name = f"layers-{config.hash}.parquet"
+        try:
+            run.report.write_patiently(name, buffer.getvalue())
+        except OSError as error:
+            raise write_error("report", run.report.location, error) from error
 
 
 def layer_table(config: CompressionConfig, report: CostReport) -> pd.DataFrame:

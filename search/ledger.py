@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from uuid import uuid4
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hwmodel.errors import InputError
@@ -116,6 +118,7 @@ class Evaluation:
 
 
 COLUMNS = tuple(field.name for field in fields(Evaluation))
+MEASURED = tuple(name for name in COLUMNS if name != "config")
 
 MERGED = 64
 """Parts of one size that become one of the next."""
@@ -140,7 +143,6 @@ class Ledger:
 
     def __init__(self, location: Location) -> None:
         self.storage = Storage.at(location)
-        self._parts: dict[str, pa.Table] = {}  # parts never change, so each is read once
         self._swept = False
 
     @property
@@ -159,24 +161,39 @@ class Ledger:
             table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
             self._write(table)
 
-    def read(self) -> pd.DataFrame:
-        """All evaluations so far, one row each, oldest first, with the columns of ``SCHEMA``.
+    def read(
+        self, columns: Sequence[str] = COLUMNS, hashes: Collection[str] | None = None
+    ) -> pd.DataFrame:
+        """All evaluations so far, one row each, oldest first.
+
+        Args:
+            columns: Those of ``SCHEMA`` that are needed; ``MEASURED`` where it is not the texts of
+                configurations, which are most of a ledger.
+            hashes: Configurations whose rows are needed; all if None.
 
         Raises:
             DamagedPartError: a part is not a whole Parquet file; names it.
             InputError: a part has other columns; names it.
         """
-        while not self._refresh():
+        wanted = [*columns, *{"time", "config_hash"}.difference(columns)]
+        parts: dict[str, pa.Table] = {}
+        while not self._read_new(parts, wanted, hashes):
             continue
-        tables = [SCHEMA.empty_table(), *_standing(self._parts).values()]
+        tables = [_schema(wanted).empty_table(), *_standing(parts).values()]
         rows = pa.concat_tables(table.replace_schema_metadata() for table in tables).to_pandas()
-        return rows.sort_values("time", kind="stable", ignore_index=True)
+        rows = rows.sort_values("time", kind="stable", ignore_index=True)
+        return rows[list(columns)]
 
     def find(self, config_hash: str, split: str) -> Evaluation | None:
         """The first row of a configuration on a split; None where there is none."""
-        rows = self.read()
-        found = evaluations(rows[(rows["config_hash"] == config_hash) & (rows["split"] == split)])
+        rows = self.read(hashes=[config_hash])
+        found = evaluations(rows[rows["split"] == split])
         return found[0] if found else None
+
+    def configs(self, hashes: Collection[str]) -> dict[str, str]:
+        """Configurations as JSON text, by hash."""
+        rows = self.read(("config_hash", "config"), hashes)
+        return dict(zip(rows["config_hash"], rows["config"], strict=True))
 
     def merge(self) -> int:
         """Keep the number of parts small, while others append; one process at a time.
@@ -220,14 +237,20 @@ class Ledger:
             else:
                 return damaged
 
-    def _refresh(self) -> bool:
-        """Read the parts that are new; False where a merge took one away meanwhile."""
+    def _read_new(
+        self, parts: dict[str, pa.Table], columns: Sequence[str], hashes: Collection[str] | None
+    ) -> bool:
+        """Add what ``parts`` lacks; False where a merge took one away meanwhile."""
         names = self._names()
+        for name in set(parts) - set(names):
+            del parts[name]
         try:
-            self._parts = {
-                name: self._parts[name] if name in self._parts else self._read_part(name)
-                for name in names
-            }
+            for name in names:
+                if name not in parts:
+                    part = self._read_part(name, columns)
+                    if hashes is not None:
+                        part = part.filter(pc.field("config_hash").isin(list(hashes)))
+                    parts[name] = part
         except FileNotFoundError:
             return False
         return True
@@ -266,24 +289,29 @@ class Ledger:
             raise write_error("ledger", self.location, error) from error
         return name
 
-    def _read_part(self, name: str) -> pa.Table:
+    def _read_part(self, name: str, columns: Sequence[str] = COLUMNS) -> pa.Table:
         where = f"{self.location}/{name}"
         try:
             content = self.storage.read(name)
             if _is_torn(name, content):
                 raise pa.ArrowInvalid("its digest is not that in its name")
-            table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+            file = pq.ParquetFile(pa.BufferReader(content))
+            if set(file.schema_arrow.names) != set(COLUMNS):
+                raise InputError("ledger", where, f"use a part with columns {', '.join(COLUMNS)}")
+            table = file.read(list(columns), use_threads=False).select(list(columns))
         except FileNotFoundError:
             raise
         except _DAMAGED as error:
             allowed = "it is not a whole Parquet file; joulecut resume will put it aside"
             raise DamagedPartError("ledger", where, allowed) from error
-        if set(table.column_names) != set(COLUMNS):
-            raise InputError("ledger", where, f"use a part with columns {', '.join(COLUMNS)}")
         try:
-            return table.select(list(COLUMNS)).cast(SCHEMA.with_metadata(table.schema.metadata))
+            return table.cast(_schema(columns).with_metadata(table.schema.metadata))
         except (pa.ArrowException, ValueError) as error:
             raise InputError("ledger", where, "its columns need the ledger's types") from error
+
+
+def _schema(columns: Sequence[str]) -> pa.Schema:
+    return pa.schema([SCHEMA.field(name) for name in columns])
 
 
 def evaluations(rows: pd.DataFrame) -> list[Evaluation]:

@@ -40,17 +40,9 @@ class SeedMetrics:
         seed: The seed.
         evaluators: How many it has.
         targets: Points that may be lost, for which the least energy is reported.
-        rows: What the search split's ledger has of the baselines and of the seed.
     """
 
-    def __init__(
-        self,
-        run: str,
-        seed: int,
-        evaluators: int,
-        targets: Sequence[float],
-        rows: Sequence[Evaluation],
-    ) -> None:
+    def __init__(self, run: str, seed: int, evaluators: int, targets: Sequence[float]) -> None:
         tags = {"run": run, "seed": str(seed)}
         self._counters = {
             name: _tagged(prometheus.Counter, name, text, tags) for name, text in _COUNTERS.items()
@@ -62,15 +54,21 @@ class SeedMetrics:
         self._best = _tagged(prometheus.Gauge, "best_energy_ratio", text, tags, "target")
         self._evaluators = evaluators
         self._targets = targets
-        self._rows = list(rows)  # of which few stay after every round
-        self._dense = next((row for row in rows if row.name == DENSE_FP32), None)
+        self._dense: Evaluation | None = None
+        self._rows: list[Evaluation] = []  # of which few stay after every round
         self._ratios: dict[str, float] = {}
         self._to_beat = float("inf")
-        self._is_stale = True
+        self._is_stale = False
         self._totals = dict.fromkeys(_COUNTERS, 0.0)
         self._at_round = dict(self._totals)
         self._depths: list[int] = []
         self._since = time.monotonic()
+
+    def known(self, rows: Sequence[Evaluation]) -> None:
+        """What the ledger has on the search split of the baselines and of the seed."""
+        self._dense = next((row for row in rows if row.name == DENSE_FP32), None)
+        self._rows = [row for row in rows if row.role == "baseline" or self._may_be_best(row)]
+        self._is_stale = True
 
     def count(self, name: str, amount: float = 1) -> None:
         """Add to one of the counts."""

@@ -214,6 +214,6 @@ def share(database: Storage) -> None:
         database.make()
         for name in set(here.names("database")) - set(database.names("database")):
             if not name.startswith("."):
-                database.write(name, here.read(name))
+                database.write_patiently(name, here.read(name))
     except OSError as error:
         raise write_error("database", database.location, error) from None

@@ -24,6 +24,7 @@ from search.front import distinct
 from search.front import hypervolume
 from search.front import pareto_front
 from search.front import pick
+from search.ledger import MEASURED
 from search.run_directory import RunDirectory
 
 
@@ -116,7 +117,7 @@ def build_report(run: RunDirectory) -> Report:
     Raises:
         InputError: a part of the ledger is damaged.
     """
-    spec, rows = run.spec(), run.ledger.read()
+    spec, rows = run.spec(), run.ledger.read(MEASURED)
     search = distinct(rows, "search")
     measure = _Measure(rows)
     picks = measure.picks(spec.targets)

@@ -17,8 +17,13 @@ from search.storage import table_files
 from search.storage import write_error
 
 
-def write_report(run: RunDirectory, report: Report) -> list[str]:
+def write_report(run: RunDirectory, report: Report, *, patiently: bool = False) -> list[str]:
     """Write tables (CSV and Parquet), front.png and report.html into RUN/report.
+
+    Args:
+        run: The run.
+        report: What it found.
+        patiently: Try again for a while what the storage refuses.
 
     Returns:
         Where the files are.
@@ -32,10 +37,11 @@ def write_report(run: RunDirectory, report: Report) -> list[str]:
         "front.png": figures.png(figures.front(report)),
         "report.html": html.page(report).encode(),
     }
+    write = run.report.write_patiently if patiently else run.report.write
     try:
         run.report.make()
         for name, content in files.items():
-            run.report.write(name, content)
+            write(name, content)
     except OSError as error:
         raise write_error("report", run.report.location, error) from error
     return [f"{run.report.location}/{name}" for name in files]

@@ -27,6 +27,7 @@ from search.driving import read_json
 from search.driving import to_json
 from search.front import best_so_far
 from search.front import distinct
+from search.ledger import MEASURED
 from search.ledger import Ledger
 from search.spec import Spec
 from search.spec import parse_yaml
@@ -153,7 +154,7 @@ class RunDirectory:
         Raises:
             InputError: the state or a part of the ledger is damaged.
         """
-        spec, state, rows = self.spec(), self._state.read(), self.ledger.read()
+        spec, state, rows = self.spec(), self._state.read(), self.ledger.read(MEASURED)
         searched = distinct(rows, "search")
         seeds = [{"seed": s, "evaluations": int((searched["seed"] == s).sum())} for s in spec.seeds]
         return {

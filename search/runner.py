@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -39,7 +40,6 @@ from search.finalists import write_layer_tables
 from search.front import baseline
 from search.front import provable_drop
 from search.ledger import Ledger
-from search.ledger import evaluations
 from search.measurements import Reference
 from search.preparation import fill_database
 from search.preparation import share
@@ -87,7 +87,8 @@ def run_search(
             works on the run, or something cannot be written.
         KeyboardInterrupt: after the report of what was found so far has been written.
     """
-    deadline = None if spec.time_budget_seconds is None else time.time() + spec.time_budget_seconds
+    budget = spec.time_budget_seconds
+    deadline = time.monotonic() + (math.inf if budget is None else budget)
     with (
         run.driving(),
         EventLog(run.storage, "driver") as log,
@@ -132,7 +133,7 @@ def run_search(
                 verify(run, log, spec, worker_spec, finalists(run, spec), at_once)
             finally:
                 write_layer_tables(run, spec, worker)
-                write_report(run, build_report(run))
+                write_report(run, build_report(run), patiently=True)
 
 
 def _set_aside_damaged(run: RunDirectory, log: EventLog) -> None:
@@ -146,7 +147,7 @@ def _set_aside_damaged(run: RunDirectory, log: EventLog) -> None:
 
 def _require_same_network(run: RunDirectory, worker: EvaluationWorker) -> None:
     """Refuse to add to a ledger what other weights or other code would have measured otherwise."""
-    rows = run.ledger.read()
+    rows = run.ledger.read(("weights_hash", "code_version"))
     for column, now in (
         ("weights_hash", worker.weights_hash),
         ("code_version", COMPRESSION_VERSION),
@@ -166,7 +167,7 @@ def _measure_baselines(
     run: RunDirectory, log: EventLog, worker: EvaluationWorker, spec: Spec
 ) -> None:
     """Evaluate on the search split the baselines that the ledger lacks."""
-    rows = run.ledger.read()
+    rows = run.ledger.read(("split", "accuracy", "config_hash"))
     known = set(rows[(rows["split"] == "search") & rows["accuracy"].notna()]["config_hash"])
     for name, bits in BASELINES.items():
         config = baseline_config(worker, spec, bits)
@@ -195,24 +196,22 @@ def _search(
     worker: EvaluationWorker,
     problem: CompressionProblem,
     evaluators: int,
-    deadline: float | None,
+    deadline: float,
     progress: Progress,
 ) -> None:
     """Run the seeds that have budget left as Tune trials."""
-    rows = run.ledger.read()
-    known = [row for row in evaluations(rows) if row.split == "search"]
+    known = ("split", "config_hash", "accuracy", "seed", "name", "images")
+    rows = run.ledger.read(known)
     dense = baseline(rows, DENSE_FP32, "search")
     assert dense is not None
     shares = _shares(spec)
-    spent = {
-        seed: len({row.config_hash for row in known if row.seed == seed}) for seed in spec.seeds
-    }
-    seeds = [seed for seed in spec.seeds if spent[seed] < shares[seed]]
-    late = deadline is not None and time.time() >= deadline
-    if not seeds or late:
+    searched = rows[rows["split"] == "search"].groupby("seed")["config_hash"].nunique()
+    seeds = [seed for seed in spec.seeds if searched.get(seed, 0) < shares[seed]]
+    left = deadline - time.monotonic()
+    if not seeds or left <= 0:
         return
     int8 = baseline_config(worker, spec, BASELINES[DENSE_INT8])
-    board = BoardActor.options(scheduling_strategy=on_this_node()).remote(accuracies(known))
+    board = BoardActor.options(scheduling_strategy=on_this_node()).remote(accuracies(rows), left)
     resources = spec.resources
     setup = TrialSetup(
         problem=problem,
@@ -231,7 +230,6 @@ def _search(
         evaluator_gpus=resources.evaluator_gpus,
         evaluation_timeout=resources.evaluation_timeout_seconds,
         run=run.storage,
-        deadline=deadline,
     )
     evaluator_bundle = {"CPU": resources.evaluator_cpus, "GPU": resources.evaluator_gpus}
     bundles = [{"CPU": resources.trainer_cpus}] + [evaluator_bundle] * evaluators

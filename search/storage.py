@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from typing import TypeAlias
+from typing import TypeVar
 from uuid import uuid4
 
 from pyarrow import ArrowException
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 PATIENCE_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Waits between attempts to write what a run cannot go on without: a minute in all."""
+
+T = TypeVar("T")
 
 Location: TypeAlias = "str | Path | tuple[fs.FileSystem, str] | Storage"
 """A local path, a URI (``s3://bucket/runs/1``), a pyarrow file system and a path in it, or what
@@ -128,16 +132,12 @@ class Storage:
         Raises:
             OSError: it was still refused after ``PATIENCE_SECONDS``; nothing is left behind.
         """
-        for seconds in (*PATIENCE_SECONDS, None):
-            try:
-                self.make()
-                self.write(name, content)
-            except OSError:
-                if seconds is None:
-                    raise
-                time.sleep(seconds)
-            else:
-                return
+
+        def write() -> None:
+            self.make()
+            self.write(name, content)
+
+        patiently(write)
 
     def move(self, name: str, target: Storage) -> None:
         """Move one file to another folder of the same file system, made if missing.
@@ -166,6 +166,20 @@ class Storage:
             self.filesystem.delete_file(f"{self.root}/{name}")
         except FileNotFoundError:
             return
+
+
+def patiently(access: Callable[[], T]) -> T:
+    """Do what the storage may refuse for a while.
+
+    Raises:
+        OSError: it was still refused after ``PATIENCE_SECONDS``.
+    """
+    for seconds in PATIENCE_SECONDS:
+        try:
+            return access()
+        except OSError:
+            time.sleep(seconds)
+    return access()
 
 
 def table_files(name: str, table: pd.DataFrame) -> dict[str, bytes]:

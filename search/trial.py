@@ -56,7 +56,6 @@ class TrialSetup:
         evaluator_cpus, evaluator_gpus: What each reserves.
         evaluation_timeout: Seconds after which an evaluation counts as hanging; None for no limit.
         run: Directory of the run: learners' checkpoints and logs go there.
-        deadline: Unix time at which trials stop; None for no limit.
     """
 
     problem: CompressionProblem
@@ -70,7 +69,6 @@ class TrialSetup:
     evaluator_gpus: float
     evaluation_timeout: float | None
     run: Storage
-    deadline: float | None
 
 
 def round_size(share: int) -> int:
@@ -89,32 +87,25 @@ def search_trial(config: dict[str, Any], *, setup: TrialSetup, board: Any) -> No
     seed = config["seed"]
     name = f"seed-{seed}"
     with reported_errors() as report, EventLog(setup.run, name, trial=name) as log:
-        # The ledger, not the board: a trial that died may have left a row that nobody announced.
-        rows = Ledger(setup.worker.ledger).read()
-        known = evaluations(rows[rows["split"] == "search"])
-        ray.get(board.restart.remote(seed, accuracies(known)))
-        own = [row for row in known if row.seed in (-1, seed)]
-        metrics = SeedMetrics(setup.run.root, seed, setup.evaluators, setup.targets, own)
-        _run_trial(seed, setup, board, own, metrics, log)
+        metrics = SeedMetrics(setup.run.root, seed, setup.evaluators, setup.targets)
+        pool = _pool(setup, metrics, log)
+        try:
+            proposer, spent = _resumed(seed, setup, board, metrics)
+            run_seed(seed, setup, board, pool, proposer, spent, metrics, log)
+        finally:
+            pool.close()
     if report:
         tune.report(report)
 
 
-def _run_trial(
-    seed: int,
-    setup: TrialSetup,
-    board: Any,
-    known: list[Evaluation],
-    metrics: SeedMetrics,
-    log: EventLog,
-) -> None:
+def _pool(setup: TrialSetup, metrics: SeedMetrics, log: EventLog) -> EvaluatorPool:
     def notice(event: str, request: Request | None, error: str | None) -> None:
         if error is not None:
             metrics.count("lost_evaluators")
         config_hash = None if request is None else request.config.hash
         log.write(event, config_hash=config_hash, error=error)
 
-    pool = EvaluatorPool(
+    return EvaluatorPool(
         partial(EvaluationWorker, setup.worker, threads=max(1, int(setup.evaluator_cpus))),
         setup.evaluators,
         setup.evaluator_cpus,
@@ -122,10 +113,24 @@ def _run_trial(
         setup.evaluation_timeout,
         notice,
     )
-    try:
-        run_seed(seed, setup, board, pool, known, metrics, log)
-    finally:
-        pool.close()
+
+
+def _resumed(
+    seed: int, setup: TrialSetup, board: Any, metrics: SeedMetrics
+) -> tuple[Proposer, int]:
+    """What the ledger has, told to all; returns a proposer that knows it, and what was spent.
+
+    The rows themselves, which may be many, are not kept.
+    """
+    policies = setup.run.child("policies").child(f"seed-{seed}")
+    proposer = make_proposer(setup.algorithm, setup.problem, setup.reference, seed, policies)
+    # The ledger, not the board: a trial that died may have left a row that nobody announced.
+    rows = Ledger(setup.worker.ledger).read()
+    ray.get(board.restart.remote(seed, accuracies(rows)))
+    own = evaluations(rows[(rows["split"] == "search") & rows["seed"].isin((-1, seed))])
+    metrics.known(own)
+    _learn(proposer, setup, _measured(setup, own))
+    return proposer, len({row.config_hash for row in own if row.seed == seed})
 
 
 def run_seed(
@@ -133,21 +138,19 @@ def run_seed(
     setup: TrialSetup,
     board: Any,
     pool: EvaluatorPool,
-    known: list[Evaluation],
+    proposer: Proposer,
+    spent: int,
     metrics: SeedMetrics,
     log: EventLog,
 ) -> None:
     """Spend the rest of a seed's share of the budget."""
     space = setup.problem.space
-    policies = setup.run.child("policies").child(f"seed-{seed}")
-    proposer = make_proposer(setup.algorithm, setup.problem, setup.reference, seed, policies)
-    _learn(proposer, setup, _measured(setup, known))
-    spent = len({row.config_hash for row in known if row.seed == seed})
+    deadline = time.monotonic() + ray.get(board.seconds_left.remote())
     share = setup.shares[seed]
     batch = max(setup.evaluators, round_size(share))
     fruitless = 0
     tune.report({METRICS: {**metrics.end_round(), "evaluations": spent}})
-    while spent < share and fruitless < _FRUITLESS_ROUNDS and not _is_late(setup):
+    while spent < share and fruitless < _FRUITLESS_ROUNDS and time.monotonic() < deadline:
         choices = proposer.propose(min(batch, share - spent))
         configs = [space.config(choice) for choice in choices]
         answers = ray.get(board.claim.remote([config.hash for config in configs], seed))
@@ -167,7 +170,7 @@ def run_seed(
             log.write("evaluation", **evaluation_fields(row))
             metrics.evaluated(row, pool.waiting)
             spent += 1
-            if _is_late(setup):
+            if time.monotonic() >= deadline:
                 break
         fruitless = 0 if granted else fruitless + 1
         pairs = zip(choices, configs, strict=True)
@@ -202,7 +205,3 @@ def _learn(
         choices = np.stack([choice for choice, _ in measured])
         reached = np.array([accuracy for _, accuracy in measured])
         proposer.learn(choices, np.where(np.isnan(reached), setup.reference.chance, reached))
-
-
-def _is_late(setup: TrialSetup) -> bool:
-    return setup.deadline is not None and time.time() >= setup.deadline

@@ -24,6 +24,7 @@ from search.metrics import tensorboard_record
 from search.pool import input_error
 from search.run_directory import RunDirectory
 from search.storage import Storage
+from search.storage import patiently
 from search.storage import reason
 
 BAD_INPUT = "bad_input"
@@ -127,13 +128,17 @@ def run_trials(
         storage_path=f"{run.storage.root}/tune",
         storage_filesystem=run.storage.filesystem,
         failure_config=tune.FailureConfig(max_failures=restarts),
+        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         callbacks=[reporter],
         verbose=0,
     )
     try:
-        results = tune.Tuner(
-            trainable, param_space=param_space, tune_config=tune_config, run_config=config
-        ).fit()
+        tuner = patiently(
+            lambda: tune.Tuner(
+                trainable, param_space=param_space, tune_config=tune_config, run_config=config
+            )
+        )
+        results = tuner.fit()
     finally:
         reporter.close()
     _raise_errors(run, results)

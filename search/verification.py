@@ -54,12 +54,6 @@ class Verification(tune.Trainable):
                 faulthandler.cancel_dump_traceback_later()
         return {**report, "done": True}
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing to keep: the result is in the ledger."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing was kept."""
-
 
 def verify(
     run: RunDirectory,
@@ -83,7 +77,7 @@ def verify(
         InputError: the ledger cannot be written, or an evaluation failed.
         RunError: a process died or hung every time.
     """
-    rows = run.ledger.read()
+    rows = run.ledger.read(("split", "accuracy", "config_hash"))
     known = set(rows[(rows["split"] == "test") & rows["accuracy"].notna()]["config_hash"])
     requests = [
         Request(config, "test", "baseline" if name else "finalist", name)
@@ -112,7 +106,7 @@ def verify(
 
 
 def _require_verified(run: RunDirectory, requests: list[Request]) -> None:
-    rows = run.ledger.read()
+    rows = run.ledger.read(("split", "accuracy", "config_hash", "time", "error"))
     failed = distinct(rows, "test")
     failed = failed[failed["accuracy"].isna()]
     wanted = {request.config.hash for request in requests}

@@ -205,14 +205,16 @@ def test_storage_that_refuses_writes(environment: dict[str, str], tmp_path: Path
     run = tmp_path / "run"
     wait_for(searched(run, 10), process)
     before = rows(run)
-    for seconds in (3.0, 100.0):
-        (run / "ledger").rename(run / "away")
-        (run / "ledger").touch()
+    for seconds, refused in ((3.0, ("ledger", "policies", "tune")), (100.0, ("ledger",))):
+        for name in refused:
+            (run / name).rename(run / f"{name}-away")
+            (run / name).touch()
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.2)
-        (run / "ledger").unlink()
-        (run / "away").rename(run / "ledger")
+        for name in refused:
+            (run / name).unlink()
+            (run / f"{name}-away").rename(run / name)
         if seconds < 10:
             wait_for(searched(run, len(before) + 3), process)
     errors = finish(process, 2)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from ledger_rows import ROW
 from ledger_rows import evaluation
@@ -15,6 +16,7 @@ from pyarrow import fs
 
 from hwmodel.errors import InputError
 from search.ledger import COLUMNS
+from search.ledger import MEASURED
 from search.ledger import SCHEMA
 from search.ledger import DamagedPartError
 from search.ledger import Ledger
@@ -279,3 +281,25 @@ def test_a_failed_upload_leaves_no_object(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No space left"):
         ledger.append([evaluation(1)])
     assert list((tmp_path / "ledger").iterdir()) == []
+
+
+def test_only_what_is_needed_is_read(ledger: Ledger) -> None:
+    ledger.append([evaluation(number) for number in range(3)])
+    ledger.append([evaluation(1, split="test")])
+    whole = ledger.read()
+    assert tuple(whole.columns) == COLUMNS
+    pd.testing.assert_frame_equal(ledger.read(("seed", "accuracy")), whole[["seed", "accuracy"]])
+    assert set(COLUMNS) - set(ledger.read(MEASURED).columns) == {"config"}
+    one = ledger.read(hashes=[f"{1:016x}"])
+    pd.testing.assert_frame_equal(
+        one, whole[whole["config_hash"] == f"{1:016x}"].reset_index(drop=True)
+    )
+    assert ledger.configs([f"{1:016x}", "not there"]) == {f"{1:016x}": "{}"}
+
+
+def test_a_reader_keeps_nothing(ledger: Ledger) -> None:
+    ledger.append([evaluation(1)])
+    before = pa.total_allocated_bytes()
+    for _ in range(3):
+        ledger.read()
+    assert pa.total_allocated_bytes() == before

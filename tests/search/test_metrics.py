@@ -37,7 +37,9 @@ TARGETS = (0.5, 5.0)
 
 
 def metrics(evaluators: int = 2) -> SeedMetrics:
-    return SeedMetrics("runs/1", 0, evaluators, TARGETS, baselines())
+    seed = SeedMetrics("runs/1", 0, evaluators, TARGETS)
+    seed.known(baselines())
+    return seed
 
 
 def test_rounds_tell_what_happened_since_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
