@@ -6,7 +6,8 @@
 
 ``overhead`` sends evaluations that do nothing through what a trial uses: a board, a pool of two
 evaluators, metrics, a log, and a ledger whose files are merged meanwhile. ``ledger`` fills a
-ledger row by row and times what is asked of it at each size. ``scaling`` has evaluators that wait
+ledger row by row, times what is asked of it at each size, and tells the memory of the process
+after that and at most, the board's included. ``scaling`` has evaluators that wait
 instead of compute, on four simulated nodes, eight of them in a process for the memory's sake: its
 efficiency is the time that they waited over the time that they were there to wait. The processor
 time of the trial for each evaluation tells how many it could keep busy on a machine without other
@@ -152,12 +153,13 @@ def overhead(evaluations: int) -> None:
 
 def ledger(sizes: list[int]) -> None:
     from search.board import Board
+    from search.ledger import MEASURED
     from search.ledger import Ledger
 
     with tempfile.TemporaryDirectory() as folder:
         writer, board, count = Ledger(folder), Board({}), 0
         template = row(0)
-        print("rows      append+merge ms   board us   find s   read s   files   driver MiB")
+        print("rows      append+merge ms   board us   find s   read s   files   MiB   MiB at most")
         for size in sizes:
             start, first = time.perf_counter(), count
             while count < size:
@@ -178,16 +180,16 @@ def ledger(sizes: list[int]) -> None:
                 board.claim([f"{size + number:016x}", f"{number % size:016x}"], 0)
             asked = 1e6 * (time.perf_counter() - start) / 1000
             board.restart(0, {})
-            memory = memory_mb()
             start = time.perf_counter()
             assert Ledger(folder).find(f"{size // 2:016x}", "search") is not None
             found = time.perf_counter() - start
             start = time.perf_counter()
-            assert len(Ledger(folder).read()) == size
+            assert len(Ledger(folder).read(MEASURED)) == size
             read = time.perf_counter() - start
+            at_most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             print(
                 f"{size:7} {appended:16.3f} {asked:10.1f} {found:8.2f} {read:8.2f}"
-                f" {len(os.listdir(folder)):7} {memory:12.0f}",
+                f" {len(os.listdir(folder)):7} {memory_mb():5.0f} {at_most:13.0f}",
                 flush=True,
             )
 
