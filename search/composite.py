@@ -53,9 +53,9 @@ INITIAL_ALPHA = 0.02
 TARGET_ENTROPY = -3.0
 N_STEPS = {AMOUNTS_AGENT: 1, METHOD_AGENT: 3}
 """Rewards that each agent adds up before it asks for a value."""
-CAPACITY = 2048
+CAPACITY = 1024
 """Walks that are replayed."""
-FIRST_EPSILON = 0.5
+FIRST_EPSILON = 0.2
 EXPLORING_WALKS = 512
 """Walks during which the share of blindly drawn methods falls from ``FIRST_EPSILON``."""
 RAINBOW = {"double_q": True, "dueling": True, "num_atoms": 21, "v_min": -5.0, "v_max": 2.0}
@@ -225,6 +225,7 @@ def composite_agents(
             alpha_lr=LEARNING_RATE,
             initial_alpha=INITIAL_ALPHA,
             target_entropy=TARGET_ENTROPY,
+            replay_buffer_config={"no_local_replay_buffer": True},  # for ``Composite.walks``
         )
         .debugging(seed=seed, log_level="ERROR")
     )

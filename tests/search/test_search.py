@@ -15,6 +15,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+
+from search.agents import CHECKPOINT
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -142,6 +145,20 @@ def test_the_same_seeds_of_random_search_give_the_same_ledger_of_fine_prices(
     arguments = ("--task", "digits", "--accelerator", "eyeriss-like", "--level", "fine")
     priced = read_json("cost", *arguments, "--config", tmp_path / "config.json")
     assert priced["total"]["energy"] == pytest.approx(row["energy_pj"])
+
+
+@pytest.mark.slow
+def test_the_composite_agent_searches_and_keeps_its_replay(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, algorithm="composite", seeds=[0], budget=16)
+    assert joulecut("search", spec).returncode == 0
+    rows = pd.read_parquet(tmp_path / "run" / "ledger")
+    searched = rows[rows["role"] == "search"]
+    assert len(searched) == 16 - BASELINES
+    assert set(searched["algorithm"]) == {"composite"}
+    dense = rows[(rows["split"] == "search") & (rows["role"] == "baseline")]
+    assert searched["energy_pj"].min() < dense["energy_pj"].min()
+    state = torch.load(tmp_path / "run" / "policies" / "seed-0" / CHECKPOINT, weights_only=True)
+    assert len(state["replay"]["targets"]) > 0
 
 
 def evaluations(run: Path) -> int:
