@@ -158,10 +158,10 @@ def test_evaluations_that_die_hang_raise_and_return_nan(
 ) -> None:
     for fault in ("1 dies", "2 hangs", "3 hangs", "4 hangs", "5 raises", "6 is not a number"):
         (tmp_path / "faults" / fault).touch()
-    finish(search(environment, tmp_path, evaluators=1, evaluation_timeout="3s"))
+    finish(search(environment, tmp_path, evaluators=1, evaluation_timeout="8s"))
     found = check_whole(tmp_path / "run")
     failed = found[found["accuracy"].isna()].sort_values("time")
-    reasons = ("no result in 3 s, 2 times", "no images left", "nan is not allowed")
+    reasons = ("no result in 8 s, 2 times", "no images left", "nan is not allowed")
     for error, reason in zip(failed["error"], reasons, strict=True):
         assert reason in error
     assert list((tmp_path / "faults").iterdir()) == []
@@ -175,7 +175,7 @@ def test_a_hanging_verification(environment: dict[str, str], tmp_path: Path) -> 
             part.unlink()
     (tmp_path / "faults" / "hangs").touch()
     specification = (run / "spec.yaml").read_text()
-    (run / "spec.yaml").write_text(specification.replace("1h", "5s"))
+    (run / "spec.yaml").write_text(specification.replace("1h", "10s"))
     finish(joulecut(environment, "resume", run))
     check_whole(run)
 
