@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from typing import TypeAlias
 
 import gymnasium
 import numpy as np
@@ -23,8 +24,11 @@ from envs.env_arguments import choose_target
 from envs.env_arguments import explained
 from envs.env_arguments import outcome
 from envs.env_arguments import read_game
+from envs.episode import AGENTS
 from envs.episode import Episode
 from envs.observation import OBSERVATION_SIZE
+
+Spaces: TypeAlias = "dict[str, gymnasium.Space[Any]]"
 
 
 class CompressionEnv(MultiAgentEnv):
@@ -72,19 +76,19 @@ class CompressionEnv(MultiAgentEnv):
         super().__init__()
         with explained():
             self.game, self.targets = read_game(config or {})
-        self.observation_spaces, self.action_spaces = self._spaces()
+        sizes = self.game.problem.space.sizes
+        self.observation_spaces, self.action_spaces = self.spaces(sizes)
         self.possible_agents = list(self.action_spaces)
         self.agents = list(self.action_spaces)
         # RLlib seeds an environment once and then resets it without seed: the state lives here.
         self._rng = np.random.default_rng()
         self._episode: Episode | None = None
 
-    def _spaces(self) -> tuple[dict[str, gymnasium.Space[Any]], dict[str, gymnasium.Space[Any]]]:
-        """Observation and action spaces of the agents."""
-        actions = {
-            agent: gymnasium.spaces.MultiDiscrete(sizes)
-            for agent, sizes in self.game.action_sizes.items()
-        }
+    @staticmethod
+    def spaces(sizes: NDArray[np.int64]) -> tuple[Spaces, Spaces]:
+        """Observation and action spaces of the agents, for menus of these ``SearchSpace.sizes``."""
+        pairs = zip(AGENTS, (sizes[:2], sizes[2:]), strict=True)
+        actions: Spaces = {agent: gymnasium.spaces.MultiDiscrete(pair) for agent, pair in pairs}
         return dict.fromkeys(actions, _unit_box(OBSERVATION_SIZE)), actions
 
     def _start(self, targets: NDArray[np.float64]) -> Episode:
@@ -154,12 +158,12 @@ class CompositeEnv(CompressionEnv):
     As in ``CompressionEnv``; the decision of ``method`` pays for the layer.
     """
 
-    def _spaces(self) -> tuple[dict[str, gymnasium.Space[Any]], dict[str, gymnasium.Space[Any]]]:
+    @staticmethod
+    def spaces(sizes: NDArray[np.int64]) -> tuple[Spaces, Spaces]:
         amounts, method = COMPOSITE_AGENTS
-        methods = len(self.game.problem.space.methods)
         return (
             {amounts: _unit_box(OBSERVATION_SIZE), method: _unit_box(METHOD_OBSERVATION_SIZE)},
-            {amounts: _unit_box(len(AMOUNTS)), method: gymnasium.spaces.Discrete(methods)},
+            {amounts: _unit_box(len(AMOUNTS)), method: gymnasium.spaces.Discrete(int(sizes[0]))},
         )
 
     def _start(self, targets: NDArray[np.float64]) -> CompositeEpisode:

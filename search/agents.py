@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from envs.accuracy import AccuracySource
 from hwmodel.errors import InputError
+from search.run_directory import CHECKPOINT
 
 EPISODES_PER_ROUND = 32
 """Episodes between two updates of the policies."""
-CHECKPOINT = "agents.pt"
 
 
 class Agents:
@@ -75,10 +76,23 @@ class Agents:
         Raises:
             InputError: the file is missing, damaged, or belongs to another problem.
         """
+        self._read(directory, self._load)
+
+    def start_from(self, directory: Path) -> None:
+        """Begin with the weights that :meth:`save` wrote, for this problem or another.
+
+        Optimizers, replays and random numbers stay new: they belong to what was played there.
+
+        Raises:
+            InputError: the file is missing or damaged, or its menus have other sizes.
+        """
+        self._read(directory, self._load_weights)
+
+    def _read(self, directory: Path, load: Callable[[dict[str, Any]], None]) -> None:
         path = directory / CHECKPOINT
         try:
             # Weights only: a run directory may come from someone else, and pickles run code.
-            self._load(torch.load(path, weights_only=True))
+            load(torch.load(path, weights_only=True))
         except Exception as error:  # torch and zipfile raise many kinds
             raise InputError("policies", str(path), f"use agents of this run ({error})") from None
         self.algorithm.env_runner_group.sync_weights(
@@ -102,10 +116,15 @@ class Agents:
             "rng": self.algorithm.env_runner.rng.bit_generator.state,
         }
 
+    def _load_weights(self, state: dict[str, Any]) -> None:
+        module = self.algorithm.learner_group._learner.module
+        for agent in module.keys():  # noqa: SIM118 - RLlib's modules iterate otherwise
+            module[agent].unwrapped().load_state_dict(state["modules"][agent])
+
     def _load(self, state: dict[str, Any]) -> None:
+        self._load_weights(state)
         learner = self.algorithm.learner_group._learner
-        for agent in learner.module.keys():  # noqa: SIM118 - RLlib's modules iterate otherwise
-            learner.module[agent].unwrapped().load_state_dict(state["modules"][agent])
+        for agent in learner.module.keys():  # noqa: SIM118
             optimizers = learner.get_optimizers_for_module(agent)
             for (_, optimizer), values in zip(optimizers, state["optimizers"][agent], strict=True):
                 optimizer.load_state_dict(values)

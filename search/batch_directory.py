@@ -24,6 +24,7 @@ from search.spec import Spec
 from search.storage import Location
 from search.storage import Storage
 from search.storage import write_error
+from search.warm_start import initial_policies
 
 FORMAT = 1
 """Version of the layout of a batch directory."""
@@ -127,7 +128,7 @@ class BatchDirectory:
         if "run.json" in storage.names("batch"):
             return RunDirectory.open(storage), spec
         storage.clear()  # of a creation that was killed
-        return RunDirectory.create(storage, spec), spec
+        return RunDirectory.create(storage, spec, initial_policies(spec)), spec
 
     def has_begun(self, experiment: Experiment) -> bool:
         """Whether it has measured something, and so left in the database what others need."""

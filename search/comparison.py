@@ -134,7 +134,7 @@ def _run_curves(run: RunDirectory) -> list[dict[str, object]]:
             row: dict[str, object] = {
                 "task": spec.task.name,
                 "accelerator": spec.accelerator,
-                "algorithm": spec.algorithm,
+                "algorithm": spec.algorithm + (" (warm)" if spec.init_from else ""),
                 "run": run.location,
                 "seed": seed,
                 "evaluations": count - given,

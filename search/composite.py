@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from ray.rllib.algorithms.sac import SAC
 from ray.rllib.algorithms.sac import SACConfig
@@ -172,6 +173,30 @@ class CompositeAgents(Agents):
         torch.set_rng_state(state["torch_rng"])  # SAC draws actions while it learns
 
 
+def composite_modules(sizes: NDArray[np.int64]) -> MultiRLModuleSpec:
+    """Both agents' networks, for menus of these ``SearchSpace.sizes``."""
+    observations, actions = CompositeEnv.spaces(sizes)
+    network = DefaultModelConfig(fcnet_hiddens=list(HIDDEN))
+    actor = RLModuleSpec(
+        Actor,
+        observations[AMOUNTS_AGENT],
+        actions[AMOUNTS_AGENT],
+        model_config=asdict(network) | {"twin_q": True},
+        catalog_class=ActorCatalog,
+    )
+    rainbow = RLModuleSpec(
+        Rainbow,
+        observations[METHOD_AGENT],
+        actions[METHOD_AGENT],
+        model_config=asdict(network) | RAINBOW | {"epsilon": EPSILON},
+        catalog_class=RainbowCatalog,
+    )
+    return MultiRLModuleSpec(
+        multi_rl_module_class=CompositeModule,
+        rl_module_specs={AMOUNTS_AGENT: actor, METHOD_AGENT: rainbow},
+    )
+
+
 def composite_agents(
     problem: CompressionProblem,
     accuracy: AccuracySource,
@@ -193,19 +218,6 @@ def composite_agents(
     torch.set_num_threads(1)
     env_config = {"problem": problem, "accuracy": accuracy, "targets": targets}
     CompositeEnv(env_config)  # RLlib hides what is wrong with these behind its own errors
-    network = DefaultModelConfig(fcnet_hiddens=list(HIDDEN))
-    actor = RLModuleSpec(
-        Actor, model_config=asdict(network) | {"twin_q": True}, catalog_class=ActorCatalog
-    )
-    rainbow = RLModuleSpec(
-        Rainbow,
-        model_config=asdict(network) | RAINBOW | {"epsilon": EPSILON},
-        catalog_class=RainbowCatalog,
-    )
-    modules = MultiRLModuleSpec(
-        multi_rl_module_class=CompositeModule,
-        rl_module_specs={AMOUNTS_AGENT: actor, METHOD_AGENT: rainbow},
-    )
     config = (
         CompositeConfig()
         .environment(CompositeEnv, env_config=env_config)
@@ -214,7 +226,7 @@ def composite_agents(
         .multi_agent(
             policies=set(COMPOSITE_AGENTS), policy_mapping_fn=lambda agent, episode, **_: agent
         )
-        .rl_module(rl_module_spec=modules)
+        .rl_module(rl_module_spec=composite_modules(problem.space.sizes))
         .reporting(min_sample_timesteps_per_iteration=0, min_time_s_per_iteration=0)
         .training(
             gamma=1.0,

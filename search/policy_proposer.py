@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from envs.accuracy import AccuracySource
 from envs.problem import CompressionProblem
-from search.agents import CHECKPOINT
 from search.agents import Agents
 from search.evaluation import local_copy
 from search.measurements import Measurements
 from search.measurements import Reference
 from search.proposers import Front
+from search.run_directory import CHECKPOINT
+from search.run_directory import INITIAL_POLICIES
 from search.storage import Storage
 from search.storage import write_error
 
@@ -45,7 +46,8 @@ class PolicyProposer:
         reference: What measurements are compared to.
         seed: Of the draws, and of the agents' weights, actions and targets.
         make_agents: Makes agents of a problem, a judge of accuracy and a seed.
-        policies: Folder where the agents are kept; read if there is something.
+        policies: Folder of a run's policies. The agents are kept in ``seed-N`` and go on from
+            what is there; else they start from what is in ``initial``, if anything.
     """
 
     def __init__(
@@ -58,14 +60,18 @@ class PolicyProposer:
     ) -> None:
         self._known = Measurements(problem, reference)
         self._front = Front(problem, reference)
-        self._policies = policies
+        self._policies = policies.child(f"seed-{seed}")
         self._agents = make_agents(problem, self._known.predictor, seed)
         self._seed = seed
         self._episodes = FIRST_EPISODES
-        if CHECKPOINT in policies.names():
-            with local_copy(policies) as directory:
+        initial = policies.child(INITIAL_POLICIES)
+        if CHECKPOINT in self._policies.names():
+            with local_copy(self._policies) as directory:
                 self._agents.restore(directory)
             self._episodes = ROUND_EPISODES
+        elif CHECKPOINT in initial.names():
+            with local_copy(initial) as directory:
+                self._agents.start_from(directory)
 
     def propose(self, count: int) -> NDArray[np.int64]:
         known = self._known

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
@@ -45,6 +47,22 @@ class CautiousModule(DefaultPPOTorchRLModule):
             output.bias.copy_(CAUTION * torch.cat(steps))
 
 
+def ppo_modules(sizes: NDArray[np.int64]) -> MultiRLModuleSpec:
+    """Both agents' networks, for menus of these ``SearchSpace.sizes``."""
+    observations, actions = CompressionEnv.spaces(sizes)
+    network = DefaultModelConfig(fcnet_hiddens=list(HIDDEN), vf_share_layers=False)
+    modules = {
+        agent: RLModuleSpec(
+            module_class=CautiousModule,
+            observation_space=observations[agent],
+            action_space=actions[agent],
+            model_config=asdict(network) | {"agent": agent},
+        )
+        for agent in AGENTS
+    }
+    return MultiRLModuleSpec(rl_module_specs=modules)
+
+
 def ppo_agents(
     problem: CompressionProblem,
     accuracy: AccuracySource,
@@ -67,14 +85,6 @@ def ppo_agents(
     env_config = {"problem": problem, "accuracy": accuracy, "targets": targets}
     CompressionEnv(env_config)  # RLlib hides what is wrong with these behind its own errors
     free = sum(name not in problem.space.pinned for name in problem.space.layers)
-    network = DefaultModelConfig(fcnet_hiddens=list(HIDDEN), vf_share_layers=False)
-    modules = {
-        agent: RLModuleSpec(
-            module_class=CautiousModule,
-            model_config=asdict(network) | {"agent": agent},
-        )
-        for agent in AGENTS
-    }
     batch = EPISODES_PER_ROUND * len(AGENTS) * free
     config = (
         PPOConfig()
@@ -87,7 +97,7 @@ def ppo_agents(
         )
         .learners(num_learners=0)
         .multi_agent(policies=set(AGENTS), policy_mapping_fn=lambda agent, episode, **_: agent)
-        .rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=modules))
+        .rl_module(rl_module_spec=ppo_modules(problem.space.sizes))
         .training(
             train_batch_size_per_learner=batch,
             minibatch_size=min(320, batch),

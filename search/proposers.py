@@ -203,7 +203,7 @@ def make_proposer(
         problem: What is decided and how it is priced.
         reference: What measurements are compared to.
         seed: The same seed draws the same.
-        policies: Folder where learned policies are kept; read if there is something.
+        policies: Folder of a run's learned policies, see :class:`PolicyProposer`.
     """
     if algorithm == "ppo":
         # RLlib takes seconds to import, and only the policies need it.

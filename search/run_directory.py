@@ -7,7 +7,7 @@
     RUN/state.json    the driver and how far it is
     RUN/ledger/       every true evaluation, see ``search.ledger``
     RUN/database/     what compression computed once for all evaluators
-    RUN/policies/     checkpoints of the learners
+    RUN/policies/     checkpoints of the learners, and what they started from
     RUN/report/       tables, pictures and the HTML page
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version
 from typing import Any
@@ -38,6 +39,11 @@ from search.storage import write_error
 FORMAT = 1
 """Version of the layout of a run directory."""
 
+CHECKPOINT = "agents.pt"
+"""What a seed's policies learnt, in ``policies/seed-N``."""
+INITIAL_POLICIES = "initial"
+"""Folder in ``policies`` of a checkpoint of another run, with which this one began."""
+
 _FOLDERS = ("ledger", "database", "policies", "report")
 _NOT_A_RUN = "use a directory that 'joulecut search' wrote"
 
@@ -56,8 +62,16 @@ class RunDirectory:
         self._state = State(storage, "run", _NOT_A_RUN)
 
     @classmethod
-    def create(cls, path: Location, spec: Spec) -> RunDirectory:
+    def create(
+        cls, path: Location, spec: Spec, initial_policies: Mapping[str, bytes] | None = None
+    ) -> RunDirectory:
         """Start a run in a new or empty directory.
+
+        Args:
+            path: The directory.
+            spec: What is asked.
+            initial_policies: Files of the policies to start from, by name. The run keeps them:
+                what they came from may move, change or go.
 
         Raises:
             InputError: the directory holds something, or cannot be written; what was there is
@@ -73,6 +87,10 @@ class RunDirectory:
             with _writable("output", storage):
                 for folder in _FOLDERS:
                     storage.child(folder).make()
+                for name, content in (initial_policies or {}).items():
+                    initial = storage.child("policies").child(INITIAL_POLICIES)
+                    initial.make()
+                    initial.write(name, content)
                 storage.write("spec.yaml", spec.to_yaml().encode())
                 run._state.write({"state": "interrupted", "message": "not started"})
                 storage.write("run.json", to_json(_header(spec)))

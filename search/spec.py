@@ -218,6 +218,8 @@ class Spec(_Section):
         output: The run directory: a local path, or a URI that pyarrow knows.
         level: Level of the hardware model at which evaluations are priced; one that knows energy.
         algorithm: What proposes configurations.
+        init_from: An earlier run, path or URI, whose policies this one's start from; None starts
+            from nothing.
         seeds: One trial each.
         budget: Distinct true evaluations on the search split, all seeds together, baselines
             included.
@@ -233,6 +235,7 @@ class Spec(_Section):
     output: _Text
     level: Literal["mid", "fine"] = "mid"
     algorithm: Algorithm = "ppo"
+    init_from: _Text | None = None
     seeds: Annotated[tuple[_Seed, ...], Field(min_length=1), AfterValidator(_check_distinct)] = (0,)
     budget: Annotated[int, Field(ge=MIN_BUDGET, strict=True)] = 300
     time_budget: Annotated[str | None, AfterValidator(_seconds)] = None
@@ -281,7 +284,10 @@ class Spec(_Section):
     @property
     def hash(self) -> str:
         """Hash of :meth:`identity`, 16 hexadecimal digits."""
-        canonical = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
+        identity = self.identity()
+        if self.init_from is None:  # specifications from before this field keep their hash
+            del identity["init_from"]
+        canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     @property
@@ -291,10 +297,12 @@ class Spec(_Section):
     def absolute(self) -> Spec:
         """The same with absolute paths, so that a run can be resumed from anywhere."""
         path = Path(self.accelerator)
-        update = {
+        update: dict[str, object] = {
             "task": TaskSection.model_validate(self.task_spec().absolute().to_json()),
             "accelerator": str(path.resolve()) if path.is_file() else self.accelerator,
         }
+        if self.init_from is not None and "://" not in self.init_from:
+            update["init_from"] = str(Path(self.init_from).resolve())
         return self.model_copy(update=update)
 
     def task_spec(self) -> TaskSpec:

@@ -122,7 +122,7 @@ def _resumed(
 
     The rows themselves, which may be many, are not kept.
     """
-    policies = setup.run.child("policies").child(f"seed-{seed}")
+    policies = setup.run.child("policies")
     proposer = make_proposer(setup.algorithm, setup.problem, setup.reference, seed, policies)
     # The ledger, not the board: a trial that died may have left a row that nobody announced.
     rows = Ledger(setup.worker.ledger).read()

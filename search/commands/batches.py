@@ -182,12 +182,14 @@ def _check(experiments: list[Experiment]) -> None:
     """Refuse what can be known to fail, before there is a batch directory."""
     from hwmodel import load_accelerator
     from search.optuna_proposer import require_optuna
+    from search.warm_start import initial_policies
 
     tasks = {}
     for experiment in experiments:
         load_accelerator(experiment.spec.accelerator)
         if experiment.spec.algorithm.startswith("optuna"):
             require_optuna()
+        initial_policies(experiment.spec)
         task = experiment.spec.task_spec()
         tasks[str(task)] = task
     for task in tasks.values():

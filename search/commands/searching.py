@@ -29,6 +29,7 @@ FLAGS = {
     "accelerator": "--accelerator",
     "level": "--level",
     "algorithm": "--algorithm",
+    "init_from": "--init-from",
     "seeds": "--seeds",
     "budget": "--budget",
     "time_budget": "--time-budget",
@@ -51,6 +52,7 @@ def add_verbs(verbs: Verbs) -> None:
         "--algorithm",
         help="ppo, composite, dp, dp+local, uniform, random, optuna-tpe or optuna-nsga2",
     )
+    search.add_argument("--init-from", metavar="RUN", help="start from the policies of this run")
     search.add_argument("--seeds", type=_seeds, help="how many (2 means 0,1), or a list: 0,5,7")
     search.add_argument("--budget", type=int, help="distinct true evaluations, all seeds together")
     search.add_argument("--time-budget", help="stop after this long: 90s, 30m, 2h")
@@ -73,6 +75,7 @@ def _search(args: argparse.Namespace) -> None:
     from hwmodel import load_accelerator
     from search.optuna_proposer import require_optuna
     from search.run_directory import RunDirectory
+    from search.warm_start import initial_policies
 
     spec = _spec(args).absolute()
     # What is wrong with these must be known before there is a run directory.
@@ -80,7 +83,7 @@ def _search(args: argparse.Namespace) -> None:
     if spec.algorithm.startswith("optuna"):
         require_optuna()
     spec.task_spec().load()
-    run = RunDirectory.create(spec.output, spec)
+    run = RunDirectory.create(spec.output, spec, initial_policies(spec))
     try:
         _run(run, spec)
     except InputError:

@@ -12,8 +12,8 @@ import torch
 from envs.episode import Episode
 from envs.episode import Game
 from hwmodel import InputError
-from search.agents import CHECKPOINT
 from search.ppo import ppo_agents
+from search.run_directory import CHECKPOINT
 from search.walks import module_policy
 from search.walks import sample_actions
 from search.walks import walk

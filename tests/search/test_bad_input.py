@@ -103,6 +103,32 @@ CASES = {
     "no seeds": bad_flag("--seeds 0", "--seeds", "'0'", "2 means 0,1"),
     "equal seeds": bad_flag("--seeds 3,3", "--seeds: [3, 3]", "once"),
     "algorithm": bad_flag("--algorithm sac", "--algorithm: 'sac'", "'random'"),
+    "start from no run": bad_flag(
+        "--init-from {here}/nope", "init_from", "nope", "joulecut search"
+    ),
+    "start from another folder": bad_flag("--init-from {here}", "init_from", "there is no run"),
+    "start from an unknown kind": bad_flag("--init-from gopher://x/y", "init_from", "s3://bucket"),
+    "start from a run without policies": bad_flag(
+        "--init-from {here}/run", "init_from", "/run", "no policies yet"
+    ),
+    "start from another algorithm": bad_flag(
+        "--algorithm composite --init-from {here}/run",
+        *("init_from", "a run of ppo", "use one of composite"),
+    ),
+    "start what has no policies": bad_flag(
+        "--algorithm dp+local --init-from {here}/run", "init_from", "dp+local has no policies"
+    ),
+    "start from other menus": Case(
+        "search {here}/spec.yaml --init-from {here}/run",
+        ("init_from", "space.weight_bits has 7 entries and this one's 2"),
+        spec="space: {weight_bits: [4, 8]}",
+    ),
+    "start from a broken run": Case(
+        "search {here}/spec.yaml --init-from {here}/run",
+        ("init_from", "run/spec.yaml", "missing"),
+        gone=("run/spec.yaml",),
+    ),
+    "start from a number": bad_spec("init_from: 3", "init_from: 3", "string"),
     "time": bad_flag("--time-budget 1day", "--time-budget: '1day'", "30m"),
     "target": bad_flag("--targets low", "--targets", "'low'", "0.5,1,2"),
     "unknown flag": bad_flag("--bugdet 3", "--bugdet", "joulecut --help"),

@@ -19,9 +19,11 @@ from search.front import hypervolume
 from search.run_directory import RunDirectory
 
 
-def make_run(path: Path, algorithm: str, ratios: dict[int, list[float]]) -> RunDirectory:
+def make_run(
+    path: Path, algorithm: str, ratios: dict[int, list[float]], **settings: object
+) -> RunDirectory:
     """A run whose seeds measured configurations of these energies, none of which loses anything."""
-    settings = {"algorithm": algorithm, "seeds": sorted(ratios), "targets": [1.0], "budget": 100}
+    settings |= {"algorithm": algorithm, "seeds": sorted(ratios), "targets": [1.0], "budget": 100}
     run = RunDirectory.create(path, spec(**settings))
     rows = [*baselines(), *baselines("test")]
     number = 0
@@ -50,6 +52,13 @@ def test_curves_begin_at_the_baselines_and_follow_every_seed(tmp_path: Path) -> 
     given = [(row.energy_pj / 80e6, 90 - 100 * (row.accuracy or 0)) for row in baselines()]
     expected = hypervolume(*zip(*[*given, (0.4, 0.0)], strict=True))
     assert by_seed[3]["hypervolume"].iloc[-1] == pytest.approx(expected)
+
+
+def test_a_warm_start_is_not_averaged_with_a_cold_one(tmp_path: Path) -> None:
+    cold = make_run(tmp_path / "cold", "ppo", {0: [0.9]})
+    warm = make_run(tmp_path / "warm", "ppo", {0: [0.4]}, init_from=str(tmp_path / "cold"))
+    overview = summary(curves([cold, warm]), [cold, warm]).set_index("algorithm")
+    assert overview["ratio_at_1"].to_dict() == pytest.approx({"ppo": 0.9, "ppo (warm)": 0.4})
 
 
 def test_the_summary_compares_after_as_many_evaluations_as_all_have(tmp_path: Path) -> None:

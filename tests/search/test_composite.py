@@ -14,13 +14,13 @@ from envs.episode import Episode
 from envs.episode import Game
 from envs.episode import score
 from hwmodel import InputError
-from search.agents import CHECKPOINT
 from search.composite import CompositeAgents
 from search.composite import composite_agents
 from search.composite_walks import Walks
 from search.composite_walks import play
 from search.composite_walks import replay
 from search.replay import WalkReplay
+from search.run_directory import CHECKPOINT
 from tests.envs.synthetic import SyntheticAccuracy
 from tests.envs.synthetic import synthetic_problem
 

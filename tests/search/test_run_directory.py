@@ -96,6 +96,15 @@ def test_another_specification_is_refused_by_its_field(run: RunDirectory) -> Non
         run.check_spec(spec(budget=600))
 
 
+def test_a_run_cannot_forget_or_change_what_it_started_from(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", spec(init_from="/runs/0"), {"agents.pt": b"all"})
+    assert (tmp_path / "run/policies/initial/agents.pt").read_bytes() == b"all"
+    run.check_spec(spec(init_from="/runs/0"))
+    for other in ("/runs/1", None):
+        with pytest.raises(InputError, match=r"spec\.init_from: .*started with '/runs/0'"):
+            run.check_spec(spec(init_from=other))
+
+
 def test_resources_and_time_may_change(run: RunDirectory) -> None:
     run.check_spec(spec(resources={"evaluators": 7}, time_budget="1h", output="moved"))
 

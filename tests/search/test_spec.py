@@ -83,6 +83,7 @@ def test_where_and_how_long_do_not_change_the_hash(change) -> None:
         {"task": {"name": "digits", "weights": "other.safetensors"}},
         {"accelerator": "nvdla-small"},
         {"algorithm": "random"},
+        {"init_from": "runs/0"},
         {"seeds": [1]},
         {"budget": 301},
         {"targets": [1]},
@@ -92,6 +93,19 @@ def test_where_and_how_long_do_not_change_the_hash(change) -> None:
 )
 def test_what_decides_the_result_changes_the_hash(change) -> None:
     assert spec(**change).hash != spec().hash
+
+
+def test_a_specification_from_before_warm_starts_keeps_its_hash() -> None:
+    assert spec(init_from=None).hash == "a372585114768d0d"
+
+
+def test_a_run_to_start_from_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert spec(init_from="runs/0").absolute().init_from == f"{tmp_path}/runs/0"
+    assert spec(init_from="s3://bucket/runs/0").absolute().init_from == "s3://bucket/runs/0"
+    assert spec().absolute().init_from is None
 
 
 def test_a_quantizer_that_is_the_default_is_not_told() -> None:

@@ -1,0 +1,210 @@
+"""Policies of an earlier run: which are taken, and what is taken of them."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from ledger_rows import baselines
+from ledger_rows import evaluation
+from test_composite import assert_equal
+from test_spec import spec
+
+from envs.episode import start_choice
+from hwmodel import InputError
+from search.agents import Agents
+from search.composite import composite_agents
+from search.measurements import Reference
+from search.policy_proposer import PolicyProposer
+from search.ppo import ppo_agents
+from search.run_directory import CHECKPOINT
+from search.run_directory import INITIAL_POLICIES
+from search.run_directory import RunDirectory
+from search.spec import Spec
+from search.storage import Storage
+from search.warm_start import initial_policies
+from tests.envs.synthetic import BITS
+from tests.envs.synthetic import METHODS
+from tests.envs.synthetic import SPARSITIES
+from tests.envs.synthetic import SyntheticAccuracy
+from tests.envs.synthetic import synthetic_problem
+
+SMALL, LARGE = synthetic_problem(blocks=1), synthetic_problem(blocks=4, seed=3)
+SPACE = {
+    "methods": [str(method) for method in METHODS],
+    "sparsities": SPARSITIES,
+    "weight_bits": BITS,
+    "activation_bits": BITS,
+}
+LEARNERS = {"ppo": ppo_agents, "composite": composite_agents}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module", params=LEARNERS)
+def algorithm(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def trained(algorithm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agents]:
+    """Agents that have played the small problem."""
+    agents = LEARNERS[algorithm](SMALL, SyntheticAccuracy(SMALL), 0)
+    agents.train(32)
+    yield agents
+    agents.stop()
+
+
+def outputs(agents: Agents) -> dict[str, torch.Tensor]:
+    """What every agent's network says of the same observations."""
+    module = agents.algorithm.env_runner.module
+    found = {}
+    for agent in ("pruning", "precision") if "pruning" in module else ("amounts", "method"):
+        size = module[agent].observation_space.shape[0]
+        seen = torch.rand(16, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        with torch.no_grad():
+            said = module[agent].forward_inference({"obs": seen})
+        found |= {f"{agent} {name}": tensor for name, tensor in said.items()}
+    return found
+
+
+def are_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_agents_of_another_network_start_with_the_policies_and_nothing_else(
+    algorithm: str, trained: Agents, tmp_path: Path
+) -> None:
+    trained.save(tmp_path)
+    new = LEARNERS[algorithm](LARGE, SyntheticAccuracy(LARGE), 5)
+    fresh = copy.deepcopy(new._state())
+    assert not are_equal(outputs(new), outputs(trained))
+
+    new.start_from(tmp_path)
+
+    assert are_equal(outputs(new), outputs(trained))
+    taken = new._state()
+    assert_equal(taken.pop("modules"), trained._state()["modules"])
+    del fresh["modules"]
+    assert_equal(taken, fresh)
+    new.stop()
+
+
+def test_what_has_other_menus_is_not_taken(trained: Agents, tmp_path: Path) -> None:
+    state = trained._state()
+    agent, weights = next(iter(state["modules"].items()))
+    state["modules"][agent] = {name: tensor[:1] for name, tensor in weights.items()}
+    torch.save(state, tmp_path / CHECKPOINT)
+    with pytest.raises(InputError, match="policies"):
+        trained.start_from(tmp_path)
+
+
+def finished_run(path: Path, algorithm: str, **seeds: bytes) -> Spec:
+    """A specification that starts from a run whose seeds ``s0``, ``s1`` left these files."""
+    wanted = spec(algorithm=algorithm, space=SPACE, seeds=[int(name[1:]) for name in seeds])
+    run = RunDirectory.create(path, wanted)
+    for name, content in seeds.items():
+        folder = run.storage.child("policies").child(f"seed-{name[1:]}")
+        folder.make()
+        folder.write(CHECKPOINT, content)
+    return spec(algorithm=algorithm, space=SPACE, init_from=str(path), seeds=[7])
+
+
+def saved(agents: Agents, folder: Path) -> bytes:
+    agents.save(folder)
+    return (folder / CHECKPOINT).read_bytes()
+
+
+def test_the_policies_of_the_seed_that_found_most_are_taken(
+    algorithm: str, trained: Agents, tmp_path: Path
+) -> None:
+    content = saved(trained, tmp_path / "saved")
+    (tmp_path / "other").mkdir()
+    torch.save({**trained._state(), "mark": 1}, tmp_path / "other" / CHECKPOINT)
+    other = (tmp_path / "other" / CHECKPOINT).read_bytes()
+    asked = finished_run(tmp_path / "run", algorithm, s0=other, s1=content, s2=other)
+    found = [
+        evaluation(1, seed=0, accuracy=0.9, energy_pj=40e6),
+        evaluation(2, seed=1, accuracy=0.9, energy_pj=20e6),
+        evaluation(3, seed=2, accuracy=0.5, energy_pj=1e6),  # outside of the box
+        evaluation(4, seed=2, accuracy=None),
+    ]
+    RunDirectory.open(tmp_path / "run").ledger.append([*baselines(), *found])
+    assert initial_policies(asked) == {CHECKPOINT: content}
+
+
+def test_a_run_keeps_what_it_started_from(algorithm: str, trained: Agents, tmp_path: Path) -> None:
+    content = saved(trained, tmp_path / "saved")
+    asked = finished_run(tmp_path / "run", algorithm, s0=content)
+    run = RunDirectory.create(tmp_path / "new", asked, initial_policies(asked))
+    kept = run.storage.child("policies").child(INITIAL_POLICIES)
+    assert kept.read(CHECKPOINT) == content
+
+
+@pytest.mark.parametrize("damage", ["torn", "without networks", "of other sizes"])
+def test_policies_that_do_not_fit_are_named(
+    algorithm: str, trained: Agents, tmp_path: Path, damage: str
+) -> None:
+    state = trained._state()
+    agent, weights = next(iter(state["modules"].items()))
+    state["modules"][agent] = {name: tensor[..., :3] for name, tensor in weights.items()}
+    state = state if damage == "of other sizes" else {"modules": {}}
+    torch.save(state, tmp_path / CHECKPOINT)
+    content = (tmp_path / CHECKPOINT).read_bytes()
+    content = content[:500] if damage == "torn" else content
+    asked = finished_run(tmp_path / "run", algorithm, s0=content)
+    with pytest.raises(InputError, match=r"seed-0/agents\.pt.*damaged") as caught:
+        initial_policies(asked)
+    assert caught.value.field == "init_from"
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_taken_unless_asked_for() -> None:
+    assert initial_policies(spec()) == {}
+
+
+def test_a_seed_starts_from_the_initial_policies_and_resumes_from_its_own(
+    tmp_path: Path, stopped: Callable[[Agents], None]
+) -> None:
+    trained = ppo_agents(SMALL, SyntheticAccuracy(SMALL), 0)
+    stopped(trained)
+    policies = Storage.at(tmp_path)
+    trained.save(tmp_path / INITIAL_POLICIES)
+
+    def proposer() -> PolicyProposer:
+        energy = float(LARGE.cost(start_choice(LARGE.space)[None]).energy_pj[0])
+        reference = Reference(0.9, 0.1, energy, (1.0,))
+        made = PolicyProposer(LARGE, reference, 7, ppo_agents, policies)
+        stopped(made._agents)
+        return made
+
+    first = proposer()
+    assert are_equal(outputs(first._agents), outputs(trained))
+    first._agents.train(32)
+    first.save()
+
+    second = proposer()
+
+    assert are_equal(outputs(second._agents), outputs(first._agents))
+    assert not are_equal(outputs(second._agents), outputs(trained))
+
+
+@pytest.fixture
+def stopped() -> Iterator[Callable[[Agents], None]]:
+    """Stops agents at the end of the test."""
+    agents: list[Agents] = []
+    yield agents.append
+    for each in agents:
+        each.stop()
