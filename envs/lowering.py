@@ -112,14 +112,16 @@ class _Lowering:
         """
         node = self.nodes[name]
         weight = self.tensors[f"weight_{index}"]
-        is_integer = (
+        integers = None
+        if (
             self.integers
             and scale is not None
             and layer.input_range.bits not in FLOAT_BITS
             and node.target in (aten.conv2d.default, aten.linear.default)
             and fits(weight)
-            and integer_weights(weight, scale).dtype == torch.int8
-        )
+        ):
+            integers = integer_weights(weight, scale)
+        is_integer = integers is not None and integers.dtype == torch.int8
         read: Any = node.args[0]
         rounded = self._rounded(read, layer.input_range, is_integer)
         if not is_integer:
@@ -130,10 +132,11 @@ class _Lowering:
             self.graph.erase_node(read)
             return
         assert scale is not None
+        assert integers is not None
         scale = torch.where(scale == 0, 1.0, scale)
         make = IntegerLayer if scale.ndim == 1 else IntegerSum
         self.modules[f"layer_{index}"] = make(
-            integer_weights(weight, scale),
+            integers,
             scale,
             self.tensors[f"bias_{index}"],
             layer.input_range,
