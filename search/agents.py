@@ -12,10 +12,13 @@ import torch
 from numpy.typing import NDArray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
 from envs.accuracy import AccuracySource
+from envs.compression_env import CompressionEnv
 from hwmodel.errors import InputError
 from search.run_directory import CHECKPOINT
+from search.walks import GameRunner
 
 EPISODES_PER_ROUND = 32
 """Episodes between two updates of the policies."""
@@ -66,9 +69,7 @@ class Agents:
     def save(self, directory: Path) -> None:
         """Write what the agents learnt, and where their random numbers stand."""
         directory.mkdir(parents=True, exist_ok=True)
-        partial = directory / f".{CHECKPOINT}"
-        torch.save(self._state(), partial)
-        partial.replace(directory / CHECKPOINT)  # a kill leaves the old file or the new one
+        torch.save(self._state(), directory / CHECKPOINT)
 
     def restore(self, directory: Path) -> None:
         """Continue from what :meth:`save` wrote for the same problem.
@@ -129,6 +130,35 @@ class Agents:
             for (_, optimizer), values in zip(optimizers, state["optimizers"][agent], strict=True):
                 optimizer.load_state_dict(values)
         self.algorithm.env_runner.rng.bit_generator.state = state["rng"]
+
+
+def in_process(
+    config: AlgorithmConfig,
+    env: type[CompressionEnv],
+    env_config: dict[str, Any],
+    runner: type[GameRunner],
+    modules: MultiRLModuleSpec,
+    seed: int,
+) -> AlgorithmConfig:
+    """``config`` for a game that is played and learnt in this process, a module for each agent.
+
+    Raises:
+        InputError: the targets are out of range, or nothing is to be decided.
+    """
+    # Small matrices: more threads only make the learner wait for them.
+    torch.set_num_threads(1)
+    env(env_config)  # RLlib hides what is wrong with these behind its own errors
+    return (
+        config.environment(env, env_config=env_config)
+        .env_runners(env_runner_cls=runner, num_env_runners=0, num_envs_per_env_runner=1)
+        .learners(num_learners=0)
+        .multi_agent(
+            policies=set(modules.rl_module_specs),
+            policy_mapping_fn=lambda agent, episode, **_: agent,
+        )
+        .rl_module(rl_module_spec=modules)
+        .debugging(seed=seed, log_level="ERROR")
+    )
 
 
 def build(config: AlgorithmConfig) -> Algorithm:

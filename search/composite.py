@@ -32,6 +32,7 @@ from envs.problem import CompressionProblem
 from search.agents import EPISODES_PER_ROUND
 from search.agents import Agents
 from search.agents import build
+from search.agents import in_process
 from search.composite_modules import Actor
 from search.composite_modules import ActorCatalog
 from search.composite_modules import CompositeModule
@@ -214,19 +215,9 @@ def composite_agents(
     Raises:
         InputError: the targets are out of range, or nothing is to be decided.
     """
-    # Small matrices: more threads only make the learner wait for them.
-    torch.set_num_threads(1)
-    env_config = {"problem": problem, "accuracy": accuracy, "targets": targets}
-    CompositeEnv(env_config)  # RLlib hides what is wrong with these behind its own errors
     config = (
         CompositeConfig()
-        .environment(CompositeEnv, env_config=env_config)
-        .env_runners(env_runner_cls=CompositeRunner, num_env_runners=0, num_envs_per_env_runner=1)
-        .learners(num_learners=0, learner_class=CompositeLearner)
-        .multi_agent(
-            policies=set(COMPOSITE_AGENTS), policy_mapping_fn=lambda agent, episode, **_: agent
-        )
-        .rl_module(rl_module_spec=composite_modules(problem.space.sizes))
+        .learners(learner_class=CompositeLearner)
         .reporting(min_sample_timesteps_per_iteration=0, min_time_s_per_iteration=0)
         .training(
             gamma=1.0,
@@ -239,6 +230,9 @@ def composite_agents(
             target_entropy=TARGET_ENTROPY,
             replay_buffer_config={"no_local_replay_buffer": True},  # for ``Composite.walks``
         )
-        .debugging(seed=seed, log_level="ERROR")
     )
-    return CompositeAgents(build(config))
+    env_config = {"problem": problem, "accuracy": accuracy, "targets": targets}
+    modules = composite_modules(problem.space.sizes)
+    return CompositeAgents(
+        build(in_process(config, CompositeEnv, env_config, CompositeRunner, modules, seed))
+    )

@@ -21,6 +21,7 @@ from envs.problem import CompressionProblem
 from search.agents import EPISODES_PER_ROUND
 from search.agents import Agents
 from search.agents import build
+from search.agents import in_process
 from search.walks import WalkRunner
 
 HIDDEN = (64, 64)
@@ -80,37 +81,21 @@ def ppo_agents(
     Raises:
         InputError: the targets are out of range, or nothing is to be decided.
     """
-    # Small matrices: more threads only make the learner wait for them.
-    torch.set_num_threads(1)
-    env_config = {"problem": problem, "accuracy": accuracy, "targets": targets}
-    CompressionEnv(env_config)  # RLlib hides what is wrong with these behind its own errors
     free = sum(name not in problem.space.pinned for name in problem.space.layers)
     batch = EPISODES_PER_ROUND * len(AGENTS) * free
-    config = (
-        PPOConfig()
-        .environment(CompressionEnv, env_config=env_config)
-        .env_runners(
-            env_runner_cls=WalkRunner,
-            num_env_runners=0,
-            num_envs_per_env_runner=1,
-            rollout_fragment_length="auto",
-        )
-        .learners(num_learners=0)
-        .multi_agent(policies=set(AGENTS), policy_mapping_fn=lambda agent, episode, **_: agent)
-        .rl_module(rl_module_spec=ppo_modules(problem.space.sizes))
-        .training(
-            train_batch_size_per_learner=batch,
-            minibatch_size=min(320, batch),
-            num_epochs=10,
-            lr=2e-3,
-            gamma=1.0,
-            lambda_=0.7,
-            entropy_coeff=0.01,
-            use_kl_loss=False,
-            clip_param=0.3,
-            vf_clip_param=100.0,
-            grad_clip=1.0,
-        )
-        .debugging(seed=seed, log_level="ERROR")
+    config = PPOConfig().training(
+        train_batch_size_per_learner=batch,
+        minibatch_size=min(320, batch),
+        num_epochs=10,
+        lr=2e-3,
+        gamma=1.0,
+        lambda_=0.7,
+        entropy_coeff=0.01,
+        use_kl_loss=False,
+        clip_param=0.3,
+        vf_clip_param=100.0,
+        grad_clip=1.0,
     )
-    return Agents(build(config))
+    env_config = {"problem": problem, "accuracy": accuracy, "targets": targets}
+    modules = ppo_modules(problem.space.sizes)
+    return Agents(build(in_process(config, CompressionEnv, env_config, WalkRunner, modules, seed)))

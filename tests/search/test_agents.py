@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from envs.episode import Episode
@@ -20,17 +17,11 @@ from search.walks import walk
 from tests.envs.synthetic import SyntheticAccuracy
 from tests.envs.synthetic import synthetic_problem
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 PROBLEM = synthetic_problem(blocks=2)
 ACCURACY = SyntheticAccuracy(PROBLEM)
 TARGETS = np.repeat([1.0, 5.0], 32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def mean_score(choices: np.ndarray) -> float:

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from envs.composite import COMPOSITE_AGENTS
@@ -24,20 +22,14 @@ from search.run_directory import CHECKPOINT
 from tests.envs.synthetic import SyntheticAccuracy
 from tests.envs.synthetic import synthetic_problem
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 PROBLEM = synthetic_problem(blocks=2)
 ACCURACY = SyntheticAccuracy(PROBLEM)
 GAME = Game(PROBLEM, ACCURACY)
 LAYERS = len(GAME.layers)
 ONE_STEP = dict.fromkeys(COMPOSITE_AGENTS, 1)
 TARGETS = np.repeat([1.0, 5.0], 32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def mean_score(choices: np.ndarray) -> float:
@@ -47,7 +39,7 @@ def mean_score(choices: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def trained(_ray: None) -> Iterator[CompositeAgents]:
+def trained(local_ray: None) -> Iterator[CompositeAgents]:
     agents = composite_agents(PROBLEM, ACCURACY, seed=0)
     agents.train(160)
     yield agents

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 from ledger_rows import baselines
 from ledger_rows import evaluation
@@ -35,6 +33,8 @@ from tests.envs.synthetic import SPARSITIES
 from tests.envs.synthetic import SyntheticAccuracy
 from tests.envs.synthetic import synthetic_problem
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 SMALL, LARGE = synthetic_problem(blocks=1), synthetic_problem(blocks=4, seed=3)
 SPACE = {
     "methods": [str(method) for method in METHODS],
@@ -43,14 +43,6 @@ SPACE = {
     "activation_bits": BITS,
 }
 LEARNERS = {"ppo": ppo_agents, "composite": composite_agents}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module", params=LEARNERS)
