@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import ray
@@ -151,18 +153,10 @@ class _Experiment:
 
         Waits ``patience`` seconds for another driver of it to end.
         """
-        deadline = time.monotonic() + patience
         try:
             run, spec = batch.run(experiment)
             trials = sum(len(item.spec.seeds) for item in batch.experiments())
-            while True:
-                try:
-                    run_search(run, spec, shared, trials)
-                    break
-                except BusyError:
-                    if time.monotonic() >= deadline:
-                        raise
-                    time.sleep(_POLL_SECONDS)
+            _when_free(patience, partial(run_search, run, spec, shared, trials))
         except InputError as error:
             return str(error)
         except Exception as error:  # must not end the others
@@ -172,6 +166,18 @@ class _Experiment:
 
 
 _ExperimentActor: Any = ray.remote(num_cpus=0)(_Experiment)
+
+
+def _when_free(patience: float, work: Callable[[], None]) -> None:
+    """Do what another driver may be at, for which to end there are ``patience`` seconds."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return work()
+        except BusyError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(_POLL_SECONDS)
 
 
 def _known(batch: BatchDirectory, experiments: list[Experiment]) -> dict[Key, EvaluationResult]:

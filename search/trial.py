@@ -15,6 +15,7 @@ from ray import tune
 
 from envs.config import CompressionConfig
 from envs.problem import CompressionProblem
+from search.board import Answer
 from search.board import accuracies
 from search.board import accuracy
 from search.evaluation import EvaluationWorker
@@ -39,6 +40,8 @@ _ROUNDS = 12
 _MIN_ROUND = 2
 _FRUITLESS_ROUNDS = 50
 """Rounds without anything new after which a space counts as exhausted."""
+_WAIT_SECONDS = 0.2
+"""Between looks at whether another trial has evaluated something."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def run_seed(
     while spent < share and fruitless < _FRUITLESS_ROUNDS and time.monotonic() < deadline:
         choices = proposer.propose(min(batch, share - spent))
         configs = [space.config(choice) for choice in choices]
-        answers = ray.get(board.claim.remote([config.hash for config in configs], seed))
+        answers = claim(board, [config.hash for config in configs], seed, deadline)
         measured = {
             config.hash: answer
             for config, answer in zip(configs, answers, strict=True)
@@ -179,6 +182,22 @@ def run_seed(
         proposer.save()
         if granted:
             tune.report({METRICS: {**metrics.end_round(), "evaluations": spent}})
+
+
+def claim(board: Any, hashes: list[str], seed: int, deadline: float) -> list[float | Answer]:
+    """What the board answers; waits while others are at all of it that is not known.
+
+    Args:
+        board: Handle of the run's ``BoardActor``.
+        hashes: Configurations to ask for.
+        seed: Who asks.
+        deadline: When to stop waiting, by the monotonic clock.
+    """
+    while True:
+        answers: list[float | Answer] = ray.get(board.claim.remote(hashes, seed))
+        if "granted" in answers or "pending" not in answers or time.monotonic() >= deadline:
+            return answers
+        time.sleep(_WAIT_SECONDS)
 
 
 def _requests(configs: list[CompressionConfig], seed: int, setup: TrialSetup) -> list[Request]:
