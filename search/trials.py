@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextlib import suppress
@@ -31,8 +32,6 @@ BAD_INPUT = "bad_input"
 """Metric in which a trial reports bad input."""
 FAILURE = "failure"
 """Metric in which a trial reports what broke it: one line, and the traceback."""
-
-
 EVALUATION = "evaluation"
 """Metric in which a verifying trial reports what it measured."""
 METRICS = "metrics"
@@ -73,10 +72,10 @@ class Reporter(tune.Callback):
                 self._log.write("trial failed", trial=_name(trial), error=str(result[kind][0]))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._log.write("trial lost", trial=_name(trial), error=_last_line(trial))
+        self._log.write("trial lost", trial=_name(trial), error=_cause(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._log.write("trial failed", trial=_name(trial), error=_last_line(trial))
+        self._log.write("trial failed", trial=_name(trial), error=_cause(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self._log.write("trial ended", trial=_name(trial))
@@ -122,9 +121,13 @@ def run_trials(
         InputError: the first bad input that a trial met.
         RunError: what else went wrong first; the traceback is in the run's ``errors`` folder.
     """
+    # Trials ask for their trainable by its name, among those of all that drive experiments in the
+    # processes of one job, as a batch does.
+    unique = f"{name}-{uuid.uuid4().hex[:12]}"
+    tune.register_trainable(unique, trainable)
     reporter = Reporter(run.storage, log)
     config = tune.RunConfig(
-        name=f"{name}-{time.time_ns()}",
+        name=unique,
         storage_path=f"{run.storage.root}/tune",
         storage_filesystem=run.storage.filesystem,
         failure_config=tune.FailureConfig(max_failures=restarts),
@@ -135,7 +138,7 @@ def run_trials(
     try:
         tuner = patiently(
             lambda: tune.Tuner(
-                trainable, param_space=param_space, tune_config=tune_config, run_config=config
+                unique, param_space=param_space, tune_config=tune_config, run_config=config
             )
         )
         results = tuner.fit()
@@ -175,8 +178,7 @@ def _raise_errors(run: RunDirectory, results: tune.ResultGrid) -> None:
         if bad_input is not None:
             raise bad_input from error
     for error in results.errors:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise _run_error(run, lines[-1] if lines else reason(error), str(error))
+        raise _run_error(run, _last_line(str(error)) or reason(error), str(error))
 
 
 def _run_error(run: RunDirectory, line: str, trace: str) -> RunError:
@@ -189,9 +191,15 @@ def _name(trial: Any) -> str:
     return str(trial.trial_id) if seed is None else f"seed-{seed}"
 
 
-def _last_line(trial: Any) -> str:
+def _cause(trial: Any) -> str:
     """What a trial's process died of."""
-    lines: list[str] = []
+    text = ""
     with suppress(OSError, TypeError):  # no such file, or none named
-        lines = Path(trial.error_file).read_text().split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "unknown")
+        text = Path(trial.error_file).read_text()
+    return _last_line(text) or "unknown"
+
+
+def _last_line(text: str) -> str:
+    """The last line that says something; empty where none does."""
+    lines = [line.strip() for line in text.splitlines()]
+    return next(filter(None, reversed(lines)), "")
