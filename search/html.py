@@ -14,6 +14,7 @@ from search.report import Report
 from search.table import HEADERS
 from search.table import cells
 from search.table import notes
+from search.timing import Timing
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -42,6 +43,7 @@ def page(report: Report) -> str:
         "</section>",
         *(_pick(report, item) for item in report.best),
         f"<section><h2>On the front</h2>{_details('Configurations', _front(report))}</section>",
+        f"<section><h2>Where the time went</h2>{_time(report.time)}</section>",
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -99,6 +101,19 @@ def _front(report: Report) -> str:
         drop = entry.search_accuracy_drop
         rows.append(([*row[:3], "" if drop is None else f"{drop:.2f}", *row[3:]], ""))
     return _table(headers, rows)
+
+
+def _time(time: Timing) -> str:
+    rows = [((stage, f"{seconds:.0f} s"), "") for stage, seconds in time.stages.items()]
+    lines = [
+        f"<p>{share:.0%} of the time that {what}.</p>"
+        for what, share in (
+            ("searches held evaluators, these were at work", time.evaluating_share),
+            ("trials took, they proposed and learned", time.learning_share),
+        )
+        if share is not None
+    ]
+    return _table(("stage", "time"), rows) + "".join(lines)
 
 
 def _layers(table: pd.DataFrame) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import struct
 import time
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
@@ -20,6 +22,9 @@ _COUNTERS = {
     "evaluations": "True evaluations that were recorded, failed ones included",
     "failed_evaluations": "Evaluations that were recorded with an error",
     "evaluation_seconds": "Time that evaluators spent in evaluations",
+    "evaluator_seconds": "Time that evaluators were held",
+    "learning_seconds": "Time that trials proposed and learned, while no evaluator was at work",
+    "trial_seconds": "Time that trials took",
     "cache_hits": "Proposed configurations whose accuracy was known",
     "lost_evaluators": "Evaluators that died or did not answer in time",
 }
@@ -76,6 +81,13 @@ class SeedMetrics:
             self._totals[name] += amount
             self._counters[name].inc(amount)
 
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """Count the time of the block as that of proposing and learning."""
+        start = time.monotonic()
+        yield
+        self.count("learning_seconds", time.monotonic() - start)
+
     def evaluated(self, row: Evaluation, waiting: int) -> None:
         """Take in an evaluation that ended while ``waiting`` others waited for an evaluator."""
         self.count("evaluations")
@@ -92,6 +104,8 @@ class SeedMetrics:
         """Figures of the time since the last round; counts are totals since the trial started."""
         now = time.monotonic()
         seconds, self._since = now - self._since, now
+        self.count("trial_seconds", seconds)
+        self.count("evaluator_seconds", seconds * self._evaluators)
         done = {name: total - self._at_round[name] for name, total in self._totals.items()}
         self._at_round = dict(self._totals)
         figures = {

@@ -26,6 +26,8 @@ from search.front import pareto_front
 from search.front import pick
 from search.ledger import MEASURED
 from search.run_directory import RunDirectory
+from search.timing import Timing
+from search.timing import timing
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Report:
         points: Every evaluation of the search split, for the picture: columns ``name``,
             ``energy_ratio_int8`` and ``accuracy_drop`` (points).
         layers: Per-layer table by config hash, of the picks that have one.
+        time: Where the time went.
     """
 
     run: str
@@ -102,13 +105,16 @@ class Report:
     front: list[Entry]
     points: pd.DataFrame = field(repr=False)
     layers: dict[str, pd.DataFrame] = field(repr=False)
+    time: Timing
 
     def to_json(self) -> dict[str, Any]:
         """Plain data without the picture's ``points`` and ``layers``."""
         hidden = ("points", "layers")
         plain = {key: value for key, value in vars(self).items() if key not in hidden}
         lists = {key: [asdict(e) for e in plain[key]] for key in ("baselines", "best", "front")}
-        return {**plain, **lists, "seeds": list(self.seeds)}
+        stages = [{"stage": name, "seconds": time} for name, time in self.time.stages.items()]
+        time = {**vars(self.time), "stages": stages}
+        return {**plain, **lists, "seeds": list(self.seeds), "time": time}
 
 
 def build_report(run: RunDirectory) -> Report:
@@ -141,6 +147,7 @@ def build_report(run: RunDirectory) -> Report:
             {"name": search["name"], "energy_ratio_int8": ratios, "accuracy_drop": drops}
         ),
         layers=_read_layers(run, [item.config_hash for item in picks]),
+        time=timing(run.storage),
     )
 
 

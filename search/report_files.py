@@ -31,9 +31,11 @@ def write_report(run: RunDirectory, report: Report, *, patiently: bool = False) 
     Raises:
         InputError: they cannot be written.
     """
+    stages = pd.DataFrame(report.time.stages.items(), columns=["stage", "seconds"])
     files = {
         **table_files("table", to_frame([*report.baselines, *report.best])),
         **table_files("front", to_frame(report.front)),
+        **table_files("time", stages),
         "front.png": figures.png(figures.front(report)),
         "report.html": html.page(report).encode(),
     }

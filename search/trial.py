@@ -93,7 +93,8 @@ def search_trial(config: dict[str, Any], *, setup: TrialSetup, board: Any) -> No
         metrics = SeedMetrics(setup.run.root, seed, setup.evaluators, setup.targets)
         pool = _pool(setup, metrics, log)
         try:
-            proposer, spent = _resumed(seed, setup, board, metrics)
+            with metrics.learning():
+                proposer, spent = _resumed(seed, setup, board, metrics)
             run_seed(seed, setup, board, pool, proposer, spent, metrics, log)
         finally:
             pool.close()
@@ -154,7 +155,8 @@ def run_seed(
     fruitless = 0
     tune.report({METRICS: {**metrics.end_round(), "evaluations": spent}})
     while spent < share and fruitless < _FRUITLESS_ROUNDS and time.monotonic() < deadline:
-        choices = proposer.propose(min(batch, share - spent))
+        with metrics.learning():
+            choices = proposer.propose(min(batch, share - spent))
         configs = [space.config(choice) for choice in choices]
         answers = claim(board, [config.hash for config in configs], seed, deadline)
         measured = {
@@ -178,8 +180,9 @@ def run_seed(
         fruitless = 0 if granted else fruitless + 1
         pairs = zip(choices, configs, strict=True)
         found = [(choice, config.hash) for choice, config in pairs if config.hash in measured]
-        _learn(proposer, setup, [(choice, measured[key]) for choice, key in found])
-        proposer.save()
+        with metrics.learning():
+            _learn(proposer, setup, [(choice, measured[key]) for choice, key in found])
+            proposer.save()
         if granted:
             tune.report({METRICS: {**metrics.end_round(), "evaluations": spent}})
 

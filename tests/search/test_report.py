@@ -127,6 +127,8 @@ def test_every_table_is_written_as_csv_and_parquet(run: RunDirectory) -> None:
         "table.parquet",
         "front.csv",
         "front.parquet",
+        "time.csv",
+        "time.parquet",
         "front.png",
         "report.html",
     }
