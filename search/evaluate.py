@@ -14,6 +14,8 @@ from hwmodel import LayerStates
 from hwmodel import Workload
 from hwmodel import cost
 from hwmodel.pricing import Level
+from search.evaluation import COSTS
+from search.evaluation import holds
 from search.evaluation import total_costs
 
 
@@ -28,20 +30,24 @@ def evaluate_config(
 
     Returns:
         ``task``, ``split``, ``config_hash``, ``accuracy`` (0..1), ``images``, ``seconds`` and the
-        costs of one inference by the ledger's names.
+        costs of one inference by the ledger's names: None for the network as trained where that is
+        wider than what the accelerator takes.
 
     Raises:
-        InputError: the configuration does not fit the network, or there is no such split.
+        InputError: the configuration does not fit the network or the accelerator, or there is no
+            such split.
     """
     task = task_spec.load()
     task.split(split)
     evaluator = prepare_evaluator(task)
     compressor = evaluator.compressor
-    if config is None:
-        config = uniform(compressor.network.names, 32)
+    trained = uniform(compressor.network.names, 32)
+    costs: dict[str, Any] = dict.fromkeys(COSTS)
+    if config is not None or holds(accelerator, trained):
+        states = compressor.states(compressor.compress(config or trained))
+        costs = total_costs(cost(compressor.network.workload, states, accelerator, level=level))
+    config = config or trained
     result = evaluator.evaluate(config, split, exact=True)
-    states = compressor.states(compressor.compress(config))
-    report = cost(compressor.network.workload, states, accelerator, level=level)
     return {
         "task": task.name,
         "accelerator": accelerator.name,
@@ -50,7 +56,7 @@ def evaluate_config(
         "accuracy": result.accuracy,
         "images": result.images,
         "seconds": result.seconds,
-        **total_costs(report),
+        **costs,
     }
 
 

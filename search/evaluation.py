@@ -40,8 +40,8 @@ from search.ledger import Ledger
 from search.storage import Storage
 
 _log = logging.getLogger(__name__)
-_COSTS = ("energy_pj", "latency_cycles", "bops", "model_bytes", "dram_bytes")
-_NO_COSTS = dict.fromkeys(_COSTS, float("nan"))
+COSTS = ("energy_pj", "latency_cycles", "bops", "model_bytes", "dram_bytes")
+_NO_COSTS = dict.fromkeys(COSTS, float("nan"))
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class EvaluationWorker:
             return found
         start = time.perf_counter()
         try:
-            costs, result = total_costs(self.price(request.config)), self._result(request)
+            costs, result = self._costs(request), self._result(request)
         except Exception as problem:  # one bad candidate must not end a search
             error = "".join(traceback.format_exception_only(problem)).strip()
             if self.spec.errors is not None:
@@ -145,6 +145,15 @@ class EvaluationWorker:
     def record_failure(self, request: Request, error: str) -> Evaluation:
         """Record that a configuration could not be evaluated by the workers that were asked."""
         return self._record(request, time.perf_counter(), _NO_COSTS, None, error)
+
+    def _costs(self, request: Request) -> dict[str, float]:
+        """Costs of a configuration; NaN for a baseline that is too wide for the accelerator.
+
+        What is lost is told against dense FP32 also where no more than 8 or 16 bits can be run.
+        """
+        if request.role == "baseline" and not holds(self.spec.accelerator, request.config):
+            return _NO_COSTS
+        return total_costs(self.price(request.config))
 
     def _result(self, request: Request) -> EvaluationResult:
         """Accuracy of a configuration, which another run of a batch may know."""
@@ -209,6 +218,16 @@ def _device(wanted: str) -> str:
         _log.warning("a GPU is reserved and torch sees none: evaluating on the CPU")
         return "cpu"
     return wanted
+
+
+def holds(accelerator: Accelerator, config: CompressionConfig) -> bool:
+    """Whether an accelerator has operands as wide as those of a configuration."""
+    precision = accelerator.precision
+    return all(
+        decision.weight_bits <= max(precision.weight_bits)
+        and decision.activation_bits <= max(precision.activation_bits)
+        for decision in config.layers.values()
+    )
 
 
 def total_costs(report: CostReport) -> dict[str, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch import fx
 
@@ -130,7 +130,8 @@ def write_network(
         if any(directory.iterdir()):
             raise InputError("--output", str(directory), "use a new or an empty directory")
         config.save(directory / "config.json")
-        save_file(tensors, directory / "weights.safetensors")
+        # Not by save_file, whose files only their owner may read.
+        (directory / "weights.safetensors").write_bytes(save(tensors))
         code = _TEMPLATE.format(forward=forward, shape=("batch", *shape[1:]))
         (directory / "network.py").write_text(code)
         layers = _layer_list(compressor, compressed)

@@ -132,7 +132,8 @@ def pick(rows: pd.DataFrame, reference: pd.Series, limit: float) -> pd.Series | 
     """
     candidates = distinct(rows, "search")
     provable = max(limit, smallest_provable_drop(int(reference["images"])))
-    holds = drop_upper_bound(candidates, reference) <= provable  # False for NaN
+    # Whatever the last digit of the bound of one that loses nothing; False for NaN.
+    holds = drop_upper_bound(candidates, reference) <= provable + 1e-9
     candidates = candidates[holds & candidates["energy_pj"].notna()]
     return None if candidates.empty else candidates.iloc[int(candidates["energy_pj"].argmin())]
 

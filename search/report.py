@@ -40,7 +40,8 @@ class Entry:
         accuracy: On the test split, 0..1.
         accuracy_drop: Points lost against dense FP32 on the test split.
         search_accuracy_drop: Points lost on the search split, which the search optimized.
-        energy_pj: Energy of one inference.
+        energy_pj: Energy of one inference; it and the other costs are None for a baseline that
+            is wider than what the accelerator takes.
         energy_ratio_int8, energy_ratio_fp16: That over dense INT8's and over dense FP16's; None
             until those have been evaluated.
         latency_cycles, bops, model_bytes: Further costs.
@@ -51,12 +52,12 @@ class Entry:
     accuracy: float | None
     accuracy_drop: float | None
     search_accuracy_drop: float | None
-    energy_pj: float
+    energy_pj: float | None
     energy_ratio_int8: float | None
     energy_ratio_fp16: float | None
-    latency_cycles: float
-    bops: float
-    model_bytes: float
+    latency_cycles: float | None
+    bops: float | None
+    model_bytes: float | None
 
 
 @dataclass(frozen=True)
@@ -204,12 +205,12 @@ class _Measure:
             "accuracy": accuracy,
             "accuracy_drop": _drop(self.test_reference, accuracy),
             "search_accuracy_drop": _drop(self.search_reference, row["accuracy"]),
-            "energy_pj": float(row["energy_pj"]),
+            "energy_pj": _known(row["energy_pj"]),
             "energy_ratio_int8": _ratio(row["energy_pj"], self.int8_pj),
             "energy_ratio_fp16": _ratio(row["energy_pj"], self.fp16_pj),
-            "latency_cycles": float(row["latency_cycles"]),
-            "bops": float(row["bops"]),
-            "model_bytes": float(row["model_bytes"]),
+            "latency_cycles": _known(row["latency_cycles"]),
+            "bops": _known(row["bops"]),
+            "model_bytes": _known(row["model_bytes"]),
         }
 
 
@@ -231,11 +232,15 @@ def _read_layers(run: RunDirectory, hashes: Sequence[str]) -> dict[str, pd.DataF
 
 def _energy(rows: pd.DataFrame, name: str) -> float | None:
     row = baseline(rows, name, "search")
-    return None if row is None else float(row["energy_pj"])
+    return None if row is None else _known(row["energy_pj"])
 
 
 def _ratio(energy_pj: float, reference_pj: float | None) -> float | None:
-    return None if reference_pj is None else float(energy_pj / reference_pj)
+    return None if reference_pj is None else _known(energy_pj / reference_pj)
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
 
 
 def _drop(reference: pd.Series | None, accuracy: float | None) -> float | None:

@@ -33,12 +33,12 @@ def cells(entry: Entry) -> list[str]:
         entry.name or entry.config_hash,
         _fixed(entry.accuracy, 2, 100),
         _fixed(entry.accuracy_drop, 2),
-        f"{scaled(entry.energy_pj * 1e-12)}J",
+        _scaled(entry.energy_pj, "J", 1e-12),
         _fixed(entry.energy_ratio_int8, 3),
         _fixed(entry.energy_ratio_fp16, 3),
-        scaled(entry.latency_cycles),
-        scaled(entry.bops),
-        f"{scaled(entry.model_bytes)}B",
+        _scaled(entry.latency_cycles),
+        _scaled(entry.bops),
+        _scaled(entry.model_bytes, "B"),
     ]
 
 
@@ -96,6 +96,10 @@ def scaled(value: float) -> str:
         if abs(value) >= factor:
             return f"{value / factor:.3g} {prefix}"
     return f"{value / 1e-12:.3g} p" if value else "0 "
+
+
+def _scaled(value: float | None, unit: str = "", factor: float = 1.0) -> str:
+    return MISSING if value is None else f"{scaled(value * factor)}{unit}"
 
 
 def _fixed(value: float | None, digits: int, factor: float = 1.0) -> str:

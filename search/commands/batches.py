@@ -66,7 +66,7 @@ def print_status(status: dict[str, Any]) -> None:
     from rich.table import Table
 
     counts = ", ".join(f"{count} {state}" for state, count in status["counts"].items())
-    print(f"{status['batch']}: {status['state']} {status['message']}".rstrip())
+    print(": ".join(filter(None, (status["batch"], status["state"], status["message"]))))
     print(f"{len(status['experiments'])} experiments: {counts}")
     line = f"{status['evaluations']} of {status['budget']} evaluations"
     if status["eta_seconds"] is not None:

@@ -42,8 +42,5 @@ def _evaluate(args: argparse.Namespace) -> None:
         return
     width = max(map(len, result))
     for key, value in result.items():
-        print(
-            f"{key:<{width}}  {value:.6g}"
-            if isinstance(value, float)
-            else f"{key:<{width}}  {value}"
-        )
+        text = f"{value:.6g}" if isinstance(value, float) else "none" if value is None else value
+        print(f"{key:<{width}}  {text}")

@@ -62,7 +62,7 @@ def _status(args: argparse.Namespace) -> None:
     if args.json:
         print_json(status)
         return
-    print(f"{status['run']}: {status['state']} {status['message']}".rstrip())
+    print(": ".join(filter(None, (status["run"], status["state"], status["message"]))))
     print(f"{status['evaluations']} of {status['budget']} evaluations, {status['ledger']}")
     for seed in status["seeds"]:
         print(f"seed {seed['seed']}: {seed['evaluations']} evaluations")

@@ -1,7 +1,8 @@
-"""A worker whose device runs out of memory."""
+"""A worker: devices that run out of memory, accelerators with few widths."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,31 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, images: int) -> list[int]:
     return tried
 
 
-def worker(evaluator: Evaluator, folder: Path) -> EvaluationWorker:
+def worker(
+    evaluator: Evaluator, folder: Path, accelerator_name: str = "eyeriss-like"
+) -> EvaluationWorker:
     storage = Storage.at(folder)
-    accelerator = load_accelerator("eyeriss-like")
+    accelerator = load_accelerator(accelerator_name)
     database, ledger = storage.child("database"), storage.child("ledger")
     spec = WorkerSpec(TASK, accelerator, "mid", database, ledger, errors=storage.child("errors"))
     return EvaluationWorker(spec, Evaluator(evaluator.task, evaluator.compressor))
+
+
+def test_a_baseline_too_wide_for_the_accelerator_has_no_price(
+    evaluator: Evaluator, tmp_path: Path
+) -> None:
+    config = uniform(evaluator.compressor.network.names, 32)
+    only_16_bits = worker(evaluator, tmp_path, "eyeriss")
+    row = only_16_bits.evaluate(Request(config, "search", "baseline", "dense FP32"))
+    assert row.error is None
+    assert row.accuracy is not None
+    assert math.isnan(row.energy_pj)
+    row = only_16_bits.evaluate(Request(config, "search", "search"))
+    assert row.error is not None
+    assert "this accelerator takes up to 16" in row.error
+    priced = uniform(evaluator.compressor.network.names, 16)
+    row = only_16_bits.evaluate(Request(priced, "search", "baseline", "dense FP16"))
+    assert row.energy_pj > 0
 
 
 def test_fewer_images_at_once_give_the_same_accuracy(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from datetime import timedelta
@@ -115,6 +116,20 @@ def test_without_dense_int8_the_ratio_is_unknown(tmp_path: Path) -> None:
     report = build_report(run)
     assert report.best[-1].energy_ratio_int8 is None
     assert report.best[-1].energy_ratio_fp16 == 50 / 160
+    write_report(run, report)
+
+
+def test_a_baseline_without_a_price_is_shown_as_such(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", spec())
+    costs = dict.fromkeys(("energy_pj", "latency_cycles", "bops", "model_bytes"), math.nan)
+    dense, *others = baselines()
+    run.ledger.append([replace(dense, **costs), *others, evaluation(1, energy_pj=40e6)])
+    report = build_report(run)
+    shown = report.baselines[0]
+    assert (shown.energy_pj, shown.energy_ratio_int8, shown.latency_cycles) == (None, None, None)
+    assert cells(shown)[3:] == ["–"] * 6  # noqa: RUF001 (an en dash is meant)
+    assert report.best[-1].energy_ratio_int8 == 0.5
+    json.dumps(report.to_json(), allow_nan=False)
     write_report(run, report)
 
 
