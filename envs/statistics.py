@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch import nn
 
@@ -268,7 +268,8 @@ def save_statistics(path: Path, statistics: tuple[LayerStatistics, ...]) -> None
         for name in _TENSORS:
             tensors[f"{index}.{name}"] = getattr(layer, name).contiguous()
     ranges = [[asdict(entry) for entry in layer.inputs.values()] for layer in statistics]
-    save_file(tensors, path, metadata={"inputs": json.dumps(ranges)})
+    # Not by save_file, whose files only their owner may read: databases are shared.
+    path.write_bytes(save(tensors, metadata={"inputs": json.dumps(ranges)}))
 
 
 def load_statistics(path: Path) -> tuple[LayerStatistics, ...]:

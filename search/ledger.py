@@ -19,7 +19,6 @@ import re
 from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Sequence
-from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import fields
 from datetime import datetime
@@ -158,7 +157,7 @@ class Ledger:
                 ``storage.PATIENCE_SECONDS``; nothing was added.
         """
         if rows:
-            table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
+            table = pa.Table.from_pylist([vars(row) for row in rows], schema=SCHEMA)
             self._write(table)
 
     def read(
@@ -304,8 +303,11 @@ class Ledger:
         except _DAMAGED as error:
             allowed = "it is not a whole Parquet file; joulecut resume will put it aside"
             raise DamagedPartError("ledger", where, allowed) from error
+        schema = _schema(columns)
+        if table.schema.equals(schema):  # as this class writes it
+            return table
         try:
-            return table.cast(_schema(columns).with_metadata(table.schema.metadata))
+            return table.cast(schema.with_metadata(table.schema.metadata))
         except (pa.ArrowException, ValueError) as error:
             raise InputError("ledger", where, "its columns need the ledger's types") from error
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
-from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch import nn
 from torch.nn import functional as F
 
+from envs.files import write_whole
 from envs.tasks.task import Task
 from envs.tasks.task import batches
 from envs.tasks.task import cache_directory
@@ -150,20 +148,8 @@ def _train_or_reuse(network: DigitsNet, images: Tensor, labels: Tensor) -> None:
         except InputError:
             pass  # damaged: train again and replace it
     train(network, images, labels)
-    try:
-        _write(network, path)
-    except OSError as error:
-        allowed = f"set JOULECUT_CACHE to a folder that can be written ({error.strerror})"
-        raise InputError("JOULECUT_CACHE", str(path.parent), allowed) from None
-
-
-def _write(network: DigitsNet, path: Path) -> None:
-    """Write under a name of its own, then rename: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        partial = Path(folder) / path.name
-        save_file(network.state_dict(), partial)
-        os.replace(partial, path)
+    content = save(network.state_dict())
+    write_whole(path, lambda partial: partial.write_bytes(content), "JOULECUT_CACHE")
 
 
 def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Module:

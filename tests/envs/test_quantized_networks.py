@@ -292,6 +292,8 @@ def test_the_extremes_are_those_of_all_images(evaluator: Evaluator) -> None:
 def test_statistics_survive_a_file(evaluator: Evaluator, tmp_path: Path) -> None:
     statistics = evaluator.compressor.statistics
     save_statistics(tmp_path / "file", statistics)
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
     for before, after in zip(statistics, load_statistics(tmp_path / "file"), strict=True):
         assert torch.equal(after.sample, before.sample)
         assert torch.equal(after.extremes, before.extremes)

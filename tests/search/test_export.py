@@ -43,6 +43,12 @@ def test_exported_and_in_search_networks_agree(name: str, seed: int, tmp_path: P
     assert CompressionConfig.load(tmp_path / "config.json").hash == config.hash
 
 
+def test_whoever_may_read_one_file_may_read_all(tmp_path: Path) -> None:
+    compressor = make_evaluator("padded_residual").compressor
+    write_network(compressor, uniform(compressor.network.names, 4), tmp_path)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
 def test_weights_are_stored_as_integers_without_the_removed_channels(tmp_path: Path) -> None:
     evaluator = make_evaluator("padded_residual")
     names = evaluator.compressor.network.names
