@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -19,6 +20,7 @@ from search.commands.batches import add_retry
 from search.commands.batches import go_on
 
 if TYPE_CHECKING:
+    from search.report import Report
     from search.run_directory import RunDirectory
     from search.spec import Spec
 
@@ -125,7 +127,26 @@ def _resume(args: argparse.Namespace) -> None:
     run = RunDirectory.open(args.run)
     spec = run.spec()
     run.check_spec(spec)
-    _run(run, spec)
+    report = _final_report(run)
+    if report is None:
+        _run(run, spec)
+        return
+    from search.commands.results import print_report
+
+    print_report(run, report)
+
+
+def _final_report(run: RunDirectory) -> Report | None:
+    """The report of a run that has nothing left to do; None of others."""
+    from search.report import build_report
+
+    with suppress(InputError):  # going on puts aside what is damaged
+        status, report = run.status(), build_report(run)
+        is_spent = status["evaluations"] >= status["budget"]
+        is_verified = all(item.verified for item in report.best)
+        if status["state"] == "completed" and is_spent and is_verified:
+            return report
+    return None
 
 
 def _run(run: RunDirectory, spec: Spec) -> None:

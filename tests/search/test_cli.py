@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -222,6 +223,32 @@ def test_catalogues(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in names)
+
+
+def test_a_run_that_has_nothing_left_to_do_is_resumed_at_once(
+    tmp_path: Path, provide: Callable[..., None], capsys
+) -> None:
+    went_on = []
+    provide("search.runner", run_search=lambda run, spec: went_on.append(run))
+    searched = [evaluation(number) for number in range(10)]  # of 16, with the baselines
+    run = RunDirectory.create(tmp_path / "run", spec(budget=16))
+    run.ledger.append([*baselines(), *baselines("test"), *searched[1:]])
+    with run.driving():
+        pass
+    assert main(["resume", run.location]) == 0
+    run.ledger.append(searched[:1])
+    assert main(["resume", run.location]) == 0  # its pick is not verified
+    assert len(went_on) == 2
+    picked = build_report(run).best[0].config_hash
+    run.ledger.append([replace(row, split="test") for row in searched if row.config_hash == picked])
+    capsys.readouterr()
+    assert main(["resume", run.location]) == 0
+    assert len(went_on) == 2
+    assert "best at 1" in capsys.readouterr().out
+    part = next((tmp_path / "run" / "ledger").glob("part-*"))
+    part.write_bytes(part.read_bytes()[:100])
+    main(["resume", run.location])  # which would set the damaged part aside
+    assert len(went_on) == 3
 
 
 def test_bad_input_in_a_worker_is_told_without_its_traceback(
