@@ -14,8 +14,6 @@ import ray
 from search.ledger import Evaluation
 
 Answer = Literal["granted", "pending"]
-PATIENCE_SECONDS = 60.0
-"""Shortest time after which a claim is granted to another: its trial may be lost for good."""
 
 
 class Board:
@@ -31,8 +29,7 @@ class Board:
     def __init__(self, known: Mapping[str, float], seconds: float = math.inf) -> None:
         self._deadline = time.monotonic() + seconds
         self._known = dict(known)
-        self._claimed: dict[str, tuple[int, float]] = {}  # by which seed, and when
-        self._longest = 0.0
+        self._claimed: dict[str, int] = {}
 
     def claim(self, hashes: Sequence[str], seed: int) -> list[float | Answer]:
         """Ask for configurations.
@@ -45,31 +42,27 @@ class Board:
         for config_hash in hashes:
             if config_hash in self._known:
                 answers.append(self._known[config_hash])
-            elif self._is_pending(config_hash):
+            elif config_hash in self._claimed:
                 answers.append("pending")
             else:
-                self._claimed[config_hash] = seed, time.monotonic()
+                self._claimed[config_hash] = seed
                 answers.append("granted")
         return answers
 
-    def _is_pending(self, config_hash: str) -> bool:
-        if config_hash not in self._claimed:
-            return False
-        _, since = self._claimed[config_hash]
-        return time.monotonic() - since < max(PATIENCE_SECONDS, 3 * self._longest)
-
     def record(self, config_hash: str, accuracy: float) -> None:
         """A claimed configuration has been evaluated and is in the ledger."""
-        _, since = self._claimed.pop(config_hash, (-1, math.inf))
-        self._longest = max(self._longest, time.monotonic() - since)
+        self._claimed.pop(config_hash, None)
         self._known[config_hash] = accuracy
 
     def restart(self, seed: int, known: Mapping[str, float]) -> None:
         """A trial starts, maybe again: its claims are void; ``known`` is what the ledger has."""
-        claims = self._claimed.items()
-        self._claimed = {key: (owner, since) for key, (owner, since) in claims if owner != seed}
+        self.release(seed)
         for config_hash, accuracy in known.items():
             self.record(config_hash, accuracy)
+
+    def release(self, seed: int) -> None:
+        """A trial ended, or is lost: its claims are void."""
+        self._claimed = {key: owner for key, owner in self._claimed.items() if owner != seed}
 
     def seconds_left(self) -> float:
         """Until trials are to stop: machines' clocks differ, and jump, so theirs do not tell."""

@@ -52,6 +52,7 @@ from search.report_files import write_report
 from search.run_directory import RunDirectory
 from search.spec import Spec
 from search.storage import Storage
+from search.trial import ClaimsReleased
 from search.trial import TrialSetup
 from search.trial import round_size
 from search.trial import search_trial
@@ -249,6 +250,7 @@ def _search(
             trainable,
             {"seed": tune.grid_search(seeds)},
             restarts=_RESTARTS,
+            callbacks=[ClaimsReleased(board)],
         )
 
 

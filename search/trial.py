@@ -203,6 +203,22 @@ def claim(board: Any, hashes: list[str], seed: int, deadline: float) -> list[flo
         time.sleep(_WAIT_SECONDS)
 
 
+class ClaimsReleased(tune.Callback):
+    """Frees what a trial had claimed that ended or was lost: others would wait for it.
+
+    Args:
+        board: Handle of the run's ``BoardActor``.
+    """
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._board.release.remote(trial.config["seed"])
+
+    on_trial_error = on_trial_recover = on_trial_complete
+
+
 def _requests(configs: list[CompressionConfig], seed: int, setup: TrialSetup) -> list[Request]:
     return [
         Request(config, "search", "search", seed=seed, algorithm=setup.algorithm)

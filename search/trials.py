@@ -6,6 +6,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import contextmanager
 from contextlib import suppress
 from pathlib import Path
@@ -102,6 +103,7 @@ def run_trials(
     *,
     restarts: int,
     tune_config: tune.TuneConfig | None = None,
+    callbacks: Sequence[tune.Callback] = (),
 ) -> None:
     """Run one Tune experiment to its end.
 
@@ -116,6 +118,7 @@ def run_trials(
         param_space: The trials' parameters.
         restarts: How often a trial is started again whose process or machine died.
         tune_config: How many at a time, and the like.
+        callbacks: Told what becomes of trials.
 
     Raises:
         InputError: the first bad input that a trial met.
@@ -132,7 +135,7 @@ def run_trials(
         storage_filesystem=run.storage.filesystem,
         failure_config=tune.FailureConfig(max_failures=restarts),
         checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-        callbacks=[reporter],
+        callbacks=[reporter, *callbacks],
         verbose=0,
     )
     try:

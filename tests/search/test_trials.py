@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from pathlib import Path
@@ -13,8 +14,10 @@ from ray import tune
 from search.board import Board
 from search.board import BoardActor
 from search.events import EventLog
+from search.failure import RunError
 from search.run_directory import RunDirectory
 from search.storage import Storage
+from search.trial import ClaimsReleased
 from search.trial import claim
 from search.trials import run_trials
 
@@ -49,6 +52,28 @@ def test_experiments_of_one_job_do_not_run_each_others_trials(tmp_path: Path) ->
     ray.kill(busy)  # trials start when each experiment has registered its own
     ray.get(running)
     assert all((folder / "was here").exists() for folder in folders)
+
+
+def test_a_trial_that_ends_badly_leaves_nothing_that_others_wait_for(tmp_path: Path) -> None:
+    board = BoardActor.remote({})
+
+    def trial(config: dict[str, Any]) -> None:
+        ray.get(board.claim.remote(["first"], config["seed"]))
+        os._exit(1)
+
+    storage = Storage.at(tmp_path)
+    with EventLog(storage, "driver") as log, pytest.raises(RunError):
+        run_trials(
+            RunDirectory(storage),
+            log,
+            "search",
+            tune.with_resources(trial, {"cpu": 1}),
+            {"seed": tune.grid_search([0])},
+            restarts=0,
+            callbacks=[ClaimsReleased(board)],
+        )
+    assert ray.get(board.claim.remote(["first"], 1)) == ["granted"]
+    ray.kill(board)
 
 
 def test_a_seed_waits_for_what_another_evaluates() -> None:
