@@ -15,7 +15,7 @@ from hwmodel import Workload
 from hwmodel import cost
 from hwmodel.pricing import Level
 from search.evaluation import COSTS
-from search.evaluation import holds
+from search.evaluation import supports
 from search.evaluation import total_costs
 
 
@@ -42,11 +42,12 @@ def evaluate_config(
     evaluator = prepare_evaluator(task)
     compressor = evaluator.compressor
     trained = uniform(compressor.network.names, 32)
-    costs: dict[str, Any] = dict.fromkeys(COSTS)
-    if config is not None or holds(accelerator, trained):
-        states = compressor.states(compressor.compress(config or trained))
-        costs = total_costs(cost(compressor.network.workload, states, accelerator, level=level))
+    is_priced = config is not None or supports(accelerator, trained)
     config = config or trained
+    costs: dict[str, Any] = dict.fromkeys(COSTS)
+    if is_priced:
+        states = compressor.states(compressor.compress(config))
+        costs = total_costs(cost(compressor.network.workload, states, accelerator, level=level))
     result = evaluator.evaluate(config, split, exact=True)
     return {
         "task": task.name,

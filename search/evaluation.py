@@ -151,7 +151,7 @@ class EvaluationWorker:
 
         What is lost is told against dense FP32 also where no more than 8 or 16 bits can be run.
         """
-        if request.role == "baseline" and not holds(self.spec.accelerator, request.config):
+        if request.role == "baseline" and not supports(self.spec.accelerator, request.config):
             return _NO_COSTS
         return total_costs(self.price(request.config))
 
@@ -220,7 +220,7 @@ def _device(wanted: str) -> str:
     return wanted
 
 
-def holds(accelerator: Accelerator, config: CompressionConfig) -> bool:
+def supports(accelerator: Accelerator, config: CompressionConfig) -> bool:
     """Whether an accelerator has operands as wide as those of a configuration."""
     precision = accelerator.precision
     return all(

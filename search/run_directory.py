@@ -166,6 +166,14 @@ class RunDirectory:
         if not self.ledger.storage.names():
             self._remove()
 
+    def state(self) -> str:
+        """``running``, ``completed``, ``interrupted`` or ``failed``.
+
+        Raises:
+            InputError: state.json is damaged.
+        """
+        return str(self._state.read()["state"])
+
     def status(self) -> dict[str, Any]:
         """How far the run is, as ``joulecut status --json`` prints it; see docs/cli.md.
 

@@ -72,9 +72,10 @@ def _by_driver(log: Storage) -> Iterator[list[dict[str, Any]]]:
 
 def _events(log: Storage, names: list[str]) -> Iterator[dict[str, Any]]:
     for name in names:
-        for line in log.read(name).splitlines():
-            with suppress(ValueError):  # the last one, of a process that was killed
-                yield json.loads(line)
+        with suppress(OSError):  # a report does without what cannot be read
+            for line in log.read(name).splitlines():
+                with suppress(ValueError):  # the last one, of a process that was killed
+                    yield json.loads(line)
 
 
 def _add(spent: defaultdict[str, float], figures: dict[str, Any]) -> None:

@@ -74,6 +74,11 @@ def print_table(table: Table) -> None:
     console.print(table)
 
 
+def print_state(place: str, status: Mapping[str, Any]) -> None:
+    """Print where a run or batch is, its state, and why it has that."""
+    print(": ".join(filter(None, (place, status["state"], status["message"]))))
+
+
 def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numpy, arrays and scalars
         value = value.tolist()

@@ -12,6 +12,7 @@ from search.commands._shared import Verbs
 from search.commands._shared import add_json
 from search.commands._shared import add_verb
 from search.commands._shared import print_json
+from search.commands._shared import print_state
 from search.commands._shared import print_table
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def print_status(status: dict[str, Any]) -> None:
     from rich.table import Table
 
     counts = ", ".join(f"{count} {state}" for state, count in status["counts"].items())
-    print(": ".join(filter(None, (status["batch"], status["state"], status["message"]))))
+    print_state(status["batch"], status)
     print(f"{len(status['experiments'])} experiments: {counts}")
     line = f"{status['evaluations']} of {status['budget']} evaluations"
     if status["eta_seconds"] is not None:

@@ -11,6 +11,7 @@ from search.commands._shared import Verbs
 from search.commands._shared import add_json
 from search.commands._shared import add_verb
 from search.commands._shared import print_json
+from search.commands._shared import print_state
 
 if TYPE_CHECKING:
     from search.report import Report
@@ -62,7 +63,7 @@ def _status(args: argparse.Namespace) -> None:
     if args.json:
         print_json(status)
         return
-    print(": ".join(filter(None, (status["run"], status["state"], status["message"]))))
+    print_state(status["run"], status)
     print(f"{status['evaluations']} of {status['budget']} evaluations, {status['ledger']}")
     for seed in status["seeds"]:
         print(f"seed {seed['seed']}: {seed['evaluations']} evaluations")

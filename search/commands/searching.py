@@ -141,11 +141,12 @@ def _final_report(run: RunDirectory) -> Report | None:
     from search.report import build_report
 
     with suppress(InputError):  # going on puts aside what is damaged
-        status, report = run.status(), build_report(run)
-        is_spent = status["evaluations"] >= status["budget"]
+        if run.state() != "completed":
+            return None
+        report = build_report(run)
         shown = [*report.baselines, *report.best]
         is_verified = all(entry.accuracy is not None for entry in shown)
-        if status["state"] == "completed" and is_spent and is_verified:
+        if report.evaluations >= report.budget and is_verified:
             return report
     return None
 

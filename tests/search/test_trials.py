@@ -4,6 +4,7 @@ import math
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ from search.trials import run_trials
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def test_experiments_of_one_job_do_not_run_each_others_trials(tmp_path: Path) -> None:
-    def run(folder: Path) -> None:
-        def trial(config: dict[str, Any]) -> None:
-            (folder / "was here").touch()
+@pytest.fixture
+def run_one() -> Callable[..., None]:
+    """Runs a Tune experiment of one trial; a closure, which workers get by value."""
 
+    def run(folder: Path, trial: Callable[[dict[str, Any]], None], *callbacks: Any) -> None:
         storage = Storage.at(folder)
         with EventLog(storage, "driver") as log:
             run_trials(
@@ -38,7 +39,17 @@ def test_experiments_of_one_job_do_not_run_each_others_trials(tmp_path: Path) ->
                 tune.with_resources(trial, {"cpu": 1}),
                 {"seed": tune.grid_search([0])},
                 restarts=0,
+                callbacks=callbacks,
             )
+
+    return run
+
+
+def test_experiments_of_one_job_do_not_run_each_others_trials(
+    tmp_path: Path, run_one: Callable[..., None]
+) -> None:
+    def run(folder: Path) -> None:
+        run_one(folder, lambda config: (folder / "was here").touch())
 
     busy = ray.remote(num_cpus=1)(Board).remote({})
     ray.get(busy.count.remote())
@@ -54,24 +65,17 @@ def test_experiments_of_one_job_do_not_run_each_others_trials(tmp_path: Path) ->
     assert all((folder / "was here").exists() for folder in folders)
 
 
-def test_a_trial_that_ends_badly_leaves_nothing_that_others_wait_for(tmp_path: Path) -> None:
+def test_a_trial_that_ends_badly_leaves_nothing_that_others_wait_for(
+    tmp_path: Path, run_one: Callable[..., None]
+) -> None:
     board = BoardActor.remote({})
 
     def trial(config: dict[str, Any]) -> None:
         ray.get(board.claim.remote(["first"], config["seed"]))
         os._exit(1)
 
-    storage = Storage.at(tmp_path)
-    with EventLog(storage, "driver") as log, pytest.raises(RunError):
-        run_trials(
-            RunDirectory(storage),
-            log,
-            "search",
-            tune.with_resources(trial, {"cpu": 1}),
-            {"seed": tune.grid_search([0])},
-            restarts=0,
-            callbacks=[ClaimsReleased(board)],
-        )
+    with pytest.raises(RunError):
+        run_one(tmp_path, trial, ClaimsReleased(board))
     assert ray.get(board.claim.remote(["first"], 1)) == ["granted"]
     ray.kill(board)
 
