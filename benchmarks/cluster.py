@@ -207,7 +207,7 @@ def scaling(evaluators: list[int], seconds: float, rounds: int) -> None:
             if len(self._starting) % PER_PROCESS == 0:
                 options = _EvaluatorActor.options(num_cpus=1, max_concurrency=PER_PROCESS)
                 self._process = options.remote(self._make_worker)
-            self._starting[self._process.prepare.remote()] = self._process
+            self._starting[self._watched(self._process.prepare.remote())] = self._process
 
     options: dict[str, Any] = {"object_store_memory": 80 * 2**20}
     quiet = {"enable_worker_prestart": False, "prestart_worker_first_driver": False}

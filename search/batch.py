@@ -80,12 +80,13 @@ def _run_all(
     state["failures"] = failures
     running: dict[Any, Experiment] = {}
     actors: dict[str, Any] = {}
+    idle: list[Any] = []  # processes that take another experiment: to start one takes long
     machines: dict[str, set[str]] = {}  # that were there when it started
     losses: dict[str, int] = {}
     while waiting or running:
         for experiment in _next(batch, waiting, list(running.values())):
             waiting.remove(experiment)
-            actor = _ExperimentActor.remote()
+            actor = idle.pop() if idle else _ExperimentActor.remote()
             actors[experiment.name] = actor
             machines[experiment.name] = _machines()
             patience = _ORPHAN_SECONDS if experiment.name in losses else 0.0
@@ -94,14 +95,18 @@ def _run_all(
         ended, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
         for reference in ended:
             experiment = running.pop(reference)
-            with suppress(Exception):  # of an actor that died there is nothing left to kill
-                ray.kill(actors.pop(experiment.name))
+            actor = actors.pop(experiment.name)
             try:
                 message = ray.get(reference)
                 # What a machine takes with it fails in many ways, not all of which say why.
                 is_lost = message is not None and not machines[experiment.name] <= _machines()
             except ray.exceptions.RayError as error:
                 message, is_lost = f"its processes die: {reason(error)}", True
+            if message is None:
+                idle.append(actor)
+            else:
+                with suppress(Exception):  # of an actor that died there is nothing left to kill
+                    ray.kill(actor)
             if is_lost:
                 losses[experiment.name] = losses.get(experiment.name, 0) + 1
                 if losses[experiment.name] < _MAX_LOSSES:

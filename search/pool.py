@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import queue
 import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from typing import Any
 from typing import Protocol
+from typing import TypeVar
 
 import ray
 
@@ -19,6 +22,8 @@ from hwmodel.errors import InputError
 if TYPE_CHECKING:
     from search.evaluation import Request
     from search.ledger import Evaluation
+
+T = TypeVar("T")
 
 MAX_TIMEOUTS = 2
 """Evaluators that may fall silent over a configuration before it counts as failed."""
@@ -108,9 +113,11 @@ class EvaluatorPool:
         self._notice = notice
         self.waiting = 0
         self._failed_starts = 0
-        self._starting: dict[Any, Any] = {}
+        self._starting: dict[Future[None], Any] = {}
         self._free: list[Any] = []
-        self._running: dict[Any, _Task] = {}
+        self._running: dict[Future[Evaluation], _Task] = {}
+        # Asking Ray for what has ended takes time in proportion to what has not.
+        self._ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
         for _ in range(size):
             self._start()
 
@@ -124,19 +131,19 @@ class EvaluatorPool:
         while waiting or self._running:
             while waiting and self._free:
                 self._submit(waiting.popleft(), self._free.pop())
-            for reference in self._ready():
-                if reference in self._starting:
-                    self._started(reference)
-                    continue
-                task = self._running.pop(reference)
-                row = self._finish(task, reference)
+            ended = self._next_ended()
+            if ended in self._starting:
+                self._started(ended)
+            elif ended in self._running:  # and not what was given up
+                task = self._running.pop(ended)
+                row = self._finish(task, ended)
                 if row is None:
                     waiting.appendleft(task)
                 else:
                     self.waiting = len(waiting)
                     yield row
-            for reference in self._overdue():
-                task = self._running.pop(reference)
+            for future in self._overdue():
+                task = self._running.pop(future)
                 self._notice("evaluator lost", task.request, f"no result in {self._timeout:g} s")
                 self._replace(task.actor)
                 task.timeouts += 1
@@ -152,7 +159,7 @@ class EvaluatorPool:
 
     def _start(self) -> None:
         actor = self._options.remote(self._make_worker)
-        self._starting[actor.prepare.remote()] = actor
+        self._starting[self._watched(actor.prepare.remote())] = actor
 
     def _replace(self, actor: Any) -> None:
         ray.kill(actor)
@@ -167,25 +174,31 @@ class EvaluatorPool:
         else:
             again = task.losses + task.timeouts > 0
             reference = actor.evaluate.remote(task.request, again)
-        self._running[reference] = task
+        self._running[self._watched(reference)] = task
 
-    def _ready(self) -> list[Any]:
-        """What has ended; waits for it until the next deadline."""
-        references = [*self._running, *self._starting]
+    def _watched(self, reference: Any) -> Future[Any]:
+        """A future of a reference, which is among the ended ones when it has."""
+        future: Future[Any] = reference.future()
+        future.add_done_callback(self._ended.put)
+        return future
+
+    def _next_ended(self) -> Future[Any] | None:
+        """Waits for it; None where a deadline comes first."""
         first = min((task.deadline for task in self._running.values()), default=float("inf"))
         wait = None if first == float("inf") else max(0.0, first - time.monotonic())
-        ray.wait(references, num_returns=1, timeout=wait)
-        ready: list[Any] = ray.wait(references, num_returns=len(references), timeout=0)[0]
-        return ready
-
-    def _overdue(self) -> list[Any]:
-        now = time.monotonic()
-        return [reference for reference, task in self._running.items() if task.deadline <= now]
-
-    def _started(self, reference: Any) -> None:
-        actor = self._starting.pop(reference)
         try:
-            result_of(reference)
+            return self._ended.get(timeout=wait)
+        except queue.Empty:
+            return None
+
+    def _overdue(self) -> list[Future[Evaluation]]:
+        now = time.monotonic()
+        return [future for future, task in self._running.items() if task.deadline <= now]
+
+    def _started(self, future: Future[None]) -> None:
+        actor = self._starting.pop(future)
+        try:
+            result_of(future)
         except _LOST as error:
             self._failed_starts += 1
             self._notice("evaluator lost", None, _reason(error))
@@ -198,10 +211,10 @@ class EvaluatorPool:
             self._notice("evaluator ready", None, None)
             self._free.append(actor)
 
-    def _finish(self, task: _Task, reference: Any) -> Evaluation | None:
+    def _finish(self, task: _Task, future: Future[Evaluation]) -> Evaluation | None:
         """The row of an evaluation that ended; None where its actor is lost."""
         try:
-            row: Evaluation = result_of(reference)
+            row = result_of(future)
         except _LOST as error:
             self._notice("evaluator lost", task.request, _reason(error))
             self._replace(task.actor)
@@ -213,15 +226,15 @@ class EvaluatorPool:
         return row
 
 
-def result_of(reference: Any) -> Any:
-    """What a reference holds.
+def result_of(future: Future[T]) -> T:
+    """What the future of a reference holds; waits for it.
 
     Raises:
         InputError: it, or whatever failed because of one.
         RayError: the process that should have made it failed in another way, or is lost.
     """
     try:
-        return ray.get(reference)
+        return future.result()
     except ray.exceptions.RayError as error:
         found = input_error(error)
         if found is not None:

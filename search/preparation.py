@@ -190,7 +190,7 @@ def _make_on_cluster(
         while running:
             (finished,), _ = ray.wait(list(running), num_returns=1)
             actor = running.pop(finished)
-            result_of(finished)
+            result_of(finished.future())
             if waiting:
                 running[actor.make.remote(waiting.pop(0))] = actor
             done += 1

@@ -21,13 +21,13 @@ IMAGES = 240
 _calls = itertools.count()  # the first is that of the check when a process loads the task
 
 
-def task():
+def task(width: int = 32):
     """Four classes of blobs, learnt in a second; 240 images in a split."""
     torch.manual_seed(0)
     labels = torch.arange(IMAGES * 3) % 4
     inputs = torch.randn(IMAGES * 3, 16) + torch.eye(4, 16)[labels] * 4
-    network = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())
-    network.append(nn.Linear(32, 4))
+    network = nn.Sequential(nn.Linear(16, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+    network.append(nn.Linear(width, 4))
     optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
     for _ in range(60):
         optimizer.zero_grad()
@@ -35,6 +35,10 @@ def task():
         optimizer.step()
     splits = zip(inputs.split(IMAGES), labels.split(IMAGES), strict=True)
     return network, *([split] for split in splits), accuracy
+
+
+def wide_task():
+    return task(width=48)
 
 
 def accuracy(outputs: torch.Tensor, targets: torch.Tensor) -> float:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ ROOT = Path(__file__).parents[2]
 TASK = f"{Path(__file__).parent}/faulty_task.py:task"
 BUDGET = 30
 BASELINES = 6
+KILLS = int(os.environ.get("JOULECUT_TEST_KILLS", "3"))
+"""Of one run's driver; docs/cluster.md says how often it has been tried."""
 QUICK_HEALTH_CHECKS = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 300,
@@ -66,12 +69,14 @@ def joulecut(environment: dict[str, str], *arguments: str | Path) -> subprocess.
     return process
 
 
-def search(environment: dict[str, str], folder: Path, **resources: Any) -> subprocess.Popen[str]:
+def search(
+    environment: dict[str, str], folder: Path, *, algorithm: str = "random", **resources: Any
+) -> subprocess.Popen[str]:
     spec = {
         "task": TASK,
         "accelerator": "eyeriss-like",
         "output": str(folder / "run"),
-        "algorithm": "random",
+        "algorithm": algorithm,
         "budget": BUDGET,
         "resources": {"num_cpus": 2, **resources},
     }
@@ -126,20 +131,31 @@ def check_whole(run: Path) -> pd.DataFrame:
 def check_resumed(environment: dict[str, str], run: Path, before: pd.DataFrame) -> None:
     """A run goes on to its end and keeps what was there."""
     finish(joulecut(environment, "resume", run))
-    found = check_whole(run)
-    kept = before.merge(found, on=["config_hash", "split", "time"])
+    check_kept(before, check_whole(run))
+
+
+def check_kept(before: pd.DataFrame, after: pd.DataFrame) -> None:
+    kept = before.merge(after, on=["config_hash", "split", "time"])
     assert len(kept) == len(before)
 
 
-@pytest.mark.parametrize("moment", random.Random(0).sample(range(BUDGET), 2))
-def test_a_killed_driver(environment: dict[str, str], tmp_path: Path, moment: int) -> None:
+@pytest.mark.timeout(3600)
+def test_a_driver_that_is_killed_again_and_again(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    chance = random.Random(0)
+    environment = {**environment, "JOULECUT_TEST_SECONDS": "0.3"}
+    run = tmp_path / "run"
     process = search(environment, tmp_path)
-    wait_for(searched(tmp_path / "run", moment), process)
-    process.kill()
-    finish(process, -signal.SIGKILL)
-    before = rows(tmp_path / "run")
-    if "ledger" in (path.name for path in (tmp_path / "run").glob("*")):
-        check_resumed(environment, tmp_path / "run", before)
+    for moment in sorted(chance.choices(range(1, BUDGET), k=KILLS)):
+        wait_for(searched(run, moment), process)
+        time.sleep(chance.random())
+        process.kill()
+        finish(process, -signal.SIGKILL)
+        before = rows(run)
+        process = joulecut(environment, "resume", run)
+    finish(process)
+    check_kept(before, check_whole(run))
 
 
 def test_a_driver_told_to_end(environment: dict[str, str], tmp_path: Path) -> None:
@@ -225,6 +241,42 @@ def test_storage_that_refuses_writes(environment: dict[str, str], tmp_path: Path
 
 
 @contextmanager
+def full_disk(folder: Path) -> Iterator[Callable[[], None]]:
+    """A small disk of its own at ``folder``; what it yields leaves no room on it."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+
+    def fill() -> None:
+        with suppress(OSError), (folder / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(2**16))
+        with suppress(OSError), (folder / "filler").open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(1))
+
+    try:
+        yield fill
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up(environment: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    with full_disk(folder) as fill:
+        process = search({**environment, "JOULECUT_TEST_SECONDS": "0.3"}, folder)
+        wait_for(searched(folder / "run", 10), process)
+        fill()
+        errors = finish(process, 2)
+        assert "No space left on device" in errors.splitlines()[-1]
+        assert "Traceback" not in errors
+        before = rows(folder / "run")
+        (folder / "filler").unlink()
+        check_resumed(environment, folder / "run", before)
+
+
+@contextmanager
 def three_nodes(**resources: int) -> Iterator[Cluster]:
     """A head without room for work and two workers with one CPU and ``resources``."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -241,25 +293,45 @@ def three_nodes(**resources: int) -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-@pytest.mark.parametrize("stage", ["search", "test"])
+def node_of(cluster: Cluster, process: int) -> Any:
+    """The simulated machine that a process belongs to."""
+    nodes = {node.all_processes["raylet"][0].process.pid: node for node in cluster.worker_nodes}
+    while process not in nodes:
+        status = Path(f"/proc/{process}/status").read_text()
+        process = int(status.partition("PPid:")[2].split()[0])
+    return nodes[process]
+
+
+def trainer(run: Path) -> int:
+    """Process of the only trial."""
+    (log,) = (run / "log").glob("seed-0-*.jsonl")
+    return int(json.loads(log.read_text().splitlines()[0])["pid"])
+
+
+@pytest.mark.parametrize("stage", ["evaluation", "training", "verification"])
 def test_a_killed_node(environment: dict[str, str], tmp_path: Path, stage: str) -> None:
-    """A trainer takes a node, or both; either way a node dies with what it was at."""
+    """The trainer has a machine, evaluators have the other, or two of them and one beside it."""
     with three_nodes() as cluster:
         process = search(
-            {**environment, "JOULECUT_TEST_SECONDS": "0.5"},
+            {**environment, "JOULECUT_TEST_SECONDS": "0" if stage == "training" else "0.5"},
             tmp_path,
             address=cluster.address,
             evaluators=3,
             evaluator_cpus=0.4,
             num_cpus=None,
+            algorithm="ppo" if stage == "training" else "random",
         )
         run = tmp_path / "run"
-        if stage == "search":
-            wait_for(searched(run, 12), process)
-        else:
+        if stage == "verification":
             wait_for(lambda: bool((rows(run)["split"] == "test").any()), process)
+            node = cluster.worker_nodes.copy().pop()
+        else:
+            wait_for(searched(run, 12), process)
+            own = node_of(cluster, trainer(run))
+            others = cluster.worker_nodes - {own}
+            node = own if stage == "training" else others.pop()
         cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-        cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
+        cluster.remove_node(node, allow_graceful=False)
         finish(process)
     check_whole(run)
 

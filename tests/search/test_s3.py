@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import subprocess
-import sys
+import sysconfig
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,17 @@ def test_a_server_that_is_not_there_is_one_line() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_is_resumed_from_another_checkout(server: str, tmp_path: Path) -> None:
+def test_a_run_is_resumed_from_another_checkout_and_environment(
+    server: str, tmp_path: Path
+) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     for checkout in (first, second):
-        checkout.mkdir()
         for package in ("hwmodel", "envs", "search"):
             shutil.copytree(ROOT / package, checkout / package)
+        venv.create(checkout / "venv")
+        packages = sysconfig.get_path("purelib", vars={"base": str(checkout / "venv")})
+        # Dependencies alone: what is installed there editably is not found by way of another.
+        (Path(packages) / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     run = uri(server, "run")
     spec = {
         "task": f"{TASK_FILE}:task",
@@ -104,7 +110,7 @@ def test_a_run_is_resumed_from_another_checkout(server: str, tmp_path: Path) -> 
 
 def joulecut(checkout: Path, *arguments: Any) -> str:
     result = subprocess.run(
-        [sys.executable, "-m", "search.cli", *map(str, arguments)],
+        [checkout / "venv" / "bin" / "python", "-m", "search.cli", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=checkout,
