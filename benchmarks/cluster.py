@@ -3,6 +3,7 @@
     python benchmarks/cluster.py overhead --evaluations 10000
     python benchmarks/cluster.py ledger --rows 1000 10000 100000
     python benchmarks/cluster.py scaling --evaluators 1 8 64 256
+    python benchmarks/cluster.py workers --task cifar10-resnet20 --evaluations 40
 
 ``overhead`` sends evaluations that do nothing through what a trial uses: a board, a pool of two
 evaluators, metrics, a log, and a ledger whose files are merged meanwhile. ``ledger`` fills a
@@ -11,13 +12,15 @@ after that and at most, the board's included. ``scaling`` has evaluators that wa
 instead of compute, on four simulated nodes, eight of them in a process for the memory's sake: its
 efficiency is the time that they waited over the time that they were there to wait. The processor
 time of the trial for each evaluation tells how many it could keep busy on a machine without other
-work.
+work. ``workers`` measures true evaluations a second with one evaluator and with two, each with a
+processor and a thread of its own, alternately, random configurations that no one has seen before.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import resource
 import tempfile
@@ -113,6 +116,7 @@ def overhead(evaluations: int) -> None:
     from search.pool import EvaluatorPool
     from search.runner import _merging
     from search.storage import Storage
+    from search.trial import _WAIT_SECONDS
 
     ray.init(
         "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
@@ -129,10 +133,15 @@ def overhead(evaluations: int) -> None:
         with _merging(Storage.at(folder), log):
             for first in range(0, evaluations, batch):
                 start, telling = time.perf_counter(), 0.0
+                news: dict[str, float] = {}
+                told = -math.inf
                 numbers = range(first, first + batch)
                 ray.get(board.claim.remote([f"{number:016x}" for number in numbers], 0))
                 for result in pool.evaluate(list(numbers)):
-                    board.record.remote(result.config_hash, accuracy(result))
+                    news[result.config_hash] = accuracy(result)
+                    if time.monotonic() - told >= _WAIT_SECONDS:
+                        board.record.remote(news)
+                        news, told = {}, time.monotonic()
                     before = time.perf_counter()
                     log.write("evaluation", **evaluation_fields(result))
                     metrics.evaluated(result, pool.waiting)
@@ -174,7 +183,7 @@ def ledger(sizes: list[int]) -> None:
                     writer.merge()
             appended = 1000 * (time.perf_counter() - start) / (size - first)
             for number in range(first, size):
-                board.record(f"{number:016x}", 0.9)
+                board.record({f"{number:016x}": 0.9})
             start = time.perf_counter()
             for number in range(1000):
                 board.claim([f"{size + number:016x}", f"{number % size:016x}"], 0)
@@ -234,6 +243,50 @@ def scaling(evaluators: list[int], seconds: float, rounds: int) -> None:
         cluster.shutdown()
 
 
+def workers(task: Any, evaluations: int) -> None:
+    import numpy as np
+
+    from envs.config import CompressionConfig
+    from envs.config import LayerDecision
+    from envs.setup import prepare_evaluator
+    from hwmodel import load_accelerator
+    from search.evaluation import EvaluationWorker
+    from search.evaluation import Request
+    from search.evaluation import WorkerSpec
+    from search.pool import EvaluatorPool
+    from search.storage import Storage
+
+    chance = np.random.default_rng(0)
+
+    def request(names: tuple[str, ...]) -> Request:
+        layers = {}
+        for name in names:
+            sparsity, bits = float(chance.choice([0.1, 0.2, 0.3, 0.4, 0.5])), chance.integers(4, 9)
+            layers[name] = LayerDecision("element", "l1", sparsity, int(bits), 8)
+        return Request(CompressionConfig(layers), "search", "search")
+
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        run = Storage.at(directory)
+        database = run.child("database")
+        names = prepare_evaluator(task.load(), Path(database.root)).compressor.network.names
+        accelerator = load_accelerator("eyeriss-like")
+        spec = WorkerSpec(task, accelerator, "mid", database, run.child("ledger"))
+        print("evaluators   evaluations   seconds   evaluations/s")
+        for size in (1, 2, 1, 2):
+            pool = EvaluatorPool(partial(EvaluationWorker, spec, threads=1), size, 1, 0)
+            list(pool.evaluate([request(names) for _ in range(4)]))  # all of them at work
+            start = time.perf_counter()
+            list(pool.evaluate([request(names) for _ in range(evaluations)]))
+            seconds = time.perf_counter() - start
+            each = evaluations / seconds
+            print(f"{size:10} {evaluations:13} {seconds:9.1f} {each:15.3f}", flush=True)
+            pool.close()
+    ray.shutdown()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -245,13 +298,23 @@ def main() -> None:
     verb.add_argument("--evaluators", type=int, nargs="+", default=[1, 8, 64, 256])
     verb.add_argument("--seconds", type=float, default=5.0, help="that an evaluation waits")
     verb.add_argument("--rounds", type=int, default=5, help="evaluations of each evaluator")
+    verb = verbs.add_parser("workers")
+    verb.add_argument("--task", default="digits")
+    verb.add_argument("--data")
+    verb.add_argument("--weights")
+    verb.add_argument("--evaluations", type=int, default=40)
     args = parser.parse_args()
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'benchmarks'}"  # of the actors
+    os.environ["OMP_NUM_THREADS"] = "1"
     if args.verb == "overhead":
         overhead(args.evaluations)
     elif args.verb == "ledger":
         ledger(args.rows)
+    elif args.verb == "workers":
+        from envs.tasks import TaskSpec
+
+        workers(TaskSpec(args.task, args.data, args.weights).absolute(), args.evaluations)
     else:
         scaling(args.evaluators, args.seconds, args.rounds)
 

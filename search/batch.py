@@ -80,7 +80,9 @@ def _run_all(
     state["failures"] = failures
     running: dict[Any, Experiment] = {}
     actors: dict[str, Any] = {}
-    idle: list[Any] = []  # processes that take another experiment: to start one takes long
+    # Processes that take an experiment: to start one takes long, so it is done ahead, and once.
+    room = min(len(waiting), _room(waiting[0].spec.resources))
+    idle = [_ExperimentActor.remote() for _ in range(room)]
     machines: dict[str, set[str]] = {}  # that were there when it started
     losses: dict[str, int] = {}
     while waiting or running:
@@ -120,7 +122,7 @@ def _next(
     batch: BatchDirectory, waiting: list[Experiment], running: list[Experiment]
 ) -> list[Experiment]:
     """Experiments to start now: one at a time where they would prepare the same network."""
-    free = _slots(waiting[0].spec.resources) + AHEAD - len(running) if waiting else 0
+    free = _room(waiting[0].spec.resources) - len(running) if waiting else 0
     ready = {network_key(item) for item in batch.experiments() if batch.has_begun(item)}
     preparing = {network_key(item) for item in running} - ready
     found: list[Experiment] = []
@@ -141,11 +143,11 @@ def _machines() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
-def _slots(resources: ResourceSection) -> int:
-    """Trials that the cluster, as it is now, has room for; at least one."""
+def _room(resources: ResourceSection) -> int:
+    """Experiments that may run: those whose trials the cluster has room for as it is, and more."""
     there, needed = ray.cluster_resources(), trial_resources(resources)
     room = [int(there.get(kind, 0.0) / amount + 1e-6) for kind, amount in needed.items() if amount]
-    return max(1, min(room))
+    return max(1, min(room)) + AHEAD
 
 
 class _Experiment:

@@ -49,16 +49,16 @@ class Board:
                 answers.append("granted")
         return answers
 
-    def record(self, config_hash: str, accuracy: float) -> None:
-        """A claimed configuration has been evaluated and is in the ledger."""
-        self._claimed.pop(config_hash, None)
-        self._known[config_hash] = accuracy
+    def record(self, measured: Mapping[str, float]) -> None:
+        """Claimed configurations have been evaluated and are in the ledger: accuracies by hash."""
+        for config_hash in measured:
+            self._claimed.pop(config_hash, None)
+        self._known.update(measured)
 
     def restart(self, seed: int, known: Mapping[str, float]) -> None:
         """A trial starts, maybe again: its claims are void; ``known`` is what the ledger has."""
         self.release(seed)
-        for config_hash, accuracy in known.items():
-            self.record(config_hash, accuracy)
+        self.record(known)
 
     def release(self, seed: int) -> None:
         """A trial ended, or is lost: its claims are void."""

@@ -17,7 +17,7 @@ def test_a_configuration_is_granted_once() -> None:
     board = Board({"known": 0.5})
     assert board.claim(["known", "new"], seed=0) == [0.5, "granted"]
     assert board.claim(["new"], seed=1) == ["pending"]
-    board.record("new", 0.7)
+    board.record({"new": 0.7})
     assert board.claim(["new"], seed=1) == [0.7]
 
 

@@ -70,14 +70,19 @@ def joulecut(environment: dict[str, str], *arguments: str | Path) -> subprocess.
 
 
 def search(
-    environment: dict[str, str], folder: Path, *, algorithm: str = "random", **resources: Any
+    environment: dict[str, str],
+    folder: Path,
+    *,
+    algorithm: str = "random",
+    budget: int = BUDGET,
+    **resources: Any,
 ) -> subprocess.Popen[str]:
     spec = {
         "task": TASK,
         "accelerator": "eyeriss-like",
         "output": str(folder / "run"),
         "algorithm": algorithm,
-        "budget": BUDGET,
+        "budget": budget,
         "resources": {"num_cpus": 2, **resources},
     }
     path = folder / "spec.yaml"
@@ -118,11 +123,11 @@ def status(environment: dict[str, str], run: Path) -> dict[str, Any]:
     return document
 
 
-def check_whole(run: Path) -> pd.DataFrame:
+def check_whole(run: Path, budget: int = BUDGET) -> pd.DataFrame:
     """The budget is spent, on distinct configurations, and what matters is verified."""
     found = rows(run)
     assert not found.duplicated(["config_hash", "split"]).any()
-    assert (found["split"] == "search").sum() == BUDGET
+    assert (found["split"] == "search").sum() == budget
     assert (found["split"] == "test").sum() >= BASELINES
     assert json.loads((run / "state.json").read_text())["state"] == "completed"
     return found
@@ -215,46 +220,20 @@ def test_torn_files_of_the_ledger(environment: dict[str, str], tmp_path: Path) -
     check_whole(run)
 
 
-def test_storage_that_refuses_writes(environment: dict[str, str], tmp_path: Path) -> None:
-    """For a while, and then for good: a file where the folder should be refuses everyone."""
-    process = search({**environment, "JOULECUT_TEST_SECONDS": "0.3"}, tmp_path)
-    run = tmp_path / "run"
-    wait_for(searched(run, 10), process)
-    before = rows(run)
-    for seconds, refused in ((3.0, ("ledger", "policies", "tune")), (100.0, ("ledger",))):
-        for name in refused:
-            (run / name).rename(run / f"{name}-away")
-            (run / name).touch()
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.2)
-        for name in refused:
-            (run / name).unlink()
-            (run / f"{name}-away").rename(run / name)
-        if seconds < 10:
-            wait_for(searched(run, len(before) + 3), process)
-    errors = finish(process, 2)
-    assert errors.splitlines()[-1].startswith("joulecut: error: ")
-    assert f"{run}/ledger" in errors.splitlines()[-1]
-    assert "Traceback" not in errors
-    check_resumed(environment, run, rows(run))
-
-
 @contextmanager
-def full_disk(folder: Path) -> Iterator[Callable[[], None]]:
-    """A small disk of its own at ``folder``; what it yields leaves no room on it."""
+def small_disk(folder: Path) -> Iterator[Callable[[], Callable[[], None]]]:
+    """A disk of its own at ``folder``; yields what fills it and returns what makes room again."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount a file system")
+    filler = folder / "filler"
 
-    def fill() -> None:
-        with suppress(OSError), (folder / "filler").open("wb", buffering=0) as file:
+    def fill() -> Callable[[], None]:
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
-                file.write(bytes(2**16))
-        with suppress(OSError), (folder / "filler").open("ab", buffering=0) as file:
-            while True:
-                file.write(bytes(1))
+                file.write(bytes(2**12))
+        return filler.unlink
 
     try:
         yield fill
@@ -262,18 +241,29 @@ def full_disk(folder: Path) -> Iterator[Callable[[], None]]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_disk_that_fills_up(environment: dict[str, str], tmp_path: Path) -> None:
-    folder = tmp_path / "disk"
-    with full_disk(folder) as fill:
-        process = search({**environment, "JOULECUT_TEST_SECONDS": "0.3"}, folder)
-        wait_for(searched(folder / "run", 10), process)
-        fill()
+def test_storage_that_refuses_writes(environment: dict[str, str], tmp_path: Path) -> None:
+    """For a while: a file where the folder should be refuses everyone. Then the disk is full."""
+    with small_disk(tmp_path / "disk") as fill:
+        process = search({**environment, "JOULECUT_TEST_SECONDS": "0.3"}, tmp_path / "disk")
+        run = tmp_path / "disk" / "run"
+        wait_for(searched(run, 10), process)
+        before = rows(run)
+        for name in ("ledger", "policies", "tune"):
+            (run / name).rename(run / f"{name}-away")
+            (run / name).touch()
+        time.sleep(3.0)
+        for name in ("ledger", "policies", "tune"):
+            (run / name).unlink()
+            (run / f"{name}-away").rename(run / name)
+        wait_for(searched(run, len(before) + 3), process)
+        make_room = fill()
         errors = finish(process, 2)
         assert "No space left on device" in errors.splitlines()[-1]
+        assert errors.splitlines()[-1].startswith("joulecut: error: ")
         assert "Traceback" not in errors
-        before = rows(folder / "run")
-        (folder / "filler").unlink()
-        check_resumed(environment, folder / "run", before)
+        before = rows(run)
+        make_room()
+        check_resumed(environment, run, before)
 
 
 @contextmanager
@@ -311,15 +301,18 @@ def trainer(run: Path) -> int:
 @pytest.mark.parametrize("stage", ["evaluation", "training", "verification"])
 def test_a_killed_node(environment: dict[str, str], tmp_path: Path, stage: str) -> None:
     """The trainer has a machine, evaluators have the other, or two of them and one beside it."""
+    is_training = stage == "training"
+    budget = 16 if is_training else BUDGET
     with three_nodes() as cluster:
         process = search(
-            {**environment, "JOULECUT_TEST_SECONDS": "0" if stage == "training" else "0.5"},
+            {**environment, "JOULECUT_TEST_SECONDS": "0" if is_training else "0.5"},
             tmp_path,
             address=cluster.address,
             evaluators=3,
             evaluator_cpus=0.4,
             num_cpus=None,
-            algorithm="ppo" if stage == "training" else "random",
+            algorithm="ppo" if is_training else "random",
+            budget=budget,
         )
         run = tmp_path / "run"
         if stage == "verification":
@@ -329,11 +322,11 @@ def test_a_killed_node(environment: dict[str, str], tmp_path: Path, stage: str) 
             wait_for(searched(run, 12), process)
             own = node_of(cluster, trainer(run))
             others = cluster.worker_nodes - {own}
-            node = own if stage == "training" else others.pop()
+            node = own if is_training else others.pop()
         cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
         cluster.remove_node(node, allow_graceful=False)
         finish(process)
-    check_whole(run)
+    check_whole(run, budget)
 
 
 @pytest.mark.timeout(3600)

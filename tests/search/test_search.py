@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from faulty_task import __file__ as TASK_FILE
 
 from search.agents import CHECKPOINT
 
@@ -126,23 +127,33 @@ def test_export_and_evaluate_agree_with_the_ledger(run: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_the_same_seeds_of_random_search_give_the_same_ledger_of_fine_prices(
-    tmp_path: Path,
-) -> None:
+def test_one_evaluator_gives_the_same_ledger_of_fine_prices_twice(tmp_path: Path) -> None:
+    changes = {
+        "task": f"{TASK_FILE}:task",
+        "algorithm": "ppo",
+        "level": "fine",
+        "seeds": [3],
+        "budget": 14,
+        "resources": {"num_cpus": 2, "evaluators": 1},
+    }
     found = []
     for name in ("first", "second"):
         folder = tmp_path / name
         folder.mkdir()
-        spec = write_spec(folder, algorithm="random", level="fine", seeds=[3], budget=18)
-        assert joulecut("search", spec).returncode == 0
-        rows = pd.read_parquet(folder / "run" / "ledger")
-        columns = ["config_hash", "split", "accuracy", "energy_pj", "seed"]
-        found.append(rows[columns].sort_values(columns[:2]).reset_index(drop=True))
-    pd.testing.assert_frame_equal(*found)
+        assert joulecut("search", write_spec(folder, **changes)).returncode == 0
+        rows = pd.read_parquet(folder / "run" / "ledger").sort_values("time", ignore_index=True)
+        found.append(rows.drop(columns=["time", "seconds"]))
+    searched, tested = (
+        [rows[rows["split"] == split].reset_index(drop=True) for rows in found]
+        for split in ("search", "test")
+    )
+    pd.testing.assert_frame_equal(*searched, check_exact=True)  # in the same order, too
+    by_hash = [rows.sort_values("config_hash", ignore_index=True) for rows in tested]
+    pd.testing.assert_frame_equal(*by_hash, check_exact=True)
 
     row = rows[rows["role"] == "search"].iloc[0]
     (tmp_path / "config.json").write_text(row["config"])
-    arguments = ("--task", "digits", "--accelerator", "eyeriss-like", "--level", "fine")
+    arguments = ("--task", changes["task"], "--accelerator", "eyeriss-like", "--level", "fine")
     priced = read_json("cost", *arguments, "--config", tmp_path / "config.json")
     assert priced["total"]["energy"] == pytest.approx(row["energy_pj"])
 

@@ -85,7 +85,7 @@ def test_a_seed_waits_for_what_another_evaluates() -> None:
     first = ["known", "new"]
     assert claim(board, first, seed=0, deadline=math.inf) == [0.5, "granted"]
     assert claim(board, [*first, "more"], seed=1, deadline=math.inf)[1:] == ["pending", "granted"]
-    recording = threading.Timer(1.0, lambda: board.record.remote("new", 0.75))
+    recording = threading.Timer(1.0, lambda: board.record.remote({"new": 0.75}))
     recording.start()
     assert claim(board, first, seed=1, deadline=math.inf) == [0.5, 0.75]
     recording.join()
