@@ -133,7 +133,7 @@ def test_one_evaluator_gives_the_same_ledger_of_fine_prices_twice(tmp_path: Path
         "algorithm": "ppo",
         "level": "fine",
         "seeds": [3],
-        "budget": 14,
+        "budget": 18,
         "resources": {"num_cpus": 2, "evaluators": 1},
     }
     found = []
