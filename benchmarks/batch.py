@@ -106,11 +106,11 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=18, help="evaluations of an experiment")
     parser.add_argument("--seconds", type=float, default=5.0, help="that an evaluation takes")
     arguments = parser.parse_args()
-    os.environ["JOULECUT_TEST_SECONDS"] = str(arguments.seconds)
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ["OMP_NUM_THREADS"] = "1"
-    with tempfile.TemporaryDirectory() as no_faults:
-        os.environ["JOULECUT_TEST_FAULTS"] = no_faults
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "seconds").write_text(str(arguments.seconds))
+        os.environ["JOULECUT_TEST_FAULTS"] = folder
         run(arguments.output.absolute(), arguments.tasks, arguments.budget)
 
 

@@ -35,6 +35,7 @@ from search.evaluation import local_database
 from search.events import EventLog
 from search.events import evaluation_fields
 from search.events import one_line
+from search.failure import RunError
 from search.finalists import finalists
 from search.finalists import write_layer_tables
 from search.front import baseline
@@ -86,7 +87,9 @@ def run_search(
     Raises:
         InputError: the task, the accelerator or the space is not as it should be, another driver
             works on the run, or something cannot be written.
-        KeyboardInterrupt: after the report of what was found so far has been written.
+        RunError: something else failed in a trial.
+        KeyboardInterrupt: it was stopped. After these two the report is that of what was found so
+            far; not after an InputError, which may be of the storage that the report goes to.
     """
     budget = spec.time_budget_seconds
     deadline = time.monotonic() + (math.inf if budget is None else budget)
@@ -132,9 +135,15 @@ def run_search(
                 progress.stage("verifying on the test split")
                 at_once = evaluators * len(spec.seeds)
                 verify(run, log, spec, worker_spec, finalists(run, spec), at_once)
-            finally:
-                write_layer_tables(run, spec, worker)
-                write_report(run, build_report(run), patiently=True)
+            except (KeyboardInterrupt, RunError):
+                _write_results(run, spec, worker)
+                raise
+            _write_results(run, spec, worker)
+
+
+def _write_results(run: RunDirectory, spec: Spec, worker: EvaluationWorker) -> None:
+    write_layer_tables(run, spec, worker)
+    write_report(run, build_report(run), patiently=True)
 
 
 def _set_aside_damaged(run: RunDirectory, log: EventLog) -> None:

@@ -1,4 +1,4 @@
-"""Searches that lose processes, machines, files and patience, and go on."""
+"""Searches on simulated machines that lose processes, machines, files and patience, and go on."""
 
 from __future__ import annotations
 
@@ -40,29 +40,35 @@ QUICK_HEALTH_CHECKS = {
 _started: list[subprocess.Popen[str]] = []
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Of the commands that a test starts; what is left of them at its end is killed."""
-    (tmp_path / "faults").mkdir()
-    yield {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "RAY_AUTH_MODE": "disabled",
-        FAULTS: str(tmp_path / "faults"),
-    }
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What evaluations do, see ``faulty_task``; known to whatever the module starts."""
+    folder = tmp_path_factory.mktemp("faults")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv(FAULTS, str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def clean(faults: Path) -> Iterator[None]:
+    """No faults at the start of a test; what it started and left is killed at its end."""
+    for file in faults.iterdir():
+        file.unlink()
+    yield
     while _started:
         process = _started.pop()
         process.kill()
         process.communicate()
 
 
-def joulecut(environment: dict[str, str], *arguments: str | Path) -> subprocess.Popen[str]:
+def joulecut(*arguments: str | Path) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-m", "search.cli", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
         cwd=ROOT,
     )
     _started.append(process)
@@ -70,11 +76,12 @@ def joulecut(environment: dict[str, str], *arguments: str | Path) -> subprocess.
 
 
 def search(
-    environment: dict[str, str],
+    cluster: Cluster,
     folder: Path,
     *,
     algorithm: str = "random",
     budget: int = BUDGET,
+    evaluators: int = 2,
     **resources: Any,
 ) -> subprocess.Popen[str]:
     spec = {
@@ -83,11 +90,16 @@ def search(
         "output": str(folder / "run"),
         "algorithm": algorithm,
         "budget": budget,
-        "resources": {"num_cpus": 2, **resources},
+        "resources": {
+            "address": cluster.address,
+            "evaluators": evaluators,
+            "evaluator_cpus": 0.4,
+            **resources,
+        },
     }
     path = folder / "spec.yaml"
     path.write_text(json.dumps(spec))
-    return joulecut(environment, "search", path)
+    return joulecut("search", path)
 
 
 def finish(process: subprocess.Popen[str], code: int = 0, timeout: float = 400) -> str:
@@ -112,14 +124,12 @@ def rows(run: Path) -> pd.DataFrame:
     return pd.concat(parts) if parts else pd.DataFrame({"split": [], "config_hash": []})
 
 
-def searched(run: Path, count: int) -> Callable[[], bool]:
-    return lambda: int((rows(run)["split"] == "search").sum()) >= count
+def written(run: Path, count: int, split: str = "search") -> Callable[[], bool]:
+    return lambda: int((rows(run)["split"] == split).sum()) >= count
 
 
-def status(environment: dict[str, str], run: Path) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(
-        joulecut(environment, "status", run, "--json").communicate()[0]
-    )
+def status(run: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(joulecut("status", run, "--json").communicate()[0])
     return document
 
 
@@ -133,91 +143,110 @@ def check_whole(run: Path, budget: int = BUDGET) -> pd.DataFrame:
     return found
 
 
-def check_resumed(environment: dict[str, str], run: Path, before: pd.DataFrame) -> None:
-    """A run goes on to its end and keeps what was there."""
-    finish(joulecut(environment, "resume", run))
-    check_kept(before, check_whole(run))
-
-
 def check_kept(before: pd.DataFrame, after: pd.DataFrame) -> None:
     kept = before.merge(after, on=["config_hash", "split", "time"])
     assert len(kept) == len(before)
 
 
+@contextmanager
+def three_nodes(**resources: int) -> Iterator[Cluster]:
+    """A head without room for work and two workers with one CPU and ``resources``."""
+    options: dict[str, Any] = {"object_store_memory": 80 * 2**20}
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 0,
+            "include_dashboard": False,
+            "_system_config": QUICK_HEALTH_CHECKS,
+            **options,
+        },
+    )
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, **resources, **options)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster(faults: Path) -> Iterator[Cluster]:
+    """For tests that leave its machines alone."""
+    with three_nodes() as machines:
+        yield machines
+
+
 @pytest.mark.timeout(3600)
 def test_a_driver_that_is_killed_again_and_again(
-    environment: dict[str, str], tmp_path: Path
+    cluster: Cluster, faults: Path, tmp_path: Path
 ) -> None:
+    """By turns at work, which is also that on the test split, and while it starts."""
     chance = random.Random(0)
-    environment = {**environment, "JOULECUT_TEST_SECONDS": "0.3"}
+    (faults / "seconds").write_text("0.3")
     run = tmp_path / "run"
-    process = search(environment, tmp_path)
-    for moment in sorted(chance.choices(range(1, BUDGET), k=KILLS)):
-        wait_for(searched(run, moment), process)
-        time.sleep(chance.random())
+    moments = sorted(chance.choices(range(1, BUDGET + 4), k=-(-KILLS // 2)))
+    process = search(cluster, tmp_path)
+    for number in range(KILLS):
+        if number % 2 == 0:
+            moment = moments.pop(0)
+            split, count = ("search", moment) if moment < BUDGET else ("test", moment - BUDGET + 1)
+            wait_for(written(run, count, split), process)
+        time.sleep(chance.uniform(0, 8 if number % 2 else 1))
         process.kill()
         finish(process, -signal.SIGKILL)
         before = rows(run)
-        process = joulecut(environment, "resume", run)
+        process = joulecut("resume", run)
     finish(process)
     check_kept(before, check_whole(run))
 
 
-def test_a_driver_told_to_end(environment: dict[str, str], tmp_path: Path) -> None:
-    process = search({**environment, "JOULECUT_TEST_SECONDS": "0.3"}, tmp_path)
-    wait_for(searched(tmp_path / "run", 10), process)
+def test_a_driver_told_to_end_and_torn_files_of_the_ledger(
+    cluster: Cluster, faults: Path, tmp_path: Path
+) -> None:
+    (faults / "seconds").write_text("0.3")
+    run = tmp_path / "run"
+    process = search(cluster, tmp_path)
+    wait_for(written(run, 10), process)
     process.terminate()
     assert "stopped; go on with: joulecut resume" in finish(process)
-    found = status(environment, tmp_path / "run")
+    found = status(run)
     assert (found["state"], found["message"]) == ("interrupted", "stopped by SIGTERM")
-    assert (tmp_path / "run" / "report" / "report.html").exists()
-    check_resumed(environment, tmp_path / "run", rows(tmp_path / "run"))
+    assert (run / "report" / "report.html").exists()
+
+    first, second, third, *others = sorted((run / "ledger").glob("part-*.parquet"))
+    before = pd.concat([pd.read_parquet(part) for part in others])
+    first.write_bytes(first.read_bytes()[:-20])
+    second.write_bytes(b"")
+    content = bytearray(third.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    third.write_bytes(content)
+    assert "joulecut resume will put it aside" in finish(joulecut("report", run), 2)
+
+    errors = finish(joulecut("resume", run))
+    for part in (first, second, third):
+        assert f"damaged ledger file moved to {run}/damaged/{part.name}" in errors
+        assert (run / "damaged" / part.name).exists()
+    check_kept(before, check_whole(run))
 
 
 def test_evaluations_that_die_hang_raise_and_return_nan(
-    environment: dict[str, str], tmp_path: Path
+    cluster: Cluster, faults: Path, tmp_path: Path
 ) -> None:
+    """On the search split, and one that hangs on the test split."""
     for fault in ("1 dies", "2 hangs", "3 hangs", "4 hangs", "5 raises", "6 is not a number"):
-        (tmp_path / "faults" / fault).touch()
-    finish(search(environment, tmp_path, evaluators=1, evaluation_timeout="8s"))
-    found = check_whole(tmp_path / "run")
+        (faults / f"{fault}.fault").touch()
+    run = tmp_path / "run"
+    process = search(cluster, tmp_path, evaluators=1, evaluation_timeout="8s")
+    wait_for(written(run, BUDGET), process)
+    assert list(faults.iterdir()) == []
+    (faults / "hangs.fault").touch()
+    finish(process)
+    assert list(faults.iterdir()) == []
+    found = check_whole(run)
     failed = found[found["accuracy"].isna()].sort_values("time")
     reasons = ("no result in 8 s, 2 times", "no images left", "nan is not allowed")
     for error, reason in zip(failed["error"], reasons, strict=True):
         assert reason in error
-    assert list((tmp_path / "faults").iterdir()) == []
-
-
-def test_a_hanging_verification(environment: dict[str, str], tmp_path: Path) -> None:
-    finish(search(environment, tmp_path))
-    run = tmp_path / "run"
-    for part in (run / "ledger").glob("part-*.parquet"):
-        if (pd.read_parquet(part)["split"] == "test").any():
-            part.unlink()
-    (tmp_path / "faults" / "hangs").touch()
-    specification = (run / "spec.yaml").read_text()
-    (run / "spec.yaml").write_text(specification.replace("1h", "10s"))
-    finish(joulecut(environment, "resume", run))
-    check_whole(run)
-
-
-def test_torn_files_of_the_ledger(environment: dict[str, str], tmp_path: Path) -> None:
-    finish(search(environment, tmp_path))
-    run = tmp_path / "run"
-    parts = sorted((run / "ledger").glob("part-*.parquet"))
-    parts[0].write_bytes(parts[0].read_bytes()[:-20])
-    parts[1].write_bytes(b"")
-    content = bytearray(parts[2].read_bytes())
-    content[len(content) // 3] ^= 0xFF
-    parts[2].write_bytes(content)
-
-    assert "joulecut resume will put it aside" in finish(joulecut(environment, "report", run), 2)
-    errors = finish(joulecut(environment, "resume", run))
-
-    for part in parts[:3]:
-        assert f"damaged ledger file moved to {run}/damaged/{part.name}" in errors
-        assert (run / "damaged" / part.name).exists()
-    check_whole(run)
 
 
 @contextmanager
@@ -241,12 +270,13 @@ def small_disk(folder: Path) -> Iterator[Callable[[], Callable[[], None]]]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_storage_that_refuses_writes(environment: dict[str, str], tmp_path: Path) -> None:
+def test_storage_that_refuses_writes(cluster: Cluster, faults: Path, tmp_path: Path) -> None:
     """For a while: a file where the folder should be refuses everyone. Then the disk is full."""
     with small_disk(tmp_path / "disk") as fill:
-        process = search({**environment, "JOULECUT_TEST_SECONDS": "0.3"}, tmp_path / "disk")
+        (faults / "seconds").write_text("0.3")
+        process = search(cluster, tmp_path / "disk")
         run = tmp_path / "disk" / "run"
-        wait_for(searched(run, 10), process)
+        wait_for(written(run, 10), process)
         before = rows(run)
         for name in ("ledger", "policies", "tune"):
             (run / name).rename(run / f"{name}-away")
@@ -255,7 +285,7 @@ def test_storage_that_refuses_writes(environment: dict[str, str], tmp_path: Path
         for name in ("ledger", "policies", "tune"):
             (run / name).unlink()
             (run / f"{name}-away").rename(run / name)
-        wait_for(searched(run, len(before) + 3), process)
+        wait_for(written(run, len(before) + 3), process)
         make_room = fill()
         errors = finish(process, 2)
         assert "No space left on device" in errors.splitlines()[-1]
@@ -263,24 +293,8 @@ def test_storage_that_refuses_writes(environment: dict[str, str], tmp_path: Path
         assert "Traceback" not in errors
         before = rows(run)
         make_room()
-        check_resumed(environment, run, before)
-
-
-@contextmanager
-def three_nodes(**resources: int) -> Iterator[Cluster]:
-    """A head without room for work and two workers with one CPU and ``resources``."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    options: dict[str, Any] = {"object_store_memory": 80 * 2**20}
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "_system_config": QUICK_HEALTH_CHECKS, **options},
-    )
-    try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1, **resources, **options)
-        yield cluster
-    finally:
-        cluster.shutdown()
+        finish(joulecut("resume", run))
+        check_kept(before, check_whole(run))
 
 
 def node_of(cluster: Cluster, process: int) -> Any:
@@ -299,38 +313,31 @@ def trainer(run: Path) -> int:
 
 
 @pytest.mark.parametrize("stage", ["evaluation", "training", "verification"])
-def test_a_killed_node(environment: dict[str, str], tmp_path: Path, stage: str) -> None:
+def test_a_killed_node(faults: Path, tmp_path: Path, stage: str) -> None:
     """The trainer has a machine, evaluators have the other, or two of them and one beside it."""
     is_training = stage == "training"
     budget = 16 if is_training else BUDGET
-    with three_nodes() as cluster:
-        process = search(
-            {**environment, "JOULECUT_TEST_SECONDS": "0" if is_training else "0.5"},
-            tmp_path,
-            address=cluster.address,
-            evaluators=3,
-            evaluator_cpus=0.4,
-            num_cpus=None,
-            algorithm="ppo" if is_training else "random",
-            budget=budget,
-        )
+    (faults / "seconds").write_text("0" if is_training else "0.5")
+    with three_nodes() as machines:
+        algorithm = "ppo" if is_training else "random"
+        process = search(machines, tmp_path, algorithm=algorithm, budget=budget, evaluators=3)
         run = tmp_path / "run"
         if stage == "verification":
             wait_for(lambda: bool((rows(run)["split"] == "test").any()), process)
-            node = cluster.worker_nodes.copy().pop()
+            node = machines.worker_nodes.copy().pop()
         else:
-            wait_for(searched(run, 12), process)
-            own = node_of(cluster, trainer(run))
-            others = cluster.worker_nodes - {own}
+            wait_for(written(run, 12), process)
+            own = node_of(machines, trainer(run))
+            others = machines.worker_nodes - {own}
             node = own if is_training else others.pop()
-        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-        cluster.remove_node(node, allow_graceful=False)
+        machines.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        machines.remove_node(node, allow_graceful=False)
         finish(process)
     check_whole(run, budget)
 
 
 @pytest.mark.timeout(3600)
-def test_a_batch_on_a_cluster_that_changes(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_batch_on_a_cluster_that_changes(faults: Path, tmp_path: Path) -> None:
     """A node dies and another comes."""
     specification = {
         "output": str(tmp_path / "batch"),
@@ -354,18 +361,18 @@ def test_a_batch_on_a_cluster_that_changes(environment: dict[str, str], tmp_path
     path = tmp_path / "batch.yaml"
     path.write_text(json.dumps(specification))
     options: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 80 * 2**20}
-    with three_nodes(num_gpus=1) as cluster:
-        process = joulecut(environment, "batch", path, "--address", cluster.address)
+    with three_nodes(num_gpus=1) as machines:
+        process = joulecut("batch", path, "--address", machines.address)
 
         def completed(count: int) -> bool:
             states = tmp_path.glob("batch/experiments/*/state.json")
             return sum('"completed"' in state.read_text() for state in states) >= count
 
         wait_for(lambda: completed(1), process, 600)
-        cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
-        cluster.add_node(**options)
+        machines.remove_node(machines.worker_nodes.copy().pop(), allow_graceful=False)
+        machines.add_node(**options)
         finish(process, timeout=3000)
-    found = status(environment, tmp_path / "batch")
+    found = status(tmp_path / "batch")
     assert found["counts"] == {"completed": 4}
     assert found["budget"] == 4 * 18
     for entry in found["experiments"]:  # on so small a network dp runs out of allocations

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from faulty_task import FAULTS
 
 pytest.importorskip("aiohttp_cors", reason="jobs need ray[default]")
 pytestmark = pytest.mark.slow
@@ -27,7 +28,8 @@ BUDGET = 24
 
 @pytest.fixture
 def dashboard(tmp_path: Path) -> Iterator[str]:
-    """Address of a head's dashboard."""
+    """Address of a head's dashboard; evaluations take half a second."""
+    (tmp_path / "seconds").write_text("0.5")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -37,7 +39,7 @@ def dashboard(tmp_path: Path) -> Iterator[str]:
         "PYTHONPATH": str(ROOT),
         "RAY_AUTH_MODE": "disabled",
         "RAY_JOB_STOP_WAIT_TIME_S": "60",
-        "JOULECUT_TEST_SECONDS": "0.5",
+        FAULTS: str(tmp_path),
     }
     options = ["--num-cpus=2", "--object-store-memory=80000000", "--port=0"]
     options += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
