@@ -330,8 +330,8 @@ def test_a_killed_node(faults: Path, tmp_path: Path, stage: str) -> None:
             own = node_of(machines, trainer(run))
             others = machines.worker_nodes - {own}
             node = own if is_training else others.pop()
-        machines.add_node(num_cpus=1, object_store_memory=80 * 2**20)
         machines.remove_node(node, allow_graceful=False)
+        machines.add_node(num_cpus=1, object_store_memory=80 * 2**20)
         finish(process)
     check_whole(run, budget)
 
