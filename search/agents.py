@@ -153,7 +153,7 @@ def in_process(
         .env_runners(env_runner_cls=runner, num_env_runners=0, num_envs_per_env_runner=1)
         .learners(num_learners=0)
         .multi_agent(
-            policies=set(modules.rl_module_specs),
+            policies=list(modules.rl_module_specs),  # a set has another order in every process
             policy_mapping_fn=lambda agent, episode, **_: agent,
         )
         .rl_module(rl_module_spec=modules)

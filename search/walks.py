@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import KeysView
 from collections.abc import Mapping
 from typing import Any
 
@@ -86,6 +87,18 @@ def walk(
     return episode.choices
 
 
+class OrderedEpisode(MultiAgentEpisode):
+    """One whose agents come in the order in which they first saw something.
+
+    RLlib makes them a set, which has another order in every process, and batches in that order:
+    the same seed would learn something else.
+    """
+
+    @property
+    def agent_ids(self) -> KeysView[str]:
+        return self.agent_episodes.keys()
+
+
 class GameRunner(MultiAgentEnvRunner):
     """A runner in this process that plays the game of its environment by itself.
 
@@ -167,7 +180,7 @@ class WalkRunner(GameRunner):
         return episodes
 
     def _empty_episode(self) -> MultiAgentEpisode:
-        return MultiAgentEpisode(
+        return OrderedEpisode(
             observation_space=self._env.observation_spaces,
             action_space=self._env.action_spaces,
             agent_to_module_mapping_fn=self.config.policy_mapping_fn,
