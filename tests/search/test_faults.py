@@ -180,24 +180,26 @@ def cluster(faults: Path) -> Iterator[Cluster]:
 def test_a_driver_that_is_killed_again_and_again(
     cluster: Cluster, faults: Path, tmp_path: Path
 ) -> None:
-    """By turns at work, which is also that on the test split, and while it starts."""
+    """By turns at work and while it starts; the last time at work on the test split."""
     chance = random.Random(0)
-    (faults / "seconds").write_text("0.3")
-    run = tmp_path / "run"
-    moments = sorted(chance.choices(range(1, BUDGET + 4), k=-(-KILLS // 2)))
-    process = search(cluster, tmp_path)
+    (faults / "seconds").write_text("0.5")
+    run, budget, before = tmp_path / "run", BUDGET + 3 * KILLS, rows(tmp_path)
+    process = search(cluster, tmp_path, budget=budget)
     for number in range(KILLS):
-        if number % 2 == 0:
-            moment = moments.pop(0)
-            split, count = ("search", moment) if moment < BUDGET else ("test", moment - BUDGET + 1)
-            wait_for(written(run, count, split), process)
-        time.sleep(chance.uniform(0, 8 if number % 2 else 1))
+        is_last = number == KILLS - 1
+        is_starting = number % 2 == 1 and not is_last
+        if is_last:
+            wait_for(written(run, 1, "test"), process)
+        elif not is_starting:
+            count = len(before) + chance.randint(1, 3)
+            wait_for(lambda count=count: len(rows(run)) >= count, process)
+        time.sleep(chance.uniform(0.0, 8.0 if is_starting else 0.5))
         process.kill()
         finish(process, -signal.SIGKILL)
         before = rows(run)
         process = joulecut("resume", run)
     finish(process)
-    check_kept(before, check_whole(run))
+    check_kept(before, check_whole(run, budget))
 
 
 def test_a_driver_told_to_end_and_torn_files_of_the_ledger(
