@@ -4,10 +4,10 @@
 
 Two machines with a simulated GPU each, of which every evaluator takes a quarter; two small networks
 whose evaluations wait for as long as those of larger ones take, two accelerators, three algorithms,
-two seeds. When a third of the experiments are complete a machine is
-killed, and another joins. Prints how long that took, what became of the experiments, how many
-configurations were evaluated, those that were evaluated again, and the share of GPU slots that were
-reserved while experiments waited for one.
+two seeds. When a third of the experiments are complete a machine is killed, and another joins.
+Prints how long that took, what became of the experiments, how many configurations were evaluated,
+those that were evaluated again, and the share of GPU slots that were reserved while experiments
+waited for one.
 """
 
 from __future__ import annotations

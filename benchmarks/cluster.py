@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import os
 import resource
 import tempfile
@@ -107,8 +106,15 @@ def memory_mb() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
+def local_ray() -> None:
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
+
+
 def overhead(evaluations: int) -> None:
     from search.board import BoardActor
+    from search.board import News
     from search.board import accuracy
     from search.events import EventLog
     from search.events import evaluation_fields
@@ -116,11 +122,8 @@ def overhead(evaluations: int) -> None:
     from search.pool import EvaluatorPool
     from search.runner import _merging
     from search.storage import Storage
-    from search.trial import _WAIT_SECONDS
 
-    ray.init(
-        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
-    )
+    local_ray()
     with tempfile.TemporaryDirectory() as directory:
         folder = f"{directory}/ledger"
         board: Any = BoardActor.remote({})
@@ -133,19 +136,16 @@ def overhead(evaluations: int) -> None:
         with _merging(Storage.at(folder), log):
             for first in range(0, evaluations, batch):
                 start, telling = time.perf_counter(), 0.0
-                news: dict[str, float] = {}
-                told = -math.inf
+                news = News(board)
                 numbers = range(first, first + batch)
                 ray.get(board.claim.remote([f"{number:016x}" for number in numbers], 0))
                 for result in pool.evaluate(list(numbers)):
-                    news[result.config_hash] = accuracy(result)
-                    if time.monotonic() - told >= _WAIT_SECONDS:
-                        board.record.remote(news)
-                        news, told = {}, time.monotonic()
+                    news.add(result.config_hash, accuracy(result))
                     before = time.perf_counter()
                     log.write("evaluation", **evaluation_fields(result))
                     metrics.evaluated(result, pool.waiting)
                     telling += time.perf_counter() - before
+                news.tell()
                 before = time.perf_counter()
                 metrics.end_round()
                 telling += time.perf_counter() - before
@@ -265,9 +265,7 @@ def workers(task: Any, evaluations: int) -> None:
             layers[name] = LayerDecision("element", "l1", sparsity, int(bits), 8)
         return Request(CompressionConfig(layers), "search", "search")
 
-    ray.init(
-        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
-    )
+    local_ray()
     with tempfile.TemporaryDirectory() as directory:
         run = Storage.at(directory)
         database = run.child("database")

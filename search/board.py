@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
 from typing import Literal
 
 import pandas as pd
@@ -14,6 +15,9 @@ import ray
 from search.ledger import Evaluation
 
 Answer = Literal["granted", "pending"]
+
+_TELL_SECONDS = 0.2
+"""Between two messages of a trial, each of which takes longer than an entry of it."""
 
 
 class Board:
@@ -74,6 +78,32 @@ class Board:
 
 
 BoardActor = ray.remote(num_cpus=0)(Board)
+
+
+class News:
+    """What one trial has evaluated and tells the others, a little later and in groups.
+
+    Not waited for: a trial's messages arrive in order, so what it claims next comes after.
+
+    Args:
+        board: Handle of the run's ``BoardActor``.
+    """
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._measured: dict[str, float] = {}
+        self._told = -math.inf
+
+    def add(self, config_hash: str, accuracy: float) -> None:
+        """A configuration has been evaluated and is in the ledger; NaN where that failed."""
+        self._measured[config_hash] = accuracy
+        if time.monotonic() - self._told >= _TELL_SECONDS:
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell what has not been told yet."""
+        self._board.record.remote(self._measured)
+        self._measured, self._told = {}, time.monotonic()
 
 
 def accuracies(rows: pd.DataFrame) -> dict[str, float]:

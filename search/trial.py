@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from ray import tune
 from envs.config import CompressionConfig
 from envs.problem import CompressionProblem
 from search.board import Answer
+from search.board import News
 from search.board import accuracies
 from search.board import accuracy
 from search.evaluation import EvaluationWorker
@@ -42,7 +42,7 @@ _MIN_ROUND = 2
 _FRUITLESS_ROUNDS = 50
 """Rounds without anything new after which a space counts as exhausted."""
 _WAIT_SECONDS = 0.2
-"""Between looks at whether another trial has evaluated something, and between telling others."""
+"""Between looks at whether another trial has evaluated something."""
 
 
 @dataclass(frozen=True)
@@ -169,20 +169,16 @@ def run_seed(
         granted = [
             config for config, answer in zip(configs, answers, strict=True) if answer == "granted"
         ]
-        news: dict[str, float] = {}
-        told = -math.inf
+        news = News(board)
         for row in pool.evaluate(_requests(granted, seed, setup)):
-            measured[row.config_hash] = news[row.config_hash] = accuracy(row)
-            if time.monotonic() - told >= _WAIT_SECONDS:
-                board.record.remote(news)
-                news, told = {}, time.monotonic()
+            measured[row.config_hash] = accuracy(row)
+            news.add(row.config_hash, accuracy(row))
             log.write("evaluation", **evaluation_fields(row))
             metrics.evaluated(row, pool.waiting)
             spent += 1
             if time.monotonic() >= deadline:
                 break
-        # Not waited for: a trial's messages arrive in order, so its next claim comes after.
-        board.record.remote(news)
+        news.tell()
         fruitless = 0 if granted else fruitless + 1
         pairs = zip(choices, configs, strict=True)
         found = [(choice, config.hash) for choice, config in pairs if config.hash in measured]
