@@ -246,14 +246,20 @@ class Compressor:
         read = units.in_units[index]
         size = torch.sum(layer.rows @ moment * layer.rows)
         kernel = layer.rows.shape[-1] * layer.shape.groups // len(read)
+        of_size: dict[int, list[tuple[int, Tensor]]] = {}
         for unit in read[(read >= 0) & (units.unit_group[read] == group)].unique().tolist():
             channels = (read == unit).nonzero()
             # A unit's channels in one group of the layer go together.
             columns = (channels * kernel + torch.arange(kernel)).flatten()
             of_group = columns // layer.rows.shape[-1]
             for number in of_group.unique():
-                lost = removal_error(layer.rows, moment, columns[of_group == number][None])
-                scores[unit] += float(lost) / float(size.clamp_min(torch.finfo(size.dtype).tiny))
+                together = columns[of_group == number]
+                of_size.setdefault(len(together), []).append((unit, together))
+        for found in of_size.values():
+            sets = torch.stack([columns for _, columns in found])
+            lost = removal_error(layer.rows, moment, sets)
+            gone = torch.tensor([unit for unit, _ in found])
+            scores.index_add_(0, gone, lost / size.clamp_min(torch.finfo(size.dtype).tiny))
 
     def _weights(
         self,

@@ -23,6 +23,7 @@ from envs.lowering import lower
 from envs.resident import ResidentData
 from envs.resident import images_in_cache
 from envs.tasks import Task
+from envs.tasks.task import Predict
 from envs.tasks.task import top1
 from hwmodel import InputError
 
@@ -95,7 +96,7 @@ class Evaluator:
         if limit is not None and self.task.metric is top1 and self._data.is_shuffled(split):
             accuracy, blocks, images, holds = self._until_known(module, split, limit)
         else:
-            outputs, targets = self._run(module, split)
+            outputs, targets = self._run(module, split, self.task.predict)
             accuracy, blocks = self._metric(outputs, targets), self._blocks(outputs, targets)
             images, holds = len(outputs), None
             if limit is not None:
@@ -128,12 +129,15 @@ class Evaluator:
         integers = not exact and self.device.type == "cpu" and integer.is_available()
         return lower(self.compressor.network, compressed, integers).to(self.device)
 
-    def _run(self, module: nn.Module, split: str) -> tuple[Tensor, Tensor]:
-        """Outputs and targets of a whole split, in its own order."""
+    def _run(
+        self, module: nn.Module, split: str, predict: Predict | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs, or what is predicted from them, and targets of a split in its own order."""
         outputs, targets, rows = [], [], []
         with torch.inference_mode(), _full_precision():
             for part in self._data.parts(split):
-                outputs.append(module(part.inputs).float().cpu())
+                given = module(part.inputs).float()
+                outputs.append((given if predict is None else predict(given)).cpu())
                 targets.append(part.targets)
                 rows.append(part.rows)
         order = torch.cat(rows).argsort()
@@ -165,7 +169,7 @@ class Evaluator:
         """Metric of the uncompressed network, and which images it gets right, (images,)."""
         if split not in self._dense:
             dense = self.compressor.compress(uniform(self.compressor.network.names, 32))
-            outputs, targets = self.outputs(dense, split)
+            outputs, targets = self._run(self._load(dense, exact=True), split, self.task.predict)
             scores = _scores(outputs, targets) if self.task.metric is top1 else torch.empty(0)
             self._dense[split] = self._metric(outputs, targets), scores
         return self._dense[split]

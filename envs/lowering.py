@@ -22,8 +22,11 @@ from envs.integer import IntegerLayer
 from envs.integer import IntegerSum
 from envs.integer import fits
 from envs.quantization import ActivationRange
+from envs.quantization import activation_integers
 from envs.quantization import quantize_activation
+from envs.removal import scale_sums
 from envs.removal import shrunk_graph
+from envs.removal import sums_integers
 from envs.trace import TracedNetwork
 from envs.trace import convolution_geometry
 from envs.units import ChannelUnits
@@ -52,6 +55,20 @@ class RoundedInput(nn.Module):
         return quantize_activation(x, self.grid)
 
 
+class IntegersOfInput(nn.Module):
+    """Gives the integers, as floats, of what passes on a grid."""
+
+    def __init__(self, grid: ActivationRange) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        return activation_integers(x, self.grid)
+
+
+Rounding = type[RoundedInput] | type[IntegersOfInput] | type[IntegerInput]
+
+
 def lower(network: TracedNetwork, compressed: CompressedNetwork, integers: bool) -> fx.GraphModule:
     """A compressed network that computes fast what :func:`envs.removal.remove_channels` computes.
 
@@ -59,9 +76,8 @@ def lower(network: TracedNetwork, compressed: CompressedNetwork, integers: bool)
         network: Traced network; left as it is.
         compressed: Its compressed layers.
         integers: Use integer arithmetic wherever weights and inputs are integers (see
-            :func:`envs.integer.is_available`). Only the rounding of single precision sums
-            differs: a value at the border of two integers may become the other one. Otherwise
-            the outputs are the same to the last bit.
+            :func:`envs.integer.is_available`). The outputs are the same to the last bit, but
+            where sums leave the integers that single precision holds, 2^24.
     """
     removed = compressed.removed_units
     if integers:
@@ -97,7 +113,7 @@ class _Lowering:
         self.integers = integers
         self.nodes = {node.name: node for node in graph.nodes}
         self.modules: dict[str, nn.Module] = {}
-        self.inputs: dict[tuple[fx.Node, ActivationRange, bool], fx.Node] = {}
+        self.inputs: dict[tuple[fx.Node, ActivationRange, Rounding], fx.Node] = {}
 
     def lower_layer(
         self, index: int, name: str, layer: CompressedLayer, scale: Tensor | None
@@ -123,14 +139,20 @@ class _Lowering:
             integers = integer_weights(weight, scale)
         is_integer = integers is not None and integers.dtype == torch.int8
         read: Any = node.args[0]
-        rounded = self._rounded(read, layer.input_range, is_integer)
         if not is_integer:
+            rounding: Rounding = RoundedInput
+            if sums_integers(layer):
+                assert scale is not None
+                rounding = IntegersOfInput
+                scale_sums(node, index, self.tensors, layer.input_range, scale)
+            weight = self.tensors[f"weight_{index}"]
             if weight.ndim == 4:
                 weight = weight.contiguous(memory_format=torch.channels_last)
                 self.tensors[f"weight_{index}"] = weight
-            node.replace_input_with(read, rounded)
+            node.replace_input_with(read, self._rounded(read, layer.input_range, rounding))
             self.graph.erase_node(read)
             return
+        rounded = self._rounded(read, layer.input_range, IntegerInput)
         assert scale is not None
         assert integers is not None
         scale = torch.where(scale == 0, 1.0, scale)
@@ -149,15 +171,15 @@ class _Lowering:
         for unused in (node, *node.all_input_nodes):
             self.graph.erase_node(unused)
 
-    def _rounded(self, read: fx.Node, grid: ActivationRange, is_integer: bool) -> fx.Node:
+    def _rounded(self, read: fx.Node, grid: ActivationRange, rounding: Rounding) -> fx.Node:
         """The rounded input of a layer; readers of one map that agree about its grid share it."""
         source: Any = read.args[0]
         if grid.bits == 32:
             return source
-        key = (source, grid, is_integer)
+        key = (source, grid, rounding)
         if key not in self.inputs:
             name = f"rounded_{len(self.inputs)}"
-            self.modules[name] = IntegerInput(grid) if is_integer else RoundedInput(grid)
+            self.modules[name] = rounding(grid)
             with self.graph.inserting_before(read):
                 self.inputs[key] = self.graph.call_module(name, (source,))
             self.inputs[key].meta.update(read.meta)
@@ -165,7 +187,9 @@ class _Lowering:
 
     def fuse(self) -> None:
         """Let integer layers rectify and round what they write."""
-        grids = {node: grid for (_, grid, is_integer), node in self.inputs.items() if is_integer}
+        grids = {
+            node: grid for (_, grid, kind), node in self.inputs.items() if kind is IntegerInput
+        }
         for node in list(self.graph.find_nodes(op="call_module")):
             layer = self.modules[str(node.target)]
             if not isinstance(layer, IntegerLayer):

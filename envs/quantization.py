@@ -93,5 +93,9 @@ def quantize_activation(x: Tensor, range_: ActivationRange) -> Tensor:
         return x
     if range_.bits == 16:
         return x.half().to(x.dtype)
-    integers = x.mul(1 / range_.scale).round_().clamp_(range_.low, range_.high)
-    return integers.mul_(range_.scale)
+    return activation_integers(x, range_).mul_(range_.scale)
+
+
+def activation_integers(x: Tensor, range_: ActivationRange) -> Tensor:
+    """Integers of the nearest representable values, as floats; not for 16 and 32 bits."""
+    return x.mul(1 / range_.scale).round_().clamp_(range_.low, range_.high)

@@ -271,11 +271,14 @@ def removal_error(
     """
     columns = weight.shape[2]
     factor = inverse_factor(second_moment, damping)
-    group, place = sets[:, :1] // columns, sets % columns
-    parts = factor.mT[group, place]  # (sets, size, columns): the rows of U^T
-    inner = torch.bmm(parts, parts.mT).double()
-    part = weight.mT[group, place].double()  # (sets, size, rows)
-    return (part * torch.linalg.solve(inner, part)).sum(dim=(1, 2)).clamp_min(0).to(weight)
+    lost = []
+    for part in sets.split(max(1, _WORKING_BYTES // (4 * columns * sets.shape[1]))):
+        group, place = part[:, :1] // columns, part % columns
+        rows = factor.mT[group, place]  # (sets, size, columns): rows of U^T
+        inner = torch.bmm(rows, rows.mT).double()
+        gone = weight.mT[group, place].double()  # (sets, size, rows)
+        lost.append((gone * torch.linalg.solve(inner, gone)).sum(dim=(1, 2)))
+    return torch.cat(lost).clamp_min(0).to(weight)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,10 @@
-"""Physically removes channels: a compressed network as a graph of smaller operations."""
+"""Physically removes channels: a compressed network as a graph of smaller operations.
+
+Layers whose weights and inputs are integers multiply and add these, kept as floats, and scale the
+sums, as an accelerator does. Single precision is exact for sums below 2^24, so the outputs do not
+depend on the order of the additions: they are the same on every device, and those of the kernels in
+:mod:`envs.integer`, to the last bit.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +20,10 @@ from envs.channels import LAYER_OPS
 from envs.channels import Labels
 from envs.channels import axis_padding
 from envs.channels import group_count
+from envs.compression import CompressedLayer
 from envs.compression import CompressedNetwork
+from envs.compression import integer_weights
+from envs.config import FLOAT_BITS
 from envs.quantization import ActivationRange
 from envs.trace import TracedNetwork
 from envs.units import is_removed
@@ -26,16 +35,22 @@ def remove_channels(network: TracedNetwork, compressed: CompressedNetwork) -> fx
     """The compressed network without the channels that are gone.
 
     Every tensor is a buffer of the module itself with a flat name; layer i has ``weight_i`` and
-    ``bias_i``. All operations are ATen calls, the rounding of inputs included.
+    ``bias_i``, and ``scale_i`` where ``weight_i`` holds integers. All operations are ATen calls,
+    the rounding of inputs included.
 
     Args:
         network: Traced network; left as it is.
         compressed: Its compressed layers.
     """
     graph, tensors = shrunk_graph(network, compressed, compressed.removed_units)
-    for node in list(graph.nodes):
-        if node.op == "call_module":
-            _inline_rounding(node, compressed)
+    inputs = {str(node.target): node for node in graph.find_nodes(op="call_module")}
+    nodes = {node.name: node for node in graph.nodes}
+    for index, (traced, layer) in enumerate(zip(network.layers, compressed.layers, strict=True)):
+        _inline_rounding(inputs[f"input_{index}"], layer)
+        if sums_integers(layer):
+            scale = layer.scale_of(layer.kept_in, layer.kept_out)
+            assert scale is not None
+            scale_sums(nodes[traced.node], index, tensors, layer.input_range, scale)
     graph.eliminate_dead_code()
     graph.lint()
     return fx.GraphModule(tensors, graph).eval()
@@ -62,6 +77,47 @@ def shrunk_graph(
     for node in list(graph.nodes):
         remover.rewrite(node)
     return graph, tensors
+
+
+def sums_integers(layer: CompressedLayer) -> bool:
+    """Whether a layer adds up products of integers before anything is scaled."""
+    one_scale_each = layer.scale is not None and layer.scale.ndim == 1
+    return one_scale_each and layer.input_range.bits not in FLOAT_BITS
+
+
+def scale_sums(
+    node: fx.Node, index: int, tensors: dict[str, Tensor], grid: ActivationRange, scale: Tensor
+) -> None:
+    """Have a layer that reads integers use integer weights, and scale and shift its sums.
+
+    In this order: grid of the input, scale of the output channel, bias. It is that of oneDNN.
+
+    Args:
+        node: The layer's node.
+        index: Its number.
+        tensors: Of the graph; the layer's change, and ``scale_INDEX`` is added.
+        grid: Of its input.
+        scale: Of its output channels, (out_channels,).
+    """
+    weight, bias = (tensors[f"{name}_{index}"] for name in ("weight", "bias"))
+    each = [-1] + [1] * (weight.ndim - 2)  # of the channels, for images and tokens alike
+    tensors[f"weight_{index}"] = integer_weights(weight, scale).float()
+    tensors[f"scale_{index}"] = scale.view(each)
+    tensors[f"bias_{index}"] = bias.view(each)
+    graph, call = node.graph, node.graph.call_function
+    shift: Any = node.args[2]
+    with graph.inserting_before(node):
+        factor = graph.get_attr(f"scale_{index}")
+    with graph.inserting_after(node):
+        scaled = call(aten.mul_.Tensor, (node, grid.scale))
+    with graph.inserting_after(scaled):
+        scaled_each = call(aten.mul_.Tensor, (scaled, factor))
+    with graph.inserting_after(scaled_each):
+        shifted = call(aten.add_.Tensor, (scaled_each, shift))
+    for made in (scaled, scaled_each, shifted):
+        made.meta.update(node.meta)
+    node.replace_all_uses_with(shifted, delete_user_cb=lambda user: user is not scaled)
+    node.args = (*node.args[:2], None, *node.args[3:])
 
 
 class _Remover:
@@ -208,20 +264,19 @@ class _Remover:
             node.replace_input_with(item, smaller)
 
 
-def _inline_rounding(node: fx.Node, compressed: CompressedNetwork) -> None:
-    index = int(str(node.target).removeprefix("input_"))
+def _inline_rounding(node: fx.Node, layer: CompressedLayer) -> None:
     source: Any = node.args[0]
     with node.graph.inserting_before(node):
-        rounded = _round(node.graph, source, compressed.layers[index].input_range)
+        rounded = _round(node.graph, source, layer)
     node.replace_all_uses_with(rounded)
     node.graph.erase_node(node)
 
 
-def _round(graph: fx.Graph, source: fx.Node, grid: ActivationRange) -> fx.Node:
-    """Nodes that round to a grid, as ``quantization.quantize_activation`` does."""
+def _round(graph: fx.Graph, source: fx.Node, layer: CompressedLayer) -> fx.Node:
+    """Nodes that round what a layer reads, as functions of :mod:`envs.quantization` do."""
+    grid, call = layer.input_range, graph.call_function
     if grid.bits == 32:
         return source
-    call = graph.call_function
     if grid.bits == 16:
         half = call(aten.to.dtype, (source, torch.float16))
         return call(aten.to.dtype, (half, torch.float32))
@@ -230,4 +285,4 @@ def _round(graph: fx.Graph, source: fx.Node, grid: ActivationRange) -> fx.Node:
     integers = call(
         aten.clamp_.default, (call(aten.round_.default, (scaled,)), grid.low, grid.high)
     )
-    return call(aten.mul_.Tensor, (integers, grid.scale))
+    return integers if sums_integers(layer) else call(aten.mul_.Tensor, (integers, grid.scale))

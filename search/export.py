@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
@@ -15,7 +16,9 @@ from envs.compression import CompressedNetwork
 from envs.compression import Compressor
 from envs.compression import integer_weights
 from envs.config import CompressionConfig
+from envs.quantization import integers_on_grid
 from envs.removal import remove_channels
+from envs.removal import sums_integers
 from envs.setup import prepare_evaluator
 from hwmodel import InputError
 from search.baselines import DENSE_FP32
@@ -30,7 +33,8 @@ _TEMPLATE = '''"""A compressed network. Needs torch and safetensors, nothing els
     network = load()            # an nn.Module in evaluation mode
     outputs = network(inputs)   # inputs: float32, {shape}
 
-Weights are stored as integers and scales; layers list: layers.json.
+Layers add up products of integers, which are exact in single precision, and scale the sums. Weights
+are stored as integers and scales; layers list: layers.json.
 """
 
 from pathlib import Path
@@ -64,7 +68,7 @@ def load(directory=None):
             if name + ".block" in stored:  # of input channels, each block with its own scales
                 scale = scale[:, stored[name + ".block"]]
             tensor = tensor.float() * scale.view(*scale.shape, *[1] * (tensor.ndim - scale.ndim))
-        tensor = tensor.float() if tensor.dtype == torch.float16 else tensor
+        tensor = tensor.float() if name.startswith("weight_") else tensor
         if tensor.ndim == 4:
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         tensors[name] = tensor
@@ -168,7 +172,9 @@ def _stored_tensors(module: fx.GraphModule, compressed: CompressedNetwork) -> di
     for index, layer in enumerate(compressed.layers):
         name = f"weight_{index}"
         scale = layer.scale_of(layer.kept_in, layer.kept_out)
-        if scale is not None:
+        if sums_integers(layer):  # the graph reads integers, and their scales by themselves
+            tensors[name] = integers_on_grid(tensors[name], torch.ones(()))
+        elif scale is not None:
             tensors[name] = integer_weights(tensors[name], scale)
             if scale.ndim == 2:
                 scale, tensors[f"{name}.block"] = scale.unique_consecutive(

@@ -65,7 +65,7 @@ def load(name: str, weights: str | None = None) -> Task:
             raise InputError(f"{split} input shape", tuple(inputs.shape[1:]), allowed)
         check_batch(f"{split} batch 0", (inputs, targets), classes)
     metric = CheckedMetric(task.metric)
-    metric(outputs, search_targets)
+    metric(outputs if task.predict is None else task.predict(outputs), search_targets)
     return Task(
         name=task.name,
         network=network,
@@ -74,6 +74,7 @@ def load(name: str, weights: str | None = None) -> Task:
         test=CheckedSplit("test", task.test, classes),
         chance=1 / outputs.shape[1] if math.isnan(task.chance) else float(task.chance),
         metric=metric,
+        predict=task.predict,
     )
 
 

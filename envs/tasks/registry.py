@@ -14,6 +14,7 @@ from hwmodel.errors import InputError
 
 CIFAR10_PREFIX = "cifar10-resnet"
 TORCHVISION_PREFIX = "torchvision:"
+CITYSCAPES_PREFIX = "cityscapes:"
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ def load_task(name: str, *, data: str | None = None, weights: str | None = None)
     Args:
         name: One of :func:`task_names`.
         data: Folder of the data: for CIFAR-10 the one that holds ``cifar-10-batches-py`` (by
-            default it is downloaded), for torchvision's networks one with ``train/`` and ``val/``.
+            default it is downloaded), for torchvision's networks one with ``train/`` and ``val/``,
+            for Cityscapes one with ``leftImg8bit/`` and ``gtFine/``.
         weights: A ``.safetensors`` or torch file or ``hub:OWNER/REPO:ENTRY`` instead of the task's
-            own weights; for torchvision's networks also ``random``.
+            own weights; for torchvision's networks, also on Cityscapes, ``random`` too.
 
     Raises:
         InputError: no such task; data or weights are missing, damaged or do not fit; a user's own
@@ -74,6 +76,10 @@ def load_task(name: str, *, data: str | None = None, weights: str | None = None)
         from envs.tasks import imagefolder  # torchvision: seconds that other tasks' workers save
 
         return imagefolder.load(name.removeprefix(TORCHVISION_PREFIX), data, weights)
+    if name.startswith(CITYSCAPES_PREFIX):
+        from envs.tasks import cityscapes
+
+        return cityscapes.load(name.removeprefix(CITYSCAPES_PREFIX), data, weights)
     if all(name.rpartition(":")):
         _refuse_data(name, data)
         return custom.load(name, weights)
@@ -86,6 +92,10 @@ def task_names() -> list[tuple[str, str]]:
         ("digits", "small CNN on scikit-learn's handwritten digits, trained at first use"),
         *((name, f"{name[8:]} on CIFAR-10, public checkpoint") for name in _cifar10_names()),
         ("torchvision:MODEL", "any classification network of torchvision; data: train/ and val/"),
+        (
+            "cityscapes:MODEL",
+            "any segmentation network of torchvision on Cityscapes",
+        ),
         ("MODULE:FUNCTION", "your own network, data and metric, from an importable module"),
         ("FILE.py:FUNCTION", "the same from a Python file"),
     ]

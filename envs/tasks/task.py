@@ -23,6 +23,9 @@ float32 of shape (batch, ...) and targets int64 of shape (batch, ...)."""
 Metric: TypeAlias = Callable[[Tensor, Tensor], float]
 """From the outputs and the targets of a whole split to a number from 0 (worst) to 1 (best)."""
 
+Predict: TypeAlias = Callable[[Tensor], Tensor]
+"""From outputs (images, ...) to the part of them, (images, ...), that a metric looks at."""
+
 SPLITS = ("calibration", "search", "test", "all")
 
 
@@ -43,6 +46,8 @@ class Task:
         test: What is reported; no decision may look at it.
         chance: Value of the metric that guessing reaches, 0..1.
         metric: Quality of a split's concatenated outputs, 0..1.
+        predict: What the metric gets instead of the outputs, where those of a whole split are too
+            large to be kept; None where they are not.
     """
 
     name: str
@@ -52,6 +57,7 @@ class Task:
     test: Split
     chance: float
     metric: Metric = top1
+    predict: Predict | None = None
 
     def split(self, name: str) -> Split:
         """The split called ``name``; ``all`` is the search split followed by the test split.
