@@ -73,8 +73,6 @@ class Evaluator:
         config: CompressionConfig,
         split: str,
         limit: AccuracyLimit | None = None,
-        *,
-        exact: bool = False,
     ) -> EvaluationResult:
         """Accuracy of one configuration on one split of the task.
 
@@ -84,15 +82,13 @@ class Evaluator:
             limit: Stop as soon as it is known whether this limit holds. Only where the metric is
                 the accuracy of single images and the split is kept in memory; elsewhere all
                 images are looked at.
-            exact: In single precision throughout, with the very operations that an export
-                writes, instead of integer arithmetic where the machine has it.
 
         Raises:
             InputError: the configuration does not fit the network, the split does not exist, or
                 the metric is not a finite number.
         """
         start = time.perf_counter()
-        module = self._load(self.compressor.compress(config), exact)
+        module = self._load(self.compressor.compress(config))
         if limit is not None and self.task.metric is top1 and self._data.is_shuffled(split):
             accuracy, blocks, images, holds = self._until_known(module, split, limit)
         else:
@@ -105,12 +101,12 @@ class Evaluator:
         return EvaluationResult(accuracy, blocks, images, time.perf_counter() - start, holds)
 
     def outputs(self, compressed: CompressedNetwork, split: str) -> tuple[Tensor, Tensor]:
-        """Outputs of a compressed network on a split, (images, ...), and the targets; exact."""
-        return self._run(self._load(compressed, exact=True), split)
+        """Outputs of a compressed network on a split, (images, ...), and the targets."""
+        return self._run(self._load(compressed), split)
 
-    def log_probabilities(self, compressed: CompressedNetwork, images: int) -> Tensor:
-        """Log-softmax of the outputs for some calibration images, (images, classes, ...)."""
-        module = self._load(compressed, exact=True)
+    def calibration_outputs(self, compressed: CompressedNetwork, images: int) -> Tensor:
+        """Outputs of a compressed network for some calibration images, (images, ...)."""
+        module = self._load(compressed)
         outputs: list[Tensor] = []
         with torch.inference_mode(), _full_precision():
             for part in self._data.parts("calibration"):
@@ -118,15 +114,15 @@ class Evaluator:
                 images -= len(outputs[-1])
                 if images <= 0:
                     break
-        return torch.cat(outputs).log_softmax(dim=1)
+        return torch.cat(outputs)
 
     def halve_batches(self) -> bool:
         """After running out of memory: half as many images at once; False where that was one."""
         torch.cuda.empty_cache()  # nothing where there is no GPU
         return self._data.halve()
 
-    def _load(self, compressed: CompressedNetwork, exact: bool) -> nn.Module:
-        integers = not exact and self.device.type == "cpu" and integer.is_available()
+    def _load(self, compressed: CompressedNetwork) -> nn.Module:
+        integers = self.device.type == "cpu" and integer.is_available()
         return lower(self.compressor.network, compressed, integers).to(self.device)
 
     def _run(
@@ -169,7 +165,7 @@ class Evaluator:
         """Metric of the uncompressed network, and which images it gets right, (images,)."""
         if split not in self._dense:
             dense = self.compressor.compress(uniform(self.compressor.network.names, 32))
-            outputs, targets = self._run(self._load(dense, exact=True), split, self.task.predict)
+            outputs, targets = self._run(self._load(dense), split, self.task.predict)
             scores = _scores(outputs, targets) if self.task.metric is top1 else torch.empty(0)
             self._dense[split] = self._metric(outputs, targets), scores
         return self._dense[split]

@@ -25,8 +25,9 @@ class OptionTable:
             weights are replaced, (L, M, S, W). For a method that removes filters: the mean over
             the layers that read them, on the first layer of the group, plus the rounding error.
         activation_error: Squared rounding error of the layer's input over its squared size, (L, A).
-        sensitivity: KL divergence of the network's output per unit of ``weight_error`` and of
-            ``activation_error``, (L, 2), measured on calibration images with one layer replaced.
+        sensitivity: Squared change of the network's output, over its squared size, per unit of
+            ``weight_error`` and of ``activation_error``, (L, 2), measured on calibration images
+            with one layer replaced.
         kept_out: Output channels left if the layer's group uses a method and sparsity, (L, M, S);
             the dense number for methods that remove no filters.
         removed_in: Input channels that each channel group's removal takes from the layer,

@@ -14,8 +14,8 @@ from envs.space import METHOD
 from envs.space import SPARSITY
 from envs.space import WEIGHT_BITS
 
-PRIOR_SCALE = 0.5
-"""Exponent of accuracy lost per unit of KL divergence, before anything was measured."""
+PRIOR_SCALE = 0.2
+"""Exponent of accuracy lost per unit of relative output change, before anything was measured."""
 PRIOR_DEVIATIONS = 1.0
 """Prior standard deviation of a layer's scale, relative to the scale common to all."""
 LINKS = (0.6, 0.8, 1.0, 1.25, 1.5)
@@ -81,12 +81,12 @@ class AccuracyPredictor:
         self.link = 1.0
         # A network no better than guessing has nothing to lose, yet can be searched.
         self._room = max(reference - chance, LEAST_ROOM)
-        self._weight_kl = table.weight_error * table.sensitivity[:, 0, None, None, None]
-        self._activation_kl = table.activation_error * table.sensitivity[:, 1, None]
-        layers, methods, sparsities, widths = self._weight_kl.shape
+        self._weight_change = table.weight_error * table.sensitivity[:, 0, None, None, None]
+        self._activation_change = table.activation_error * table.sensitivity[:, 1, None]
+        layers, methods, sparsities, widths = self._weight_change.shape
         self._sizes = sparsities * widths, widths
         self._weight_offset = np.arange(layers) * methods * sparsities * widths
-        self._activation_offset = np.arange(layers) * self._activation_kl.shape[1]
+        self._activation_offset = np.arange(layers) * self._activation_change.shape[1]
         prior = np.full(2 * layers, PRIOR_SCALE)
         self._set_scales(prior, np.diag((PRIOR_DEVIATIONS * prior) ** 2))
 
@@ -110,13 +110,13 @@ class AccuracyPredictor:
 
     def layer_damage(self, rng: np.random.Generator | None = None) -> LayerDamage:
         """The damage table: the expected one, or one drawn from what measurements leave open."""
-        layers = len(self._weight_kl)
+        layers = len(self._weight_change)
         scales = self.scales
         if rng is not None:
             scales = np.abs(rng.multivariate_normal(self.scales, self._covariance))
         return LayerDamage(
-            self._weight_kl * scales[:layers, None, None, None],
-            self._activation_kl * scales[layers:, None],
+            self._weight_change * scales[:layers, None, None, None],
+            self._activation_change * scales[layers:, None],
         )
 
     def fit(self, choices: NDArray[np.int64], accuracy: NDArray[np.float64]) -> None:
@@ -140,11 +140,11 @@ class AccuracyPredictor:
         self._set_scales(*fits[best][1:])
 
     def _set_scales(self, scales: NDArray[np.float64], covariance: NDArray[np.float64]) -> None:
-        layers = len(self._weight_kl)
+        layers = len(self._weight_change)
         self.scales = scales
         self._covariance = covariance
-        self._weight_damage = self._weight_kl.reshape(layers, -1) * scales[:layers, None]
-        self._activation_damage = self._activation_kl * scales[layers:, None]
+        self._weight_damage = self._weight_change.reshape(layers, -1) * scales[:layers, None]
+        self._activation_damage = self._activation_change * scales[layers:, None]
 
     def _index(self, choices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Flat indices of options in the weight and activation tables, (candidates, layers)."""
@@ -159,9 +159,9 @@ class AccuracyPredictor:
         return damage.sum(axis=-1)
 
     def _features(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """KL divergence of every layer's weights and input alone, (candidates, 2 * layers)."""
+        """Output change by every layer's weights and input alone, (candidates, 2 * layers)."""
         weight, activation = self._index(choices)
-        parts = self._weight_kl.take(weight), self._activation_kl.take(activation)
+        parts = self._weight_change.take(weight), self._activation_change.take(activation)
         return np.concatenate(parts, axis=-1)
 
     def _drop(self, damage: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -48,7 +48,7 @@ def evaluate_config(
     if is_priced:
         states = compressor.states(compressor.compress(config))
         costs = total_costs(cost(compressor.network.workload, states, accelerator, level=level))
-    result = evaluator.evaluate(config, split, exact=True)
+    result = evaluator.evaluate(config, split)
     return {
         "task": task.name,
         "accelerator": accelerator.name,

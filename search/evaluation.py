@@ -170,11 +170,9 @@ class EvaluationWorker:
         return result
 
     def _run(self, request: Request) -> EvaluationResult:
-        # What is reported is what an export computes; a search may be faster than that.
-        exact = request.split != "search"
         while True:
             try:
-                return self.evaluator.evaluate(request.config, request.split, exact=exact)
+                return self.evaluator.evaluate(request.config, request.split)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or not self.evaluator.halve_batches():
                     raise

@@ -75,21 +75,17 @@ def task_names(evaluator: Evaluator) -> list[str]:
     return list(evaluator.compressor.network.names)
 
 
-def test_exact_results_are_those_of_the_outputs(evaluator: Evaluator) -> None:
-    config = uniform(task_names(evaluator), 3)
-    outputs, targets = evaluator.outputs(evaluator.compressor.compress(config), "search")
-    result = evaluator.evaluate(config, "search", exact=True)
-    assert result.accuracy == top1(outputs, targets)
-    assert torch.equal(targets, torch.cat([labels for _, labels in evaluator.task.search]))
-
-
-def test_fast_results_are_exact_ones_to_a_tenth_of_a_point_or_one_image(
-    evaluator: Evaluator,
+@pytest.mark.parametrize("bits", [2, 3, 6, 8, 16])
+def test_integers_give_what_an_export_gives(
+    evaluator: Evaluator, bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = uniform(task_names(evaluator), 6)
-    fast = evaluator.evaluate(config, "search").accuracy
-    exact = evaluator.evaluate(config, "search", exact=True).accuracy
-    assert abs(fast - exact) <= 0.001 + 1e-9
+    config = uniform(task_names(evaluator), bits)
+    outputs, targets = evaluator.outputs(evaluator.compressor.compress(config), "search")
+    monkeypatch.setattr("envs.integer.is_available", lambda: False)
+    exported, _ = evaluator.outputs(evaluator.compressor.compress(config), "search")
+    assert torch.equal(outputs, exported)
+    assert evaluator.evaluate(config, "search").accuracy == top1(outputs, targets)
+    assert torch.equal(targets, torch.cat([labels for _, labels in evaluator.task.search]))
 
 
 @pytest.mark.parametrize("images_at_once", [7, 100, 5000])
