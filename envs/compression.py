@@ -244,10 +244,13 @@ class Compressor:
         units, layer = self.network.units, self.network.layers[index]
         moment = self.statistics[index].second_moment
         read = units.in_units[index]
+        wanted = read[(read >= 0) & (units.unit_group[read] == group)].unique().tolist()
+        if not wanted:
+            return
         size = torch.sum(layer.rows @ moment * layer.rows)
         kernel = layer.rows.shape[-1] * layer.shape.groups // len(read)
         of_size: dict[int, list[tuple[int, Tensor]]] = {}
-        for unit in read[(read >= 0) & (units.unit_group[read] == group)].unique().tolist():
+        for unit in wanted:
             channels = (read == unit).nonzero()
             # A unit's channels in one group of the layer go together.
             columns = (channels * kernel + torch.arange(kernel)).flatten()

@@ -1,0 +1,135 @@
+"""How well accuracy is predicted before it is measured, along the front.
+
+    python benchmarks/predictor.py --task cifar10-resnet20 --configurations 150 --fitted 100
+
+Configurations are allocations along the predicted front, a few layers of each moved by a step or
+two, so that they lie where a search looks. All are measured on the search split. Prints the rank
+correlation with the points lost of
+
+- the change of the outputs that the option table adds up from single layers, known before anything
+  is measured;
+- the change of the outputs that the configuration has on calibration images, of which the sum is an
+  estimate, and the Kullback-Leibler divergence of its predictions, which could be summed instead;
+- the predictor fitted to the first ``--fitted`` configurations, for the others;
+
+and the share of those others within the fitted predictor's 90 % intervals, noise of the measurement
+included.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from envs.config import CompressionConfig
+from envs.config import uniform
+from envs.episode import start_choice
+from envs.evaluator import Evaluator
+from envs.predictor import NOISE_POINTS
+from envs.predictor import AccuracyPredictor
+from envs.problem import CompressionProblem
+from envs.setup import Menu
+from envs.setup import prepare_evaluator
+from envs.setup import prepare_problem
+from envs.space import ACTIVATION_BITS
+from envs.space import METHOD
+from envs.space import SPARSITY
+from envs.tasks import TaskSpec
+from hwmodel import load_accelerator
+from search.measurements import Measurements
+from search.measurements import Reference
+from search.proposers import FRONT_PRICES
+from search.proposers import Front
+
+RATIOS = (0.38, 0.62)
+"""Energies over that of dense INT8 between which configurations lie."""
+IMAGES = 1024
+NINETY_PERCENT = 1.645
+"""Standard deviations on either side of the middle."""
+
+
+def near_front(problem: CompressionProblem, reference: Reference, count: int) -> NDArray[np.int64]:
+    """Configurations near the predicted front, (count, layers, 4)."""
+    front = Front(problem, reference).allocate(Measurements(problem, reference), FRONT_PRICES)
+    ratio = problem.cost(front).energy_pj / reference.energy_pj
+    front = front[(ratio > RATIOS[0]) & (ratio < RATIOS[1])]
+    rng = np.random.default_rng(0)
+    choices = front[rng.integers(len(front), size=count)]
+    for choice in choices:
+        for layer in rng.choice(len(choice), len(choice) // 4, replace=False):
+            first = SPARSITY if choice[layer, METHOD] else SPARSITY + 1
+            column = rng.integers(first, ACTIVATION_BITS + 1)
+            moved = choice[layer, column] + rng.choice([-2, -1, 1, 2])
+            choice[layer, column] = np.clip(moved, 0, problem.space.sizes[column] - 1)
+    return problem.space.canonical(choices)
+
+
+def output_change(evaluator: Evaluator, configs: list[CompressionConfig]) -> NDArray[np.float64]:
+    """Squared change of the outputs, and divergence, on calibration images, (configs, 2)."""
+
+    def outputs(config: CompressionConfig) -> torch.Tensor:
+        return evaluator.calibration_outputs(evaluator.compressor.compress(config), IMAGES)
+
+    dense = outputs(uniform(evaluator.compressor.network.names, 32))
+    rows = []
+    for config in configs:
+        change = outputs(config) - dense
+        before, after = dense.log_softmax(1), (dense + change).log_softmax(1)
+        squared = (change - change.mean(1, keepdim=True)).square().mean()
+        rows.append((float(squared), float((before.exp() * (before - after)).sum(1).mean())))
+    return np.array(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", default="cifar10-resnet20")
+    parser.add_argument("--data")
+    parser.add_argument("--weights")
+    parser.add_argument("--accelerator", default="eyeriss-like")
+    parser.add_argument("--configurations", type=int, default=150)
+    parser.add_argument("--fitted", type=int, default=100)
+    parser.add_argument("--database", type=Path, help="folder of an option database")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    evaluator = prepare_evaluator(
+        TaskSpec(args.task, args.data, args.weights).load(), args.database
+    )
+    problem = prepare_problem(evaluator, load_accelerator(args.accelerator), Menu())
+    space, chance = problem.space, evaluator.task.chance
+    dense = evaluator.evaluate(uniform(space.layers, 32), "search").accuracy
+    int8_pj = float(problem.cost(start_choice(space)[None]).energy_pj[0])
+    choices = near_front(problem, Reference(dense, chance, int8_pj, (1.0,)), args.configurations)
+    configs = [space.config(choice) for choice in choices]
+    accuracy = np.array([evaluator.evaluate(config, "search").accuracy for config in configs])
+    lost = 100 * (dense - accuracy)
+    print(f"{len(configs)} configurations lose {np.quantile(lost, (0, 0.25, 0.5, 0.75, 1))} points")
+
+    predictor = AccuracyPredictor(problem.table, dense, chance)
+    measured = output_change(evaluator, configs)
+    for name, guess in (
+        ("output change, added up from single layers", predictor.accuracy_drop(choices)),
+        ("output change, measured on calibration images", measured[:, 0]),
+        ("divergence, measured on calibration images", measured[:, 1]),
+    ):
+        print(f"{name:48} rank correlation {spearmanr(guess, lost).statistic:.3f}")
+    known, rest = slice(args.fitted), slice(args.fitted, None)
+    predictor.fit(choices[known], accuracy[known])
+    middle = predictor.accuracy_drop(choices[rest])
+    low, high = (
+        predictor.optimistic_drop(choices[rest], sign * NINETY_PERCENT) for sign in (1, -1)
+    )
+    spread = NINETY_PERCENT * NOISE_POINTS
+    low, high = middle - np.hypot(middle - low, spread), middle + np.hypot(high - middle, spread)
+    inside = np.mean((low <= lost[rest]) & (lost[rest] <= high))
+    correlation = spearmanr(middle, lost[rest]).statistic
+    print(f"fitted to {args.fitted}, the other {len(middle)}: rank correlation {correlation:.3f}")
+    print(f"within the 90 % intervals: {100 * inside:.0f} %")
+
+
+if __name__ == "__main__":
+    main()
