@@ -30,6 +30,7 @@ from envs.config import CompressionConfig
 from envs.config import uniform
 from envs.episode import start_choice
 from envs.evaluator import Evaluator
+from envs.output_change import output_change
 from envs.predictor import NOISE_POINTS
 from envs.predictor import AccuracyPredictor
 from envs.problem import CompressionProblem
@@ -69,8 +70,8 @@ def near_front(problem: CompressionProblem, reference: Reference, count: int) ->
     return problem.space.canonical(choices)
 
 
-def output_change(evaluator: Evaluator, configs: list[CompressionConfig]) -> NDArray[np.float64]:
-    """Squared change of the outputs, and divergence, on calibration images, (configs, 2)."""
+def moved(evaluator: Evaluator, configs: list[CompressionConfig]) -> NDArray[np.float64]:
+    """Change of the outputs, and divergence, on calibration images, (configs, 2)."""
 
     def outputs(config: CompressionConfig) -> torch.Tensor:
         return evaluator.calibration_outputs(evaluator.compressor.compress(config), IMAGES)
@@ -78,10 +79,10 @@ def output_change(evaluator: Evaluator, configs: list[CompressionConfig]) -> NDA
     dense = outputs(uniform(evaluator.compressor.network.names, 32))
     rows = []
     for config in configs:
-        change = outputs(config) - dense
-        before, after = dense.log_softmax(1), (dense + change).log_softmax(1)
-        squared = (change - change.mean(1, keepdim=True)).square().mean()
-        rows.append((float(squared), float((before.exp() * (before - after)).sum(1).mean())))
+        compressed = outputs(config)
+        before, after = dense.log_softmax(1), compressed.log_softmax(1)
+        divergence = (before.exp() * (before - after)).sum(1).mean()
+        rows.append((output_change(compressed, dense), float(divergence)))
     return np.array(rows)
 
 
@@ -110,7 +111,7 @@ def main() -> None:
     print(f"{len(configs)} configurations lose {np.quantile(lost, (0, 0.25, 0.5, 0.75, 1))} points")
 
     predictor = AccuracyPredictor(problem.table, dense, chance)
-    measured = output_change(evaluator, configs)
+    measured = moved(evaluator, configs)
     for name, guess in (
         ("output change, added up from single layers", predictor.accuracy_drop(choices)),
         ("output change, measured on calibration images", measured[:, 0]),

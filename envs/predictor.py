@@ -22,7 +22,7 @@ LINKS = (0.6, 0.8, 1.0, 1.25, 1.5)
 """Exponents tried for the link from damage to lost accuracy."""
 NOISE_POINTS = 0.5
 """Standard deviation of a measured accuracy, in points: a few thousand images."""
-MODEL_ERROR = 0.25
+MODEL_ERROR = 0.15
 """Relative standard deviation of the damage around the additive model."""
 LEAST_ROOM = 0.01
 """Accuracy above chance that a network is taken to have at least."""

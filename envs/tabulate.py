@@ -20,6 +20,7 @@ from envs.evaluator import Evaluator
 from envs.layer_compression import compressed_rows
 from envs.layer_compression import removed_columns
 from envs.options import OptionTable
+from envs.output_change import output_change
 from envs.reconstruction import output_error
 from envs.space import SearchSpace
 from envs.units import is_removed
@@ -175,19 +176,13 @@ def _menu(
 def _sensitivity(
     evaluator: Evaluator, space: SearchSpace, progress: Progress | None
 ) -> NDArray[np.float64]:
-    """Relative change of the network's output per unit of error in one layer, (L, 2).
-
-    Squared changes from several layers add up, as those of independent noise do, and the accuracy
-    follows their sum more closely than a divergence of probabilities: on images that the network
-    was trained on it is sure of nearly all its predictions, so a divergence looks at few of them.
-    """
+    """Change of the network's outputs per unit of error in one layer, (L, 2)."""
     compressor = evaluator.compressor
     names, quantizer = space.layers, space.quantizer
     # Repairs that walk through the network rank the layers alike and take several times as long.
     repair: Repair = "none" if space.repair == "none" else "layerwise"
     dense_config = uniform(names, 32)
     reference = _probe(evaluator, dense_config)
-    power = float(reference.square().mean().clamp_min(torch.finfo(torch.float32).tiny))
     result = np.zeros((len(names), 2))
     for index, name in enumerate(names):
         weights = LayerDecision(weight_bits=_PROBE_BITS, activation_bits=32)
@@ -202,7 +197,7 @@ def _sensitivity(
         for column, decision in enumerate((weights, inputs)):
             layers = {**dense_config.layers, name: decision}
             outputs = _probe(evaluator, CompressionConfig(layers, repair, quantizer))
-            change = float((outputs - reference).square().mean()) / power
+            change = output_change(outputs, reference)
             result[index, column] = change / max(errors[column], _LEAST_ERROR)
         if progress is not None:
             progress("measuring sensitivities", index + 1, len(names))
@@ -210,10 +205,5 @@ def _sensitivity(
 
 
 def _probe(evaluator: Evaluator, config: CompressionConfig) -> Tensor:
-    """Outputs for the first calibration images, (images, classes, ...), less each image's mean.
-
-    What all classes gain alike changes no prediction.
-    """
-    compressed = evaluator.compressor.compress(config)
-    outputs = evaluator.calibration_outputs(compressed, _PROBE_IMAGES)
-    return outputs if outputs.shape[1] == 1 else outputs - outputs.mean(dim=1, keepdim=True)
+    """Outputs for the first calibration images, (images, classes, ...)."""
+    return evaluator.calibration_outputs(evaluator.compressor.compress(config), _PROBE_IMAGES)

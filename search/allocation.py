@@ -20,6 +20,7 @@ from envs.problem import CompressionProblem
 from envs.space import ACTIVATION_BITS
 from envs.space import METHOD
 from envs.space import SPARSITY
+from envs.space import WEIGHT_BITS
 
 MOST_SWEEPS = 12
 """Sweeps over the layers after which a descent ends, settled or not; most take five."""
@@ -128,9 +129,13 @@ class Allocator:
     def _layer_moves(
         self, descent: _Descent, active: NDArray[np.intp], layer: int
     ) -> NDArray[np.int64]:
-        """For every activation width the best weights; at a group's first layer all removals."""
+        """For every activation width the best weights; at a group's first layer all removals.
+
+        Removals keep the widths, or take the best one of the weights.
+        """
         choices = descent.choices[active]
-        options = [self._weight_options(descent, active, layer)]
+        value = self._values(descent, active, layer)
+        options = [self._weight_options(value, choices[:, layer])]
         space = self._problem.space
         if space.leader(layer) == layer:
             removals = np.argwhere(np.repeat(self._is_filter[:, None], space.sizes[SPARSITY], 1))
@@ -138,32 +143,51 @@ class Allocator:
             option = np.repeat(choices[:, None, layer], len(removals), axis=1)
             option[..., :2] = removals
             options.append(option)
+            methods, sparsities = removals.T
+            inputs = option[:, :1, ACTIVATION_BITS]
+            candidate = np.arange(len(active))[:, None]
+            of_widths = value[candidate, methods, sparsities, :, inputs]
+            rounded = option.copy()
+            rounded[..., WEIGHT_BITS] = of_widths.argmin(axis=-1)
+            options.append(rounded)
         merged = np.concatenate(options, axis=1)
         moves = np.repeat(choices[:, None], merged.shape[1], axis=1)
         moves[:, :, layer] = merged
         return moves
 
-    def _weight_options(
+    def _values(
         self, descent: _Descent, active: NDArray[np.intp], layer: int
+    ) -> NDArray[np.float64]:
+        """What the options of a layer cost by its own price, (active, M, S, W, A).
+
+        Damage of the weights is in it, that of the input is not.
+        """
+        choices = descent.choices[active]
+        energy = self._prices.option_energy(layer, choices) / self._baseline_energy_pj
+        damage = descent.damage.weight[layer][..., None]
+        price = descent.prices[active, None, None, None, None]
+        return energy.reshape(-1, *self._problem.space.sizes) + price * damage
+
+    def _weight_options(
+        self, value: NDArray[np.float64], here: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """For every activation width the weights that cost least by the layer's own price.
+
+        Args:
+            value: See :meth:`_values`.
+            here: What the layer does now, (active, 4).
 
         Returns:
             Options of the layer that leave its channels as they are, (active, widths, 4).
         """
-        space, choices = self._problem.space, descent.choices[active]
-        here = choices[:, layer]
-        energy = self._prices.option_energy(layer, choices) / self._baseline_energy_pj
-        damage = descent.damage.weight[layer][..., None]
-        price = descent.prices[active, None, None, None, None]
-        value = energy.reshape(-1, *space.sizes) + price * damage
+        space, value = self._problem.space, value.copy()
         # What removing channels is worth, other layers tell: who removes some goes on doing so.
         removes = self._is_filter[here[:, METHOD]]
         allowed = np.zeros(value.shape[:3], dtype=np.bool_)
         allowed[np.ix_(~removes, ~self._is_filter)] = True
         allowed[removes, here[removes, METHOD], here[removes, SPARSITY]] = True
         value[~allowed] = np.inf
-        best = value.reshape(len(active), -1, space.sizes[ACTIVATION_BITS]).argmin(axis=1)
+        best = value.reshape(len(here), -1, space.sizes[ACTIVATION_BITS]).argmin(axis=1)
         widths = np.broadcast_to(np.arange(best.shape[1]), best.shape)
         return np.stack([*np.unravel_index(best, tuple(space.sizes[:3])), widths], axis=-1)
 
