@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch import fx
 
+from envs.compression import CompressedLayer
 from envs.compression import CompressedNetwork
 from envs.compression import Compressor
 from envs.compression import integer_weights
@@ -186,11 +187,19 @@ def _stored_tensors(module: fx.GraphModule, compressed: CompressedNetwork) -> di
     return tensors
 
 
+def _scale_name(index: int, layer: CompressedLayer) -> str | None:
+    """Where the scales of a layer's integer weights are stored; None where these are floats."""
+    if layer.scale is None:
+        return None
+    return f"scale_{index}" if sums_integers(layer) else f"weight_{index}.scale"
+
+
 def _layer_list(compressor: Compressor, compressed: CompressedNetwork) -> list[dict[str, Any]]:
     return [
         {
             "name": traced.name,
             "weight": f"weight_{index}",
+            "weight_scale": _scale_name(index, layer),
             "weight_bits": layer.decision.weight_bits,
             "activation_bits": layer.decision.activation_bits,
             "activation_scale": layer.input_range.scale,

@@ -65,6 +65,12 @@ def test_weights_are_stored_as_integers_without_the_removed_channels(tmp_path: P
     assert tuple(tensors["weight_1"].shape) == (8, 4, 3, 3)
     assert int(tensors["weight_1"].abs().max()) <= 7
     listed = json.loads((tmp_path / "layers.json").read_text())
+    compressed = evaluator.compressor.compress(CompressionConfig.from_json(data)).layers
+    for entry, layer in zip(listed, compressed, strict=True):
+        integers, scale = tensors[entry["weight"]], tensors[entry["weight_scale"]].flatten()
+        weight = integers.float() * scale.view(-1, *[1] * (integers.ndim - 1))
+        kept = layer.weight[layer.kept_out][:, layer.kept_in]
+        torch.testing.assert_close(weight, kept, rtol=1e-6, atol=1e-7)
     assert [(layer["in_channels"], layer["out_channels"]) for layer in listed] == [
         (3, 4),
         (4, 8),
