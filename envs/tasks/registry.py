@@ -92,10 +92,7 @@ def task_names() -> list[tuple[str, str]]:
         ("digits", "small CNN on scikit-learn's handwritten digits, trained at first use"),
         *((name, f"{name[8:]} on CIFAR-10, public checkpoint") for name in _cifar10_names()),
         ("torchvision:MODEL", "any classification network of torchvision; data: train/ and val/"),
-        (
-            "cityscapes:MODEL",
-            "any segmentation network of torchvision on Cityscapes",
-        ),
+        ("cityscapes:MODEL", "any segmentation network of torchvision on Cityscapes"),
         ("MODULE:FUNCTION", "your own network, data and metric, from an importable module"),
         ("FILE.py:FUNCTION", "the same from a Python file"),
     ]
