@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from envs.compression import CompressedNetwork
 from envs.compression import Compressor
 from envs.config import CompressionConfig
 from envs.config import LayerDecision
@@ -182,28 +183,34 @@ def _sensitivity(
     # Repairs that walk through the network rank the layers alike and take several times as long.
     repair: Repair = "none" if space.repair == "none" else "layerwise"
     dense_config = uniform(names, 32)
-    reference = _probe(evaluator, dense_config)
+    reference = _probe(evaluator, compressor.compress(dense_config))
     result = np.zeros((len(names), 2))
     for index, name in enumerate(names):
         weights = LayerDecision(weight_bits=_PROBE_BITS, activation_bits=32)
         inputs = LayerDecision(weight_bits=32, activation_bits=_PROBE_BITS)
-        layer, statistics = compressor.network.layers[index], compressor.statistics[index]
-        rows, _ = compressed_rows(layer, statistics, weights, None, repair, quantizer)
-        moment = statistics.second_moment
-        errors = (
-            float(output_error((rows - layer.rows)[None], moment, layer.rows)[0]),
-            compressor.input_range(index, _PROBE_BITS, quantizer).error,
-        )
         for column, decision in enumerate((weights, inputs)):
             layers = {**dense_config.layers, name: decision}
-            outputs = _probe(evaluator, CompressionConfig(layers, repair, quantizer))
-            change = output_change(outputs, reference)
-            result[index, column] = change / max(errors[column], _LEAST_ERROR)
+            compressed = compressor.compress(CompressionConfig(layers, repair, quantizer))
+            change = output_change(_probe(evaluator, compressed), reference)
+            if decision is weights:
+                error = _weight_error(compressor, compressed, index)
+            else:
+                error = compressor.input_range(index, _PROBE_BITS, quantizer).error
+            result[index, column] = change / max(error, _LEAST_ERROR)
         if progress is not None:
             progress("measuring sensitivities", index + 1, len(names))
     return result
 
 
-def _probe(evaluator: Evaluator, config: CompressionConfig) -> Tensor:
+def _weight_error(compressor: Compressor, compressed: CompressedNetwork, index: int) -> float:
+    """Relative output error of one layer's compressed weights, batch norm not folded in."""
+    layer, weight = compressor.network.layers[index], compressed.layers[index].weight
+    scale = layer.fold_scale.view(-1, *[1] * (weight.ndim - 1))
+    rows = (weight / torch.where(scale == 0, 1.0, scale)).reshape(layer.rows.shape)
+    moment = compressor.statistics[index].second_moment
+    return float(output_error((rows - layer.rows)[None], moment, layer.rows)[0])
+
+
+def _probe(evaluator: Evaluator, compressed: CompressedNetwork) -> Tensor:
     """Outputs for the first calibration images, (images, classes, ...)."""
-    return evaluator.calibration_outputs(evaluator.compressor.compress(config), _PROBE_IMAGES)
+    return evaluator.calibration_outputs(compressed, _PROBE_IMAGES)
