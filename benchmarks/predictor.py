@@ -31,8 +31,8 @@ from envs.config import uniform
 from envs.episode import start_choice
 from envs.evaluator import Evaluator
 from envs.output_change import output_change
-from envs.predictor import NOISE_POINTS
 from envs.predictor import AccuracyPredictor
+from envs.predictor import noise_points
 from envs.problem import CompressionProblem
 from envs.setup import Menu
 from envs.setup import prepare_evaluator
@@ -102,7 +102,8 @@ def main() -> None:
     )
     problem = prepare_problem(evaluator, load_accelerator(args.accelerator), Menu())
     space, chance = problem.space, evaluator.task.chance
-    dense = evaluator.evaluate(uniform(space.layers, 32), "search").accuracy
+    reference = evaluator.evaluate(uniform(space.layers, 32), "search")
+    dense, images = reference.accuracy, reference.images
     int8_pj = float(problem.cost(start_choice(space)[None]).energy_pj[0])
     choices = near_front(problem, Reference(dense, chance, int8_pj, (1.0,)), args.configurations)
     configs = [space.config(choice) for choice in choices]
@@ -110,7 +111,7 @@ def main() -> None:
     lost = 100 * (dense - accuracy)
     print(f"{len(configs)} configurations lose {np.quantile(lost, (0, 0.25, 0.5, 0.75, 1))} points")
 
-    predictor = AccuracyPredictor(problem.table, dense, chance)
+    predictor = AccuracyPredictor(problem.table, dense, chance, images)
     measured = moved(evaluator, configs)
     for name, guess in (
         ("output change, added up from single layers", predictor.accuracy_drop(choices)),
@@ -124,7 +125,7 @@ def main() -> None:
     low, high = (
         predictor.optimistic_drop(choices[rest], sign * NINETY_PERCENT) for sign in (1, -1)
     )
-    spread = NINETY_PERCENT * NOISE_POINTS
+    spread = NINETY_PERCENT * noise_points(images)
     low, high = middle - np.hypot(middle - low, spread), middle + np.hypot(high - middle, spread)
     inside = np.mean((low <= lost[rest]) & (lost[rest] <= high))
     correlation = spearmanr(middle, lost[rest]).statistic

@@ -67,7 +67,7 @@ def run(
     int8_pj = float(problem.cost(start[None]).energy_pj[0])
     dense = evaluator.evaluate(uniform(space.layers, 32), "search")
     limits = tuple(provable_drop(target, dense.images) for target in TARGETS)
-    reference = Reference(dense.accuracy, evaluator.task.chance, int8_pj, limits)
+    reference = Reference(dense.accuracy, evaluator.task.chance, int8_pj, limits, dense.images)
 
     def measure(choices: NDArray[np.int64]) -> NDArray[np.float64]:
         configs = [space.config(choice) for choice in choices]

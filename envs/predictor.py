@@ -16,18 +16,28 @@ from envs.space import WEIGHT_BITS
 
 PRIOR_SCALE = 0.2
 """Exponent of accuracy lost per unit of relative output change, before anything was measured."""
-PRIOR_DEVIATIONS = 1.0
-"""Prior standard deviation of a layer's scale, relative to the scale common to all."""
-LINKS = (0.6, 0.8, 1.0, 1.25, 1.5)
-"""Exponents tried for the link from damage to lost accuracy."""
-NOISE_POINTS = 0.5
-"""Standard deviation of a measured accuracy, in points: a few thousand images."""
-MODEL_ERROR = 0.15
+COMMON_DEVIATIONS = 1.0
+"""Prior standard deviation of the scale common to all layers, relative to its expectation."""
+LAYER_DEVIATIONS = 0.5
+"""Prior standard deviation of a layer's scale, relative to the common one."""
+MODEL_ERROR = 0.2
 """Relative standard deviation of the damage around the additive model."""
+LINEAR_DAMAGE = 0.2
+"""Damage at which the model errs by as much again as it says: the more is lost, the more layers
+disturb each other, so what loses many points tells little about what loses one."""
+DISCORDANT = 0.03
+"""Share of images that compression by a point or so makes right or wrong: paired noise."""
+USUAL_IMAGES = 5000
+"""Images of a search split, where nobody says."""
 LEAST_ROOM = 0.01
 """Accuracy above chance that a network is taken to have at least."""
-LEAST_EXPONENT, MOST_EXPONENT = 1e-4, 6.0
-"""Measured exponents are kept within these; beyond them accuracy is at its best or at chance."""
+MOST_EXPONENT = 6.0
+"""Measured exponents beyond it, accuracies at chance, count as this."""
+
+
+def noise_points(images: int) -> float:
+    """Standard deviation of a loss measured on so many images, in points."""
+    return float(100.0 * np.sqrt(DISCORDANT / images))
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ class LayerDamage:
 
 
 class AccuracyPredictor:
-    """An additive damage model with a monotone link; an ``AccuracySource`` that is cheap.
+    """An additive damage model; an ``AccuracySource`` that is cheap.
 
     Every layer contributes the damage of its weights and of its input,
 
@@ -61,24 +71,31 @@ class AccuracyPredictor:
 
     with scales >= 0, and accuracy falls from the reference to chance,
 
-        accuracy = chance + (reference - chance) * exp(-damage ** link).
+        accuracy = chance + (reference - chance) * exp(-damage).
 
     Scales are fitted by non-negative least squares, ridged toward one scale common to all; an
     observation's weight is the inverse variance of its damage, so small losses are fitted
-    closely and chance level tells little. The same measurements give the same predictor.
+    closely and large ones tell little. The same measurements give the same predictor.
 
     Args:
         table: Errors and sensitivities of every option.
         reference: Accuracy of the uncompressed network, 0..1.
         chance: Accuracy of guessing, 0..1 and below ``reference``.
+        images: Images that accuracies are measured on.
     """
 
     is_cheap = True
 
-    def __init__(self, table: OptionTable, reference: float = 1.0, chance: float = 0.0) -> None:
+    def __init__(
+        self,
+        table: OptionTable,
+        reference: float = 1.0,
+        chance: float = 0.0,
+        images: int = USUAL_IMAGES,
+    ) -> None:
         self.reference = reference
         self.chance = chance
-        self.link = 1.0
+        self._noise_points = noise_points(images)
         # A network no better than guessing has nothing to lose, yet can be searched.
         self._room = max(reference - chance, LEAST_ROOM)
         self._weight_change = table.weight_error * table.sensitivity[:, 0, None, None, None]
@@ -88,7 +105,7 @@ class AccuracyPredictor:
         self._weight_offset = np.arange(layers) * methods * sparsities * widths
         self._activation_offset = np.arange(layers) * self._activation_change.shape[1]
         prior = np.full(2 * layers, PRIOR_SCALE)
-        self._set_scales(prior, np.diag((PRIOR_DEVIATIONS * prior) ** 2))
+        self._set_scales(prior, np.diag((COMMON_DEVIATIONS * prior) ** 2))
 
     def accuracy_drop(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
         """Points lost by canonical choices (candidates, layers, 4), shape (candidates,)."""
@@ -128,16 +145,11 @@ class AccuracyPredictor:
         """
         if len(choices) == 0:
             return
-        features = self._features(choices)
-        room = self._room
-        kept = np.clip((accuracy - self.chance) / room, np.exp(-MOST_EXPONENT), None)
-        exponent = np.clip(-np.log(kept), LEAST_EXPONENT, MOST_EXPONENT)
+        kept = (accuracy - self.chance) / self._room
+        exponent = -np.log(np.clip(kept, np.exp(-MOST_EXPONENT), None))
         # In points, what noise does to the exponent: d(exponent) = d(accuracy) / (room * kept).
-        exponent_std = NOISE_POINTS / (100.0 * room * np.minimum(kept, 1.0))
-        fits = [_fit(features, exponent, exponent_std, link) for link in LINKS]
-        best = int(np.argmin([error for error, _, _ in fits]))
-        self.link = LINKS[best]
-        self._set_scales(*fits[best][1:])
+        slope = 100.0 * self._room * np.clip(kept, np.exp(-MOST_EXPONENT), 1.0)
+        self._set_scales(*_fit(self._features(choices), exponent, self._noise_points / slope))
 
     def _set_scales(self, scales: NDArray[np.float64], covariance: NDArray[np.float64]) -> None:
         layers = len(self._weight_change)
@@ -165,48 +177,45 @@ class AccuracyPredictor:
         return np.concatenate(parts, axis=-1)
 
     def _drop(self, damage: NDArray[np.float64]) -> NDArray[np.float64]:
-        return -100.0 * self._room * np.expm1(-(np.maximum(damage, 0.0) ** self.link))
+        return -100.0 * self._room * np.expm1(-damage)
 
 
 def _fit(
-    features: NDArray[np.float64],
-    exponent: NDArray[np.float64],
-    exponent_std: NDArray[np.float64],
-    link: float,
-) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
-    """Scales for one link.
+    features: NDArray[np.float64], exponent: NDArray[np.float64], noise: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scales and their covariance.
 
-    Returns:
-        Mean squared error of the fit in units of the observations' deviations (plus the log
-        terms of their normalization), the scales, and the covariance of the scales.
+    Args:
+        features: Output change by every part, (measurements, parts).
+        exponent: Of the accuracy lost, (measurements,).
+        noise: Its standard deviation, (measurements,).
     """
-    damage = exponent ** (1.0 / link)
-    # Error propagation through exponent ** (1 / link); the floor keeps zero losses finite.
-    noise = exponent_std * np.maximum(exponent, exponent_std) ** (1.0 / link - 1.0) / link
-    common = _common_scale(features, damage, noise)
+    common = _common_scale(features.sum(axis=1), exponent, noise)
     scales = np.full(features.shape[1], common)
-    for _ in range(3):
-        variance = noise**2 + (MODEL_ERROR * (features @ scales)) ** 2
-        weight = 1.0 / np.sqrt(variance)
-        ridge = np.eye(len(scales)) / (PRIOR_DEVIATIONS * common)
+    ridge = np.eye(len(scales)) / (LAYER_DEVIATIONS * common)
+    for _ in range(3):  # weights depend on what is predicted
+        weight = 1.0 / np.sqrt(_variance(features @ scales, noise))
         left = np.vstack([features * weight[:, None], ridge])
-        right = np.concatenate([damage * weight, ridge @ np.full(len(scales), common)])
+        right = np.concatenate([exponent * weight, ridge @ np.full(len(scales), common)])
         scales, _ = nnls(left, right)
         scales = np.maximum(scales, 1e-3 * common)
-    covariance = np.linalg.inv(left.T @ left)
-    predicted = (features @ scales) ** link
-    spread = np.sqrt(exponent_std**2 + (MODEL_ERROR * np.maximum(exponent, predicted)) ** 2)
-    error = np.mean(((predicted - exponent) / spread) ** 2)
-    return float(error), scales, covariance
+    covariance: NDArray[np.float64] = np.linalg.inv(left.T @ left)
+    return scales, covariance
 
 
 def _common_scale(
-    features: NDArray[np.float64], damage: NDArray[np.float64], noise: NDArray[np.float64]
+    total: NDArray[np.float64], exponent: NDArray[np.float64], noise: NDArray[np.float64]
 ) -> float:
-    """One scale for all layers: a weighted geometric mean, with the prior as one observation."""
-    total = np.maximum(features.sum(axis=1), 1e-12)
-    ratio = np.log(np.maximum(damage, noise) / total)
-    weight = 1.0 / (noise**2 / np.maximum(damage, noise) ** 2 + MODEL_ERROR**2)
-    prior_weight = 1.0
-    mean = (weight @ ratio + prior_weight * np.log(PRIOR_SCALE)) / (weight.sum() + prior_weight)
-    return float(np.exp(mean))
+    """One scale for all layers, by weighted least squares with the prior as one observation."""
+    common, prior = PRIOR_SCALE, 1.0 / (COMMON_DEVIATIONS * PRIOR_SCALE) ** 2
+    for _ in range(3):
+        weight = 1.0 / _variance(common * total, noise)
+        wanted = float(weight @ (exponent * total)) + prior * PRIOR_SCALE
+        common = wanted / (float(weight @ total**2) + prior)
+        common = max(common, 1e-3 * PRIOR_SCALE)
+    return common
+
+
+def _variance(damage: NDArray[np.float64], noise: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Variance of measured exponents around predicted ones."""
+    return noise**2 + (MODEL_ERROR**2 + (damage / LINEAR_DAMAGE) ** 2) * damage**2

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.predictor import USUAL_IMAGES
 from envs.predictor import AccuracyPredictor
 from envs.problem import CompressionProblem
 from search.proposals import select
@@ -22,12 +23,14 @@ class Reference:
         energy_pj: Energy of dense INT8 at the problem's level, which ratios of proposers are
             relative to.
         limits: Drops in points at which the least energy is asked for.
+        images: Images of the search split.
     """
 
     accuracy: float
     chance: float
     energy_pj: float
     limits: tuple[float, ...]
+    images: int = USUAL_IMAGES
 
 
 class Measurements:
@@ -46,7 +49,9 @@ class Measurements:
     def __init__(self, problem: CompressionProblem, reference: Reference) -> None:
         self.problem = problem
         self.reference = reference
-        self.predictor = AccuracyPredictor(problem.table, reference.accuracy, reference.chance)
+        self.predictor = AccuracyPredictor(
+            problem.table, reference.accuracy, reference.chance, reference.images
+        )
         self.choices = np.zeros((0, len(problem.space.layers), 4), dtype=np.int64)
         self.accuracy = np.zeros(0)
         self.seen: set[str] = set()

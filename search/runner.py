@@ -233,6 +233,7 @@ def _search(
             chance=worker.evaluator.task.chance,
             energy_pj=float(worker.price(int8, GUIDE_LEVEL).energy_pj[0]),
             limits=tuple(provable_drop(limit, int(dense["images"])) for limit in spec.targets),
+            images=int(dense["images"]),
         ),
         targets=spec.targets,
         evaluators=evaluators,

@@ -21,7 +21,7 @@ SPACE = PROBLEM.space
 def truth() -> SyntheticAccuracy:
     """What layers really lose differs from what their sensitivities say."""
     rng = np.random.default_rng(7)
-    return SyntheticAccuracy(PROBLEM, scales=np.exp(rng.normal(0.5, 1.0, (len(SPACE.layers), 2))))
+    return SyntheticAccuracy(PROBLEM, scales=np.exp(rng.normal(0.5, 0.5, (len(SPACE.layers), 2))))
 
 
 def mild_choices(count: int, seed: int) -> np.ndarray:
@@ -99,6 +99,31 @@ def test_uncertainty_covers_the_truth() -> None:
     low = predictor.optimistic_drop(choices, 2.0)
     high = predictor.optimistic_drop(choices, -2.0)
     assert np.mean((low <= drop) & (drop <= high), where=near) > 0.85
+
+
+def test_what_loses_many_points_does_not_spoil_what_loses_few() -> None:
+    """Above some points damage grows faster than its parts add up to."""
+    choices = mild_choices(400, seed=8)
+    drop = truth().accuracy_drop(choices)
+    few, many = choices[drop < 3], choices[(drop > 10) & (drop < 20)]
+    assert len(few) > 20
+    assert len(many) > 20
+    predictor = AccuracyPredictor(PROBLEM.table, reference=0.9, chance=0.1)
+    lost = np.concatenate([truth().accuracy_drop(few[:20]), 3 * truth().accuracy_drop(many[:20])])
+    predictor.fit(np.concatenate([few[:20], many[:20]]), 0.9 - lost / 100)
+    ratio = predictor.accuracy_drop(few) / truth().accuracy_drop(few)
+    assert 0.7 < np.median(ratio) < 1.4
+
+
+def test_a_measurement_on_more_images_counts_for_more() -> None:
+    choices, accuracy = measured(10)
+    start = AccuracyPredictor(PROBLEM.table, reference=0.9, chance=0.1).accuracy_drop(choices)
+    away = []
+    for images in (200, 2000, 20_000):
+        predictor = AccuracyPredictor(PROBLEM.table, 0.9, 0.1, images)
+        predictor.fit(choices, accuracy)
+        away.append(np.abs(np.log(predictor.accuracy_drop(choices) / start)).mean())
+    assert away[0] < away[1] < away[2]
 
 
 def test_the_same_measurements_give_the_same_predictor() -> None:
