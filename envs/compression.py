@@ -35,9 +35,11 @@ from envs.reconstruction import bias_correction
 from envs.reconstruction import removal_error
 from envs.scales import WeightGrid
 from envs.sequential import Alignment
+from envs.sequential import DenseSample
 from envs.sequential import align_layers
 from envs.sequential import compress_in_sequence
 from envs.sequential import dense_outputs
+from envs.sequential import sample_dense
 from envs.space import NO_PRUNING
 from envs.space import Method
 from envs.statistics import InputRange
@@ -128,15 +130,22 @@ class Compressor:
         self._inputs: dict[tuple[int, int, Quantizer], InputRange] = {}
         self._sources: dict[tuple[int, bool, Quantizer], LayerSource] = {}
         self._dense_outputs: list[Tensor] | None = None
+        self._dense_samples: list[DenseSample] | None = None
+        self._latest: tuple[str, CompressedNetwork] | None = None
 
     def compress(self, config: CompressionConfig) -> CompressedNetwork:
-        """Compress every layer.
+        """Compress every layer; at once where it is the configuration of the last call.
 
         Raises:
             InputError: the configuration does not name the network's layers, or asks for a
                 removal of channels that their coupling forbids.
         """
         check_config(self.network, config)
+        if self._latest is None or self._latest[0] != config.hash:
+            self._latest = config.hash, self._compress(config)
+        return self._latest[1]
+
+    def _compress(self, config: CompressionConfig) -> CompressedNetwork:
         removed = self.removed_units(config)
         units = self.network.units
         kept_in = [~is_removed(ids, removed) for ids in units.in_units]
@@ -349,8 +358,16 @@ class Compressor:
             found.append(folded(layer, rows, scale, bits, kept, quantizer))
             return found[-1][0]
 
+        if self._dense_samples is None:
+            self._dense_samples = sample_dense(self.network, self.images)
         alignments = compress_in_sequence(
-            self.network, self.images, ranges, kept_out, compress_layer, self._quantizers(config)
+            self.network,
+            self.images,
+            ranges,
+            kept_out,
+            compress_layer,
+            self._dense_samples,
+            self._quantizers(config),
         )
         return _with_alignments(found, decisions, alignments)
 

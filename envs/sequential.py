@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,9 @@ from envs.quantization import power_of_two_near
 from envs.quantization import quantize_activation
 from envs.quantizer import Quantizer
 from envs.reconstruction import DAMPING
-from envs.statistics import sample_patches
+from envs.statistics import outputs_at
+from envs.statistics import patches_at
+from envs.statistics import sample_positions
 from envs.trace import TracedLayer
 from envs.trace import TracedNetwork
 
@@ -45,15 +48,77 @@ _USUAL_IMAGES = 1000
 """With fewer, more positions of each image are looked at."""
 
 
+@dataclass(frozen=True)
+class DenseSample:
+    """What a dense layer writes at some places.
+
+    Attributes:
+        positions: Output positions looked at in each part of the images, (parts, positions).
+        outputs: Shape (groups, images * positions, rows).
+    """
+
+    positions: Tensor
+    outputs: Tensor
+
+    def patches(self, layer: TracedLayer, inputs: Tensor) -> Tensor:
+        """Columns of the unfolded inputs at the same places, (groups, places, columns)."""
+        return self._gathered(patches_at, layer, inputs)
+
+    def of(self, layer: TracedLayer, outputs: Tensor) -> Tensor:
+        """Other outputs of the layer at the same places, shape of ``outputs``."""
+        return self._gathered(outputs_at, layer, outputs)
+
+    def _gathered(
+        self, gather: Callable[[TracedLayer, Tensor, Tensor], Tensor], layer: TracedLayer, x: Tensor
+    ) -> Tensor:
+        parts = zip(x.split(_IMAGES_AT_ONCE), self.positions, strict=True)
+        return torch.cat([gather(layer, part, chosen) for part, chosen in parts], dim=1)
+
+
+def sample_dense(network: TracedNetwork, batches: Sequence[Tensor]) -> list[DenseSample]:
+    """What the dense layers write for the images that :func:`compress_in_sequence` uses."""
+    images = _images(network, batches, _MOST_IMAGES)
+    budgets = _position_budgets(network, len(images))
+    found: list[DenseSample] = []
+
+    def step(index: int, run: RunLayer, inputs: Tensor) -> Tensor:
+        layer = network.layers[index]
+        generator = torch.Generator().manual_seed(_SEED)
+        chosen = [
+            sample_positions(layer, inputs, generator, budgets[index])
+            for _ in inputs.split(_IMAGES_AT_ONCE)
+        ]
+        outputs = run(inputs, layer.folded_weight, layer.bias)
+        places = DenseSample(torch.stack(chosen), outputs[:0])
+        found.append(replace(places, outputs=places.of(layer, outputs)))
+        return outputs
+
+    walk_layers(network, images, step)
+    return found
+
+
+def _position_budgets(network: TracedNetwork, images: int) -> list[int]:
+    """Output positions to look at in each image: enough for each layer's columns, if they fit."""
+    scarcity = -(-_USUAL_IMAGES // images)
+    wanted = [scarcity * max(16, layer.rows.shape[-1] // 16) for layer in network.layers]
+    values = sum(
+        min(positions, layer.shape.out_height * layer.shape.out_width) * layer.shape.out_channels
+        for positions, layer in zip(wanted, network.layers, strict=True)
+    )
+    share = min(1.0, _WORKING_BYTES / (4 * values * images))
+    return [max(1, int(share * positions)) for positions in wanted]
+
+
 def compress_in_sequence(
     network: TracedNetwork,
     batches: Sequence[Tensor],
     input_ranges: Sequence[ActivationRange],
     kept_out: Sequence[Tensor],
     compress_layer: CompressLayer,
+    dense: Sequence[DenseSample],
     quantizers: Sequence[Quantizer],
 ) -> list[Alignment]:
-    """Walk through a network with the dense and the compressed feature maps side by side.
+    """Walk through a network with the feature maps that its compressed layers give.
 
     Every layer is fitted to what it really reads: inputs that compressed layers computed and that
     are rounded already. Its target is the least-squares solution for the dense layer's outputs
@@ -67,6 +132,7 @@ def compress_in_sequence(
         input_ranges: Grid of every layer's input.
         kept_out: Output channels of every layer that stay, bool, (out_channels,).
         compress_layer: Compresses one layer.
+        dense: Outputs of the dense layers, see :func:`sample_dense`.
         quantizers: What every layer's scales may be.
 
     Returns:
@@ -75,22 +141,19 @@ def compress_in_sequence(
     """
     found: list[Alignment] = []
 
-    def step(index: int, run: RunLayer, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        layer = network.layers[index]
-        dense, compressed = inputs
-        compressed = quantize_activation(compressed, input_ranges[index])
-        target, covariance = _fit(layer, dense, compressed)
-        weight = compress_layer(index, target, covariance)
-        wanted = run(dense, layer.folded_weight, layer.bias)
-        reached = run(compressed, weight, layer.bias)
-        alignment, aligned = _align(
-            layer, wanted, reached, layer.bias, kept_out[index], quantizers[index]
+    def step(index: int, run: RunLayer, inputs: Tensor) -> Tensor:
+        layer, places = network.layers[index], dense[index]
+        inputs = quantize_activation(inputs, input_ranges[index])
+        weight = compress_layer(index, *_fit(layer, places, inputs))
+        reached = run(inputs, weight, layer.bias)
+        wanted, seen = (
+            x.movedim(0, 1).flatten(1) for x in (places.outputs, places.of(layer, reached))
         )
+        alignment = _alignment(wanted, seen, 1, layer.bias, kept_out[index], quantizers[index])
         found.append(alignment)
-        return wanted, aligned
+        return _aligned(layer, reached, alignment, kept_out[index])
 
-    images = _images(network, batches, _MOST_IMAGES)
-    walk_layers(network, (images, images.clone()), step)
+    walk_layers(network, _images(network, batches, _MOST_IMAGES), step)
     return found
 
 
@@ -100,10 +163,12 @@ class Alignment:
 
     Attributes:
         gain: Shape (out_channels,), > 0.
-        bias: Shape (out_channels,); the gain is in it.
+        shift: What is added behind the gain to outputs that have the old bias, (out_channels,).
+        bias: Shape (out_channels,); gain and shift are in it.
     """
 
     gain: Tensor
+    shift: Tensor
     bias: Tensor
 
 
@@ -129,63 +194,53 @@ def align_layers(
     """
     found: list[Alignment] = []
 
-    def step(index: int, run: RunLayer, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        layer = network.layers[index]
+    def step(index: int, run: RunLayer, inputs: Tensor) -> Tensor:
+        layer, kept = network.layers[index], kept_out[index]
         weight, bias = layers[index]
-        reached = run(quantize_activation(inputs[0], input_ranges[index]), weight, bias)
-        alignment, aligned = _align(
-            layer, wanted[index], reached, bias, kept_out[index], quantizers[index]
-        )
+        reached = run(quantize_activation(inputs, input_ranges[index]), weight, bias)
+        axis = _channel_axis(layer) % reached.ndim
+        alignment = _alignment(wanted[index], reached, axis, bias, kept, quantizers[index])
         found.append(alignment)
-        return (aligned,)
+        return _aligned(layer, reached, alignment, kept)
 
-    walk_layers(network, (_alignment_images(network, batches),), step)
+    walk_layers(network, _alignment_images(network, batches), step)
     return found
 
 
 def dense_outputs(network: TracedNetwork, batches: Sequence[Tensor]) -> list[Tensor]:
-    """Outputs of every dense layer for the images that alignment uses."""
+    """Outputs of every dense layer for the images that :func:`align_layers` uses."""
     found: list[Tensor] = []
 
-    def step(index: int, run: RunLayer, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def step(index: int, run: RunLayer, inputs: Tensor) -> Tensor:
         layer = network.layers[index]
-        outputs = run(inputs[0], layer.folded_weight, layer.bias)
+        outputs = run(inputs, layer.folded_weight, layer.bias)
         found.append(outputs.clone())  # what follows may work in place
-        return (outputs,)
+        return outputs
 
-    walk_layers(network, (_alignment_images(network, batches),), step)
+    walk_layers(network, _alignment_images(network, batches), step)
     return found
 
 
-def _align(
-    layer: TracedLayer,
-    wanted: Tensor,
-    reached: Tensor,
-    bias: Tensor,
-    kept: Tensor,
-    quantizer: Quantizer,
-) -> tuple[Alignment, Tensor]:
-    """Regression of the dense outputs on those reached, channel by channel.
+def _alignment(
+    wanted: Tensor, seen: Tensor, axis: int, bias: Tensor, kept: Tensor, quantizer: Quantizer
+) -> Alignment:
+    """Regression of the dense outputs on those of the compressed network, channel by channel.
 
     Args:
-        layer: The layer.
-        wanted: Its outputs in the dense network, (images, ...).
-        reached: Its outputs in the compressed network; changed in place.
-        bias: Bias in ``reached``, (out_channels,).
+        wanted: Outputs of the dense layer.
+        seen: Outputs of the compressed one at the same places; shape of ``wanted``.
+        axis: Where their channels are.
+        bias: Bias in ``seen``, (out_channels,).
         kept: Output channels that stay, bool, (out_channels,).
         quantizer: What the scales that take up the gains may be.
-
-    Returns:
-        The alignment, and the outputs with it; zero in channels that are gone.
     """
-    axis = _channel_axis(layer) % reached.ndim
-    others = [dimension for dimension in range(reached.ndim) if dimension != axis]
-    mean_wanted, mean_reached = (x.mean(dim=others, keepdim=True) for x in (wanted, reached))
-    centered = reached - mean_reached
+    others = [dimension for dimension in range(seen.ndim) if dimension != axis]
+    mean_wanted, mean_seen = (x.mean(dim=others, keepdim=True) for x in (wanted, seen))
+    centered = seen - mean_seen
     power = centered.square().mean(dim=others)
     shared = centered.mul_(wanted - mean_wanted).mean(dim=others)
     # A channel that does not vary has no slope; what its sums vary by is rounding.
-    lives = power > 1e-9 * mean_reached.flatten().square() + torch.finfo(power.dtype).tiny
+    lives = power > 1e-9 * mean_seen.flatten().square() + torch.finfo(power.dtype).tiny
     if quantizer.weight_granularity == "tensor":  # one scale, so one gain
         counts = lives & kept.to(lives.device)
         shared, power = ((x * counts).sum().expand_as(x) for x in (shared, power))
@@ -193,52 +248,55 @@ def _align(
     gain = torch.where(lives, shared / power, 1.0).clamp(*_GAINS)
     if quantizer.power_of_two:
         gain = power_of_two_near(gain)
-    shift = mean_wanted.flatten() - gain * mean_reached.flatten()
-    shape = [1] * reached.ndim
-    shape[axis] = -1
-    aligned = reached.mul_(gain.view(shape)).add_(shift.view(shape))
-    aligned = aligned.mul_(kept.to(aligned).view(shape))
-    gain, shift = gain.cpu(), shift.cpu()
-    return Alignment(gain, (gain * bias + shift) * kept), aligned
+    gain, shift = gain.cpu(), (mean_wanted.flatten() - gain * mean_seen.flatten()).cpu()
+    return Alignment(gain, shift, (gain * bias + shift) * kept)
+
+
+def _aligned(layer: TracedLayer, outputs: Tensor, alignment: Alignment, kept: Tensor) -> Tensor:
+    """Outputs with an alignment, in place; zero in channels that are gone."""
+    shape = [1] * outputs.ndim
+    shape[_channel_axis(layer)] = -1
+    gain, shift = ((x * kept).to(outputs).view(shape) for x in (alignment.gain, alignment.shift))
+    return outputs.mul_(gain).add_(shift)
 
 
 RunLayer = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A layer's operation on (inputs, weight, bias)."""
 
-Step = Callable[[int, RunLayer, tuple[Tensor, ...]], tuple[Tensor, ...]]
-"""Told a layer's index, its operation and its inputs, one of each network; returns the outputs."""
+Step = Callable[[int, RunLayer, Tensor], Tensor]
+"""Told a layer's index, its operation and its inputs; returns its outputs."""
 
 
-def walk_layers(network: TracedNetwork, images: tuple[Tensor, ...], step: Step) -> None:
-    """Execute a graph for several networks of one architecture at once.
+def walk_layers(network: TracedNetwork, images: Tensor, step: Step) -> None:
+    """Execute a graph.
 
     Args:
         network: Traced network.
-        images: Inputs of each of the networks.
-        step: Computes the layers, in execution order; all else is the same for all networks.
+        images: Inputs of the network.
+        step: Computes the layers, in execution order; all else is computed as it is.
     """
     index_of = {layer.node: index for index, layer in enumerate(network.layers)}
     nodes = list(network.graph_module.graph.nodes)
     last_reader = {item: node for node in nodes for item in node.all_input_nodes}
-    values: dict[fx.Node, tuple[Any, ...]] = {}
+    values: dict[fx.Node, Any] = {}
     with torch.inference_mode():
         for node in nodes:
+            target: Any = node.target
             if node.op == "placeholder":
                 values[node] = images
             elif node.op == "get_attr":
                 value: Any = network.graph_module
-                for part in str(node.target).split("."):
+                for part in target.split("."):
                     value = getattr(value, part)
-                values[node] = (value,) * len(images)
+                values[node] = value
             elif node.op == "call_module":  # a layer's input, which the layer's step rounds
                 values[node] = values[node.all_input_nodes[0]]
             elif node.name in index_of:
                 source = values[node.all_input_nodes[0]]
                 values[node] = step(index_of[node.name], _operation(node), source)
             elif node.op == "call_function":
-                values[node] = tuple(
-                    _call(node, values, network_number) for network_number in range(len(images))
-                )
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+                values[node] = target(*args, **kwargs)
             for item in node.all_input_nodes:
                 if last_reader[item] is node:
                     del values[item]
@@ -253,14 +311,6 @@ def _operation(node: fx.Node) -> RunLayer:
         return torch.cat([target(part, weight, bias, *node.args[3:]) for part in parts])
 
     return run
-
-
-def _call(node: fx.Node, values: dict[fx.Node, tuple[Any, ...]], network_number: int) -> Any:
-    target: Any = node.target
-    args, kwargs = fx.node.map_arg(
-        (node.args, node.kwargs), lambda item: values[item][network_number]
-    )
-    return target(*args, **kwargs)
 
 
 def _images(network: TracedNetwork, batches: Sequence[Tensor], most: int) -> Tensor:
@@ -285,32 +335,27 @@ def _alignment_images(network: TracedNetwork, batches: Sequence[Tensor]) -> Tens
     return _images(network, batches, min(most, _MOST_ALIGNMENT_IMAGES))
 
 
-def _fit(layer: TracedLayer, dense: Tensor, compressed: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights that give the dense outputs from the compressed inputs, and those inputs' covariance.
+def _fit(layer: TracedLayer, dense: DenseSample, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights that give the dense outputs from other inputs, and the covariance of those inputs.
 
     Returns:
         Shapes (groups, rows, columns) and (groups, columns, columns), on the CPU.
     """
-    wanted, given = (_centered_patches(layer, inputs) for inputs in (dense, compressed))
+    given, wanted = (
+        x.sub_(x.mean(dim=1, keepdim=True))
+        for x in (dense.patches(layer, inputs), dense.outputs.clone())
+    )
     samples = given.shape[1]
     covariance = torch.bmm(given.mT, given).div_(samples).cpu()
-    cross = torch.bmm(wanted.mT, given).div_(samples).cpu()
+    shared = torch.bmm(wanted.mT, given).div_(samples).cpu()
+    # Outputs have the batch norm in them, which the weights do not.
+    fold = layer.fold_scale.view(*shared.shape[:2], 1)
+    shared = torch.where(fold == 0, 0.0, shared / fold)
     power = covariance.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
     ridge = torch.where(power > 0, DAMPING * power, 1.0)
     matrix = covariance.double() + ridge * torch.eye(covariance.shape[-1], dtype=torch.float64)
-    reads = layer.rows @ cross + ridge * layer.rows
+    reads = shared + ridge * layer.rows
     return torch.linalg.solve(matrix, reads.double().mT).mT.float(), covariance
-
-
-def _centered_patches(layer: TracedLayer, x: Tensor) -> Tensor:
-    """Patches less their mean, (groups, samples, columns); of the same places for every ``x``."""
-    generator = torch.Generator().manual_seed(_SEED)
-    scarcity = -(-_USUAL_IMAGES // len(x))
-    patches = torch.cat(
-        [sample_patches(layer, part, generator, scarcity) for part in x.split(4 * _IMAGES_AT_ONCE)],
-        dim=1,
-    )
-    return patches.sub_(patches.mean(dim=1, keepdim=True))
 
 
 def _channel_axis(layer: TracedLayer) -> int:

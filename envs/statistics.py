@@ -159,29 +159,49 @@ def sample_patches(
         Shape (groups, batch * positions, columns); about 32 positions for each column over a
         calibration set of 1,000 images.
     """
+    budget = times * max(16, layer.rows.shape[-1] // 16)
+    return patches_at(layer, x, sample_positions(layer, x, generator, budget))
+
+
+def sample_positions(
+    layer: TracedLayer, x: Tensor, generator: torch.Generator, most: int
+) -> Tensor:
+    """Random output positions of a layer that reads ``x``, ascending, int64, (positions,)."""
+    shape = layer.shape
+    is_linear = layer.weight.ndim == 2
+    count = x[0].numel() // x.shape[-1] if is_linear else shape.out_height * shape.out_width
+    return torch.randperm(count, generator=generator)[:most].sort().values
+
+
+def patches_at(layer: TracedLayer, x: Tensor, positions: Tensor) -> Tensor:
+    """Columns of the unfolded input at some positions, (groups, batch * positions, columns)."""
     shape = layer.shape
     groups, _, columns = layer.rows.shape
-    budget = times * max(16, columns // 16)
     if layer.weight.ndim == 2:
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])
-        chosen = _positions(tokens.shape[1], budget, generator)
-        return tokens[:, chosen].reshape(1, -1, columns)
+        return tokens[:, positions].reshape(1, -1, columns)
     planar = x if x.ndim == 4 else x.unsqueeze(2)
     vertical = _same_padding(layer, 0, planar.shape[2])
     horizontal = _same_padding(layer, 1, planar.shape[3])
     planar = F.pad(planar, (*horizontal, *vertical))
-    spans = [
-        dilation * (size - 1) + 1
-        for dilation, size in zip(
-            shape.dilation, (shape.kernel_height, shape.kernel_width), strict=True
-        )
-    ]
-    windows = planar.unfold(2, spans[0], shape.stride[0]).unfold(3, spans[1], shape.stride[1])
-    windows = windows[..., :: shape.dilation[0], :: shape.dilation[1]]
-    chosen = _positions(shape.out_height * shape.out_width, budget, generator)
-    patches = windows[:, :, chosen // shape.out_width, chosen % shape.out_width]
-    patches = patches.reshape(x.shape[0], groups, -1, *patches.shape[2:])
-    return patches.permute(1, 0, 3, 2, 4, 5).reshape(groups, -1, columns)
+    width = planar.shape[3]
+    corner = (positions // shape.out_width * shape.stride[0]) * width
+    corner = corner + positions % shape.out_width * shape.stride[1]
+    down = torch.arange(shape.kernel_height) * shape.dilation[0] * width
+    right = torch.arange(shape.kernel_width) * shape.dilation[1]
+    places = (corner[:, None] + (down[:, None] + right).flatten()).flatten().to(x.device)
+    patches = planar.flatten(2).index_select(2, places)
+    patches = patches.view(len(x), groups, -1, len(positions), columns // layer.weight.shape[1])
+    return patches.permute(1, 0, 3, 2, 4).reshape(groups, -1, columns)
+
+
+def outputs_at(layer: TracedLayer, y: Tensor, positions: Tensor) -> Tensor:
+    """A layer's outputs at some positions, (groups, batch * positions, rows)."""
+    groups, rows, _ = layer.rows.shape
+    if layer.weight.ndim == 2:
+        return y.reshape(y.shape[0], -1, rows)[:, positions].reshape(1, -1, rows)
+    chosen = y.flatten(2)[..., positions].reshape(y.shape[0], groups, rows, -1)
+    return chosen.permute(1, 0, 3, 2).reshape(groups, -1, rows)
 
 
 def _same_padding(layer: TracedLayer, axis: int, size: int) -> tuple[int, int]:
@@ -198,10 +218,6 @@ def _same_padding(layer: TracedLayer, axis: int, size: int) -> tuple[int, int]:
     if 0 <= needed < 2 * before and needed == 2 * before - 1 and shape.stride[axis] == 1:
         return before - 1, before
     return before, before
-
-
-def _positions(count: int, budget: int, generator: torch.Generator) -> Tensor:
-    return torch.randperm(count, generator=generator)[:budget].sort().values
 
 
 def _input_range(sample: Tensor, chosen: ActivationRange) -> InputRange:
