@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder that does not exist yet")
     parser.add_argument("--tasks", nargs=2, default=[f"{TASKS}:task", f"{TASKS}:wide_task"])
     parser.add_argument("--budget", type=int, default=18, help="evaluations of an experiment")
-    parser.add_argument("--seconds", type=float, default=5.0, help="that an evaluation takes")
+    parser.add_argument("--seconds", type=float, default=10.0, help="that an evaluation takes")
     arguments = parser.parse_args()
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ["OMP_NUM_THREADS"] = "1"
