@@ -199,8 +199,7 @@ def _fit(
         right = np.concatenate([exponent * weight, ridge @ np.full(len(scales), common)])
         scales, _ = nnls(left, right)
         scales = np.maximum(scales, 1e-3 * common)
-    covariance: NDArray[np.float64] = np.linalg.inv(left.T @ left)
-    return scales, covariance
+    return scales, np.linalg.inv(left.T @ left).astype(np.float64)
 
 
 def _common_scale(
