@@ -105,7 +105,8 @@ def main() -> None:
     reference = evaluator.evaluate(uniform(space.layers, 32), "search")
     dense, images = reference.accuracy, reference.images
     int8_pj = float(problem.cost(start_choice(space)[None]).energy_pj[0])
-    choices = near_front(problem, Reference(dense, chance, int8_pj, (1.0,)), args.configurations)
+    front_reference = Reference(dense, chance, int8_pj, (1.0,), images)
+    choices = near_front(problem, front_reference, args.configurations)
     configs = [space.config(choice) for choice in choices]
     accuracy = np.array([evaluator.evaluate(config, "search").accuracy for config in configs])
     lost = 100 * (dense - accuracy)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from envs.reconstruction import DAMPING
 from envs.statistics import outputs_at
 from envs.statistics import patches_at
 from envs.statistics import sample_positions
+from envs.statistics import usual_positions
 from envs.trace import TracedLayer
 from envs.trace import TracedNetwork
 
@@ -36,7 +36,7 @@ of its inputs (groups, columns, columns); returns its folded weight after compre
 
 _SEED = 0
 _WORKING_BYTES = 1 << 29
-"""Room for one feature map of all images."""
+"""Room for one feature map of all images, and for what is kept of the dense outputs."""
 _FEWEST_IMAGES = 32
 _MOST_IMAGES = 1024
 _MOST_ALIGNMENT_IMAGES = 128
@@ -62,17 +62,11 @@ class DenseSample:
 
     def patches(self, layer: TracedLayer, inputs: Tensor) -> Tensor:
         """Columns of the unfolded inputs at the same places, (groups, places, columns)."""
-        return self._gathered(patches_at, layer, inputs)
+        return _at_places(patches_at, layer, inputs, self.positions)
 
     def of(self, layer: TracedLayer, outputs: Tensor) -> Tensor:
         """Other outputs of the layer at the same places, shape of ``outputs``."""
-        return self._gathered(outputs_at, layer, outputs)
-
-    def _gathered(
-        self, gather: Callable[[TracedLayer, Tensor, Tensor], Tensor], layer: TracedLayer, x: Tensor
-    ) -> Tensor:
-        parts = zip(x.split(_IMAGES_AT_ONCE), self.positions, strict=True)
-        return torch.cat([gather(layer, part, chosen) for part, chosen in parts], dim=1)
+        return _at_places(outputs_at, layer, outputs, self.positions)
 
 
 def sample_dense(network: TracedNetwork, batches: Sequence[Tensor]) -> list[DenseSample]:
@@ -84,23 +78,32 @@ def sample_dense(network: TracedNetwork, batches: Sequence[Tensor]) -> list[Dens
     def step(index: int, run: RunLayer, inputs: Tensor) -> Tensor:
         layer = network.layers[index]
         generator = torch.Generator().manual_seed(_SEED)
-        chosen = [
-            sample_positions(layer, inputs, generator, budgets[index])
-            for _ in inputs.split(_IMAGES_AT_ONCE)
-        ]
+        parts = inputs.split(_IMAGES_AT_ONCE)
+        most = budgets[index]
+        positions = torch.stack([sample_positions(layer, x, generator, most) for x in parts])
         outputs = run(inputs, layer.folded_weight, layer.bias)
-        places = DenseSample(torch.stack(chosen), outputs[:0])
-        found.append(replace(places, outputs=places.of(layer, outputs)))
+        found.append(DenseSample(positions, _at_places(outputs_at, layer, outputs, positions)))
         return outputs
 
     walk_layers(network, images, step)
     return found
 
 
+def _at_places(
+    gather: Callable[[TracedLayer, Tensor, Tensor], Tensor],
+    layer: TracedLayer,
+    x: Tensor,
+    positions: Tensor,
+) -> Tensor:
+    """What ``gather`` finds in each part of the images at its own positions, end to end."""
+    parts = zip(x.split(_IMAGES_AT_ONCE), positions, strict=True)
+    return torch.cat([gather(layer, part, chosen) for part, chosen in parts], dim=1)
+
+
 def _position_budgets(network: TracedNetwork, images: int) -> list[int]:
     """Output positions to look at in each image: enough for each layer's columns, if they fit."""
     scarcity = -(-_USUAL_IMAGES // images)
-    wanted = [scarcity * max(16, layer.rows.shape[-1] // 16) for layer in network.layers]
+    wanted = [scarcity * usual_positions(layer) for layer in network.layers]
     values = sum(
         min(positions, layer.shape.out_height * layer.shape.out_width) * layer.shape.out_channels
         for positions, layer in zip(wanted, network.layers, strict=True)

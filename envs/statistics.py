@@ -144,23 +144,23 @@ class _Gatherer(nn.Module):
         )
 
 
-def sample_patches(
-    layer: TracedLayer, x: Tensor, generator: torch.Generator, times: int = 1
-) -> Tensor:
+def sample_patches(layer: TracedLayer, x: Tensor, generator: torch.Generator) -> Tensor:
     """Columns of the unfolded input at random output positions, the same for a batch's images.
 
     Args:
         layer: Convolution or linear layer.
         x: Its input, (batch, channels, *spatial) or (batch, *tokens, features).
         generator: Chooses the positions.
-        times: Takes so many times as many positions.
 
     Returns:
-        Shape (groups, batch * positions, columns); about 32 positions for each column over a
-        calibration set of 1,000 images.
+        Shape (groups, batch * positions, columns).
     """
-    budget = times * max(16, layer.rows.shape[-1] // 16)
-    return patches_at(layer, x, sample_positions(layer, x, generator, budget))
+    return patches_at(layer, x, sample_positions(layer, x, generator, usual_positions(layer)))
+
+
+def usual_positions(layer: TracedLayer) -> int:
+    """Positions of an image to look at: over 1,000 images about 32 or more for each column."""
+    return max(16, layer.rows.shape[-1] // 16)
 
 
 def sample_positions(
