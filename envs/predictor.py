@@ -18,7 +18,7 @@ PRIOR_SCALE = 0.2
 """Exponent of accuracy lost per unit of relative output change, before anything was measured."""
 COMMON_DEVIATIONS = 1.0
 """Prior standard deviation of the scale common to all layers, relative to its expectation."""
-LAYER_DEVIATIONS = 0.5
+LAYER_DEVIATIONS = 0.6
 """Prior standard deviation of a layer's scale, relative to the common one."""
 MODEL_ERROR = 0.2
 """Relative standard deviation of the damage around the additive model."""

@@ -21,7 +21,7 @@ SPACE = PROBLEM.space
 def truth() -> SyntheticAccuracy:
     """What layers really lose differs from what their sensitivities say."""
     rng = np.random.default_rng(7)
-    return SyntheticAccuracy(PROBLEM, scales=np.exp(rng.normal(0.5, 0.5, (len(SPACE.layers), 2))))
+    return SyntheticAccuracy(PROBLEM, scales=np.exp(rng.normal(0.5, 1.0, (len(SPACE.layers), 2))))
 
 
 def mild_choices(count: int, seed: int) -> np.ndarray:

@@ -42,15 +42,13 @@ def output_change(evaluator: Evaluator, config: CompressionConfig) -> float:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_of_every_kind_are_repaired_layer_after_layer(name: str, repair: Repair) -> None:
     evaluator = evaluator_of(name)
-    config = dataclasses.replace(filter_config(evaluator, 0.3, "l2"), repair=repair)
+    config = dataclasses.replace(filter_config(evaluator, 0.6, "l2"), repair=repair)
     compressed = evaluator.compressor.compress(config)
     masked, _ = evaluator.outputs(compressed, "calibration")
     assert torch.isfinite(masked).all()
     module = remove_channels(evaluator.compressor.network, compressed)
     inputs = torch.cat([batch for batch, _ in evaluator.task.calibration])
-    same = torch.isclose(module(inputs), masked, rtol=1e-3, atol=1e-4).flatten(1).all(dim=1)
-    # A value in the middle between two integers may be rounded to either.
-    assert same.float().mean() > 0.9
+    torch.testing.assert_close(module(inputs), masked, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
