@@ -109,10 +109,13 @@ class News:
 def accuracies(rows: pd.DataFrame) -> dict[str, float]:
     """Accuracy on the search split by config hash; NaN where the evaluation failed.
 
+    Baselines that failed are left out: a search cannot do without, so they are tried again.
+
     Args:
-        rows: Columns ``split``, ``config_hash`` and ``accuracy`` of the ledger.
+        rows: Columns ``split``, ``config_hash``, ``accuracy`` and ``role`` of the ledger.
     """
-    rows = rows[rows["split"] == "search"]
+    is_lost = (rows["role"] == "baseline") & rows["accuracy"].isna()
+    rows = rows[(rows["split"] == "search") & ~is_lost]
     return dict(zip(rows["config_hash"], rows["accuracy"].tolist(), strict=True))
 
 

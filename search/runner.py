@@ -1,4 +1,4 @@
-"""Runs a search: prepare, baselines, one Tune trial per seed, verification, report."""
+"""Runs a search: prepare, one Tune trial per seed, verification, report."""
 
 from __future__ import annotations
 
@@ -23,25 +23,18 @@ from hwmodel import InputError
 from hwmodel import load_accelerator
 from hwmodel.pricing import Level
 from search.baselines import BASELINES
-from search.baselines import DENSE_FP32
 from search.baselines import DENSE_INT8
 from search.board import BoardActor
 from search.board import accuracies
 from search.evaluation import EvaluationWorker
-from search.evaluation import Request
 from search.evaluation import WorkerSpec
-from search.evaluation import evaluation_error
 from search.evaluation import local_database
 from search.events import EventLog
-from search.events import evaluation_fields
 from search.events import one_line
 from search.failure import RunError
 from search.finalists import finalists
 from search.finalists import write_layer_tables
-from search.front import baseline
-from search.front import provable_drop
 from search.ledger import Ledger
-from search.measurements import Reference
 from search.preparation import fill_database
 from search.preparation import share
 from search.progress import Progress
@@ -127,8 +120,6 @@ def run_search(
                 evaluator, accelerator, menu, level=GUIDE_LEVEL, progress=progress.step
             )
             share(database)
-            progress.stage("measuring the baselines")
-            _measure_baselines(run, log, worker, spec)
             evaluators = _evaluators(spec, trials or len(spec.seeds))
             try:
                 _search(run, log, spec, worker, problem, evaluators, deadline, progress)
@@ -173,22 +164,6 @@ def baseline_config(worker: EvaluationWorker, spec: Spec, bits: int) -> Compress
     return CompressionConfig(layers, spec.space.repair, spec.space.quantizer)
 
 
-def _measure_baselines(
-    run: RunDirectory, log: EventLog, worker: EvaluationWorker, spec: Spec
-) -> None:
-    """Evaluate on the search split the baselines that the ledger lacks."""
-    rows = run.ledger.read(("split", "accuracy", "config_hash"))
-    known = set(rows[(rows["split"] == "search") & rows["accuracy"].notna()]["config_hash"])
-    for name, bits in BASELINES.items():
-        config = baseline_config(worker, spec, bits)
-        if config.hash not in known:
-            row = worker.evaluate(Request(config, "search", "baseline", name))
-            log.write("evaluation", **evaluation_fields(row))
-            error = evaluation_error(row)
-            if error is not None:
-                raise error
-
-
 def _evaluators(spec: Spec, trials: int) -> int:
     """Evaluators of each trial: as many as the specification says, or as fit beside ``trials``.
 
@@ -209,32 +184,30 @@ def _search(
     deadline: float,
     progress: Progress,
 ) -> None:
-    """Run the seeds that have budget left as Tune trials."""
-    known = ("split", "config_hash", "accuracy", "seed", "name", "images")
+    """Run the seeds that have budget left as Tune trials; all, where a baseline is missing."""
+    known = ("split", "config_hash", "accuracy", "seed", "role")
     rows = run.ledger.read(known)
-    dense = baseline(rows, DENSE_FP32, "search")
-    assert dense is not None
     shares = _shares(spec)
     searched = rows[rows["split"] == "search"].groupby("seed")["config_hash"].nunique()
     seeds = [seed for seed in spec.seeds if searched.get(seed, 0) < shares[seed]]
     left = deadline - time.monotonic()
-    if not seeds or left <= 0:
-        return
-    int8 = baseline_config(worker, spec, BASELINES[DENSE_INT8])
-    board = BoardActor.options(scheduling_strategy=on_this_node()).remote(accuracies(rows), left)
+    baselines = {name: baseline_config(worker, spec, bits) for name, bits in BASELINES.items()}
+    measured = accuracies(rows)
+    if all(config.hash in measured for config in baselines.values()):
+        if not seeds or left <= 0:
+            return
+    else:
+        seeds = seeds or list(spec.seeds)
+    board = BoardActor.options(scheduling_strategy=on_this_node()).remote(measured, left)
     resources = spec.resources
     setup = TrialSetup(
         problem=problem,
         worker=worker.spec,
         algorithm=spec.algorithm,
         shares=shares,
-        reference=Reference(
-            accuracy=float(dense["accuracy"]),
-            chance=worker.evaluator.task.chance,
-            energy_pj=float(worker.price(int8, GUIDE_LEVEL).energy_pj[0]),
-            limits=tuple(provable_drop(limit, int(dense["images"])) for limit in spec.targets),
-            images=int(dense["images"]),
-        ),
+        baselines=baselines,
+        int8_energy_pj=float(worker.price(baselines[DENSE_INT8], GUIDE_LEVEL).energy_pj[0]),
+        chance=worker.evaluator.task.chance,
         targets=spec.targets,
         evaluators=evaluators,
         evaluator_cpus=resources.evaluator_cpus,

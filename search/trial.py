@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import ray
 from numpy.typing import NDArray
 from ray import tune
 
 from envs.config import CompressionConfig
 from envs.problem import CompressionProblem
+from search.baselines import DENSE_FP32
 from search.board import Answer
 from search.board import News
 from search.board import accuracies
@@ -22,8 +25,11 @@ from search.board import accuracy
 from search.evaluation import EvaluationWorker
 from search.evaluation import Request
 from search.evaluation import WorkerSpec
+from search.evaluation import evaluation_error
 from search.events import EventLog
 from search.events import evaluation_fields
+from search.front import baseline
+from search.front import provable_drop
 from search.ledger import Evaluation
 from search.ledger import Ledger
 from search.ledger import evaluations
@@ -54,8 +60,10 @@ class TrialSetup:
         worker: What evaluators evaluate.
         algorithm: What proposes configurations, see ``search.spec.Spec``.
         shares: Evaluations of every seed.
-        reference: What accuracies and energies are compared to.
-        targets: Points that may be lost, of which metrics tell the least energy.
+        baselines: What accuracies are compared to, and is measured first, by name.
+        int8_energy_pj: Energy of dense INT8 at the problem's level.
+        chance: Accuracy of guessing, 0..1; failed evaluations count as that.
+        targets: Points that may be lost, at which the least energy is asked for.
         evaluators: Number of evaluator actors of a trial.
         evaluator_cpus, evaluator_gpus: What each reserves.
         evaluation_timeout: Seconds after which an evaluation counts as hanging; None for no limit.
@@ -66,7 +74,9 @@ class TrialSetup:
     worker: WorkerSpec
     algorithm: str
     shares: dict[int, int]
-    reference: Reference
+    baselines: dict[str, CompressionConfig]
+    int8_energy_pj: float
+    chance: float
     targets: tuple[float, ...]
     evaluators: int
     evaluator_cpus: float
@@ -94,8 +104,9 @@ def search_trial(config: dict[str, Any], *, setup: TrialSetup, board: Any) -> No
         metrics = SeedMetrics(setup.run.root, seed, setup.evaluators, setup.targets)
         pool = _pool(setup, metrics, log)
         try:
+            rows = _measure_baselines(seed, setup, board, pool, metrics, log)
             with metrics.learning():
-                proposer, spent = _resumed(seed, setup, board, metrics)
+                proposer, spent = _resumed(seed, setup, rows, metrics)
             run_seed(seed, setup, board, pool, proposer, spent, metrics, log)
         finally:
             pool.close()
@@ -120,18 +131,63 @@ def _pool(setup: TrialSetup, metrics: SeedMetrics, log: EventLog) -> EvaluatorPo
     )
 
 
+def _measure_baselines(
+    seed: int,
+    setup: TrialSetup,
+    board: Any,
+    pool: EvaluatorPool,
+    metrics: SeedMetrics,
+    log: EventLog,
+) -> pd.DataFrame:
+    """Rows of the ledger, when it has all baselines; trials that start together share them out.
+
+    Raises:
+        InputError: the evaluation of a baseline failed, without which nothing can be said.
+    """
+    ledger = Ledger(setup.worker.ledger)
+    # The ledger, not the board: a trial that died may have left a row that nobody announced.
+    ray.get(board.restart.remote(seed, accuracies(ledger.read())))
+    names = {config.hash: name for name, config in setup.baselines.items()}
+    while True:
+        answers = claim(board, list(names), seed, math.inf)
+        granted = {key for key, answer in zip(names, answers, strict=True) if answer == "granted"}
+        if not granted:
+            return ledger.read()
+        requests = [
+            Request(setup.baselines[name], "search", "baseline", name)
+            for key, name in names.items()
+            if key in granted
+        ]
+        news = News(board)
+        for row in pool.evaluate(requests):
+            log.write("evaluation", **evaluation_fields(row))
+            metrics.count("evaluation_seconds", row.seconds)
+            failed = evaluation_error(row)
+            if failed is not None:
+                raise failed
+            news.add(row.config_hash, accuracy(row))
+        news.tell()
+
+
 def _resumed(
-    seed: int, setup: TrialSetup, board: Any, metrics: SeedMetrics
+    seed: int, setup: TrialSetup, rows: pd.DataFrame, metrics: SeedMetrics
 ) -> tuple[Proposer, int]:
-    """What the ledger has, told to all; returns a proposer that knows it, and what was spent.
+    """A proposer that knows what the ledger has of the seed, and what was spent.
 
     The rows themselves, which may be many, are not kept.
     """
+    dense = baseline(rows, DENSE_FP32, "search")
+    assert dense is not None
+    images = int(dense["images"])
+    reference = Reference(
+        accuracy=float(dense["accuracy"]),
+        chance=setup.chance,
+        energy_pj=setup.int8_energy_pj,
+        limits=tuple(provable_drop(limit, images) for limit in setup.targets),
+        images=images,
+    )
     policies = setup.run.child("policies")
-    proposer = make_proposer(setup.algorithm, setup.problem, setup.reference, seed, policies)
-    # The ledger, not the board: a trial that died may have left a row that nobody announced.
-    rows = Ledger(setup.worker.ledger).read()
-    ray.get(board.restart.remote(seed, accuracies(rows)))
+    proposer = make_proposer(setup.algorithm, setup.problem, reference, seed, policies)
     own = evaluations(rows[(rows["split"] == "search") & rows["seed"].isin((-1, seed))])
     metrics.known(own)
     _learn(proposer, setup, _measured(setup, own))
@@ -244,4 +300,4 @@ def _learn(
     if measured:
         choices = np.stack([choice for choice, _ in measured])
         reached = np.array([accuracy for _, accuracy in measured])
-        proposer.learn(choices, np.where(np.isnan(reached), setup.reference.chance, reached))
+        proposer.learn(choices, np.where(np.isnan(reached), setup.chance, reached))

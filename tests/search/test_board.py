@@ -46,11 +46,13 @@ def test_a_clock_that_jumps_does_not_move_the_end(monkeypatch: pytest.MonkeyPatc
 
 
 def test_accuracies_are_those_of_the_search_split() -> None:
+    """Baselines that failed are unknown, so that a resumed run measures them again."""
     rows = pd.DataFrame(
         [
             evaluation(1, accuracy=0.8),
             evaluation(2, accuracy=None),
             evaluation(3, split="test"),
+            evaluation(4, accuracy=None, role="baseline"),
         ]
     )
     found = accuracies(rows)

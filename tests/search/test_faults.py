@@ -235,20 +235,39 @@ def test_evaluations_that_die_hang_raise_and_return_nan(
     cluster: Cluster, faults: Path, tmp_path: Path
 ) -> None:
     """On the search split, and one that hangs on the test split."""
-    for fault in ("1 dies", "2 hangs", "3 hangs", "4 hangs", "5 raises", "6 is not a number"):
-        (faults / f"{fault}.fault").touch()
+    (faults / "seconds").write_text("0.3")
     run = tmp_path / "run"
     process = search(cluster, tmp_path, evaluators=1, evaluation_timeout="8s")
+    wait_for(written(run, BASELINES), process)
+    for fault in ("1 dies", "2 hangs", "3 hangs", "4 hangs", "5 raises", "6 is not a number"):
+        (faults / f"{fault}.fault").touch()
     wait_for(written(run, BUDGET), process)
-    assert list(faults.iterdir()) == []
+    assert list(faults.glob("*.fault")) == []
     (faults / "hangs.fault").touch()
     finish(process)
-    assert list(faults.iterdir()) == []
+    assert list(faults.glob("*.fault")) == []
     found = check_whole(run)
     failed = found[found["accuracy"].isna()].sort_values("time")
     reasons = ("no result in 8 s, 2 times", "no images left", "nan is not allowed")
     for error, reason in zip(failed["error"], reasons, strict=True):
         assert reason in error
+
+
+def test_a_baseline_that_fails_is_measured_again(
+    cluster: Cluster, faults: Path, tmp_path: Path
+) -> None:
+    """A search cannot do without: it ends, and says why."""
+    (faults / "raises.fault").touch()
+    run = tmp_path / "run"
+    errors = finish(search(cluster, tmp_path), 2)
+    assert errors.splitlines()[-1].startswith("joulecut: error: evaluation of dense FP32")
+    assert "no images left" in errors and "Traceback" not in errors
+    finish(joulecut("resume", run))
+    found = rows(run)
+    assert found["accuracy"].isna().sum() == 1
+    known = found[found["accuracy"].notna()]
+    assert not known.duplicated(["config_hash", "split"]).any()
+    assert (known["split"] == "search").sum() == BUDGET
 
 
 @contextmanager
