@@ -123,7 +123,7 @@ def _next(
 ) -> list[Experiment]:
     """Experiments to start now: one at a time where they would prepare the same network."""
     free = _room(waiting[0].spec.resources) - len(running) if waiting else 0
-    ready = {network_key(item) for item in batch.experiments() if batch.has_begun(item)}
+    ready = {network_key(item) for item in batch.experiments() if batch.is_prepared(item)}
     preparing = {network_key(item) for item in running} - ready
     found: list[Experiment] = []
     for experiment in waiting:

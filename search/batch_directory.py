@@ -131,8 +131,12 @@ class BatchDirectory:
         return RunDirectory.create(storage, spec, initial_policies(spec)), spec
 
     def has_begun(self, experiment: Experiment) -> bool:
-        """Whether it has measured something, and so left in the database what others need."""
+        """Whether it has measured something."""
         return bool(self.run_storage(experiment).child("ledger").names("batch"))
+
+    def is_prepared(self, experiment: Experiment) -> bool:
+        """Whether its trials have been started, and so all is in the database that they need."""
+        return bool(self.run_storage(experiment).child("tune").names("batch"))
 
     def run_state(self, experiment: Experiment) -> dict[str, Any]:
         """State of an experiment's run; ``waiting`` where there is none yet."""
