@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from envs.config import FLOAT_BITS
+from envs.config import INTEGER_BITS
 from envs.config import CompressionConfig
 from envs.config import Criterion
 from envs.config import LayerDecision
@@ -19,6 +20,7 @@ from envs.config import Repair
 from envs.config import run_of
 from envs.database import LayerSource
 from envs.database import OptionDatabase
+from envs.equalization import equalized_layer
 from envs.layer_compression import compressed_rows
 from envs.layer_compression import removed_columns
 from envs.problem import output_bits
@@ -127,8 +129,9 @@ class Compressor:
         self._cache: OrderedDict[tuple[object, ...], tuple[Tensor, Tensor, Tensor | None]]
         self._cache = OrderedDict()
         self._cached_bytes = 0
-        self._inputs: dict[tuple[int, int, Quantizer], InputRange] = {}
-        self._sources: dict[tuple[int, bool, Quantizer], LayerSource] = {}
+        self._inputs: dict[tuple[int, int, bool, Quantizer], InputRange] = {}
+        self._sources: dict[tuple[int, bool, bool, Quantizer], LayerSource] = {}
+        self._equalized: dict[int, TracedLayer] = {}
         self._dense_outputs: list[Tensor] | None = None
         self._dense_samples: list[DenseSample] | None = None
         self._latest: tuple[str, CompressedNetwork] | None = None
@@ -152,7 +155,7 @@ class Compressor:
         kept_out = [~is_removed(ids, removed) for ids in units.out_units]
         decisions = self._decisions(config)
         inputs = [
-            self.input_range(index, decision.activation_bits, config.quantizer)
+            self.input_range(index, decision.activation_bits, config.repair, config.quantizer)
             for index, decision in enumerate(decisions)
         ]
         ranges = [entry.range for entry in inputs]
@@ -200,12 +203,28 @@ class Compressor:
             np.array(runs, dtype=np.float64),
         )
 
-    def input_range(self, index: int, bits: int, quantizer: Quantizer) -> InputRange:
+    def input_range(
+        self, index: int, bits: int, repair: Repair, quantizer: Quantizer
+    ) -> InputRange:
         """How the input of layer ``index`` is rounded to ``bits``; found once."""
-        key = index, bits, quantizer.of_activations
+        key = index, bits, repair != "none", quantizer.of_activations
         if key not in self._inputs:
-            self._inputs[key] = self.statistics[index].input_range(bits, quantizer)
+            _, statistics = self.view(index, repair, bits)
+            self._inputs[key] = statistics.input_range(bits, quantizer)
         return self._inputs[key]
+
+    def view(
+        self, index: int, repair: Repair, activation_bits: int
+    ) -> tuple[TracedLayer, LayerStatistics]:
+        """A layer and its statistics: equalized where it is repaired and reads integers."""
+        layer, statistics = self.network.layers[index], self.statistics[index]
+        equalized = statistics.equalized
+        if repair == "none" or activation_bits in FLOAT_BITS or equalized is None:
+            return layer, statistics
+        if index not in self._equalized:
+            assert equalized.divided is not None
+            self._equalized[index] = equalized_layer(layer, equalized.divided)
+        return self._equalized[index], equalized
 
     def removed_units(self, config: CompressionConfig) -> Tensor:
         """Units of channels that a configuration removes, bool, (units,)."""
@@ -289,6 +308,7 @@ class Compressor:
             decision.criterion,
             decision.sparsity,
             decision.weight_bits,
+            decision.activation_bits in FLOAT_BITS,
             repair,
             quantizer,
             kept_in.numpy().tobytes(),
@@ -297,8 +317,7 @@ class Compressor:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        layer = self.network.layers[index]
-        statistics = self.statistics[index]
+        layer, statistics = self.view(index, repair, decision.activation_bits)
         columns = removed_columns(layer, kept_in)
         found = self._from_database(index, decision, repair, quantizer) if columns is None else None
         rows, scale = found or compressed_rows(
@@ -314,13 +333,27 @@ class Compressor:
         return result
 
     def source(
-        self, index: int, repair: Repair, quantizer: Quantizer = DEFAULT_QUANTIZER
+        self,
+        index: int,
+        repair: Repair,
+        quantizer: Quantizer = DEFAULT_QUANTIZER,
+        activation_bits: int = INTEGER_BITS[-1],
     ) -> LayerSource:
-        """What the options of one layer are made from, with or without repair."""
-        key = index, repair != "none", quantizer.of_weights
+        """What the options of one layer are made from, with or without repair.
+
+        Args:
+            index: Number of the layer.
+            repair: How it is repaired.
+            quantizer: How its weights are rounded.
+            activation_bits: Width of its input; all widths of integers give the same.
+        """
+        reads_floats = activation_bits in FLOAT_BITS
+        key = index, repair != "none", reads_floats, quantizer.of_weights
         if key not in self._sources:
-            layer, statistics = self.network.layers[index], self.statistics[index]
-            self._sources[key] = LayerSource(layer, statistics, *key[1:])
+            layer, statistics = self.view(index, repair, activation_bits)
+            self._sources[key] = LayerSource(
+                layer, statistics, repair != "none", quantizer.of_weights
+            )
         return self._sources[key]
 
     def _from_database(
@@ -331,7 +364,7 @@ class Compressor:
         method, sparsity = Method(decision.granularity, decision.criterion), decision.sparsity
         if method.granularity == "filter":  # the filters that stay are rounded like unpruned ones
             method, sparsity = NO_PRUNING, 0.0
-        source = self.source(index, repair, quantizer)
+        source = self.source(index, repair, quantizer, decision.activation_bits)
         return self.database.weights(source, method, sparsity, decision.weight_bits)
 
     def _sequential_weights(
@@ -344,12 +377,16 @@ class Compressor:
         """Folded weight, bias and scale of every layer."""
         self._require_images("sequential")
         decisions, quantizer = self._decisions(config), config.quantizer
+        views = [
+            self.view(index, "sequential", decision.activation_bits)
+            for index, decision in enumerate(decisions)
+        ]
         found: list[tuple[Tensor, Tensor | None]] = []
 
         def compress_layer(index: int, target: Tensor, covariance: Tensor) -> Tensor:
-            decision, traced = decisions[index], self.network.layers[index]
+            decision, traced = decisions[index], views[index][0]
             layer = replace(traced, weight=target.reshape(traced.weight.shape))
-            statistics = replace(self.statistics[index], second_moment=covariance)
+            statistics = replace(views[index][1], second_moment=covariance)
             columns = removed_columns(layer, kept_in[index])
             rows, scale = compressed_rows(
                 layer, statistics, decision, columns, "layerwise", quantizer
@@ -362,6 +399,7 @@ class Compressor:
             self._dense_samples = sample_dense(self.network, self.images)
         alignments = compress_in_sequence(
             self.network,
+            [layer for layer, _ in views],
             self.images,
             ranges,
             kept_out,

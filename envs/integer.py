@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from envs.quantization import ActivationRange
+from envs.quantization import inverse_factors
 
 CHANNELS = 16
 """The kernels work on as many channels at once: fewer cost the same, and more often more."""
@@ -45,10 +46,13 @@ class IntegerInput(nn.Module):
     def __init__(self, grid: ActivationRange) -> None:
         super().__init__()
         self._grid = (grid.scale, -grid.low)
+        self._divided = grid.divided
         self._top = grid.high - grid.low
         self._round = _round_at_once if _rounds_at_once() else _round_in_steps
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._divided is not None:
+            x = x * inverse_factors(self._divided, x.ndim)
         codes = self._round(x, *self._grid)
         return codes.clamp_(max=self._top) if self._top < 255 else codes
 
@@ -125,8 +129,16 @@ class IntegerLayer(nn.Module):
         """Apply a ReLU to the output."""
         self._activation = "relu"
 
+    def can_round(self, grid: ActivationRange) -> bool:
+        """Whether :meth:`round_output` is possible: where the grid's channels are its own."""
+        axis = 1 if self._geometry else -1
+        return grid.divided is None or grid.divided.axis == axis
+
     def round_output(self, grid: ActivationRange) -> None:
         """Give bytes on a grid instead of floats."""
+        if grid.divided is not None:
+            factors = inverse_factors(grid.divided, 2).flatten()
+            self._scale, self._bias = self._scale * factors, self._bias * factors
         self._target = (grid.scale, -grid.low, torch.uint8)
         self._top = grid.high - grid.low
 

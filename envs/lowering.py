@@ -11,7 +11,6 @@ from torch import nn
 
 from envs.channels import LAYER_OPS
 from envs.channels import group_count
-from envs.compression import CompressedLayer
 from envs.compression import CompressedNetwork
 from envs.compression import integer_weights
 from envs.config import FLOAT_BITS
@@ -87,8 +86,8 @@ def lower(network: TracedNetwork, compressed: CompressedNetwork, integers: bool)
     for index, (traced, layer) in enumerate(zip(network.layers, compressed.layers, strict=True)):
         units = network.units.in_units[index], network.units.out_units[index]
         kept_in, kept_out = (~is_removed(of_channels, removed) for of_channels in units)
-        scale = layer.scale_of(kept_in, kept_out)
-        lowering.lower_layer(index, traced.node, layer, scale)
+        scale, grid = layer.scale_of(kept_in, kept_out), layer.input_range.of_channels(kept_in)
+        lowering.lower_layer(index, traced.node, grid, scale, sums_integers(layer))
     lowering.fuse()
     lowering.work_in_place()
     return fx.GraphModule({**tensors, **lowering.modules}, graph).eval()
@@ -116,15 +115,21 @@ class _Lowering:
         self.inputs: dict[tuple[fx.Node, ActivationRange, Rounding], fx.Node] = {}
 
     def lower_layer(
-        self, index: int, name: str, layer: CompressedLayer, scale: Tensor | None
+        self,
+        index: int,
+        name: str,
+        grid: ActivationRange,
+        scale: Tensor | None,
+        sums_integers: bool,
     ) -> None:
         """Exchange a layer and the rounding of its input.
 
         Args:
             index: Number of the layer.
             name: Name of its node.
-            layer: The layer.
+            grid: Of its input, for the channels that the graph still has.
             scale: Its scale, for the channels that the graph still has.
+            sums_integers: Whether it adds up products of integers.
         """
         node = self.nodes[name]
         weight = self.tensors[f"weight_{index}"]
@@ -132,7 +137,7 @@ class _Lowering:
         if (
             self.integers
             and scale is not None
-            and layer.input_range.bits not in FLOAT_BITS
+            and grid.bits not in FLOAT_BITS
             and node.target in (aten.conv2d.default, aten.linear.default)
             and fits(weight)
         ):
@@ -141,18 +146,18 @@ class _Lowering:
         read: Any = node.args[0]
         if not is_integer:
             rounding: Rounding = RoundedInput
-            if sums_integers(layer):
+            if sums_integers:
                 assert scale is not None
                 rounding = IntegersOfInput
-                scale_sums(node, index, self.tensors, layer.input_range, scale)
+                scale_sums(node, index, self.tensors, grid, scale)
             weight = self.tensors[f"weight_{index}"]
             if weight.ndim == 4:
                 weight = weight.contiguous(memory_format=torch.channels_last)
                 self.tensors[f"weight_{index}"] = weight
-            node.replace_input_with(read, self._rounded(read, layer.input_range, rounding))
+            node.replace_input_with(read, self._rounded(read, grid, rounding))
             self.graph.erase_node(read)
             return
-        rounded = self._rounded(read, layer.input_range, IntegerInput)
+        rounded = self._rounded(read, grid, IntegerInput)
         assert scale is not None
         assert integers is not None
         scale = torch.where(scale == 0, 1.0, scale)
@@ -161,7 +166,7 @@ class _Lowering:
             integers,
             scale,
             self.tensors[f"bias_{index}"],
-            layer.input_range,
+            grid,
             _geometry(node),
         )
         with self.graph.inserting_before(node):
@@ -200,7 +205,7 @@ class _Lowering:
                 reader.replace_all_uses_with(node)
                 self.graph.erase_node(reader)
                 reader = _only_user(node)
-            if reader is not None and reader in grids:
+            if reader is not None and reader in grids and layer.can_round(grids[reader]):
                 layer.round_output(grids[reader])
                 reader.replace_all_uses_with(node)
                 self.graph.erase_node(reader)

@@ -7,7 +7,9 @@ bits mean IEEE half and single precision.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -71,20 +73,46 @@ def _power_of_two_below(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class ChannelExponents:
+    """Powers of two that the channels of an activation are divided by before it is rounded.
+
+    Attributes:
+        exponents: One for each channel.
+        axis: Along which the channels lie: 1 for convolutions, -1 for linear layers.
+    """
+
+    exponents: tuple[int, ...]
+    axis: int
+
+
+@dataclass(frozen=True)
 class ActivationRange:
     """The values that an activation tensor can take: ``scale * integer``.
+
+    Its channels may be equalized first (:mod:`envs.equalization`): integers then stand for values
+    divided by the channel's power of two, and so does what :func:`quantize_activation` returns.
 
     Attributes:
         bits: 2 to 8, 16 or 32; the other attributes have no meaning for 16 and 32.
         scale: Distance of neighbouring values.
         low: Smallest integer, <= 0.
         high: Largest integer, >= 0; high - low = 2**bits - 1.
+        divided: How the channels are equalized; None if they are not.
     """
 
     bits: int
     scale: float = 1.0
     low: int = 0
     high: int = 0
+    divided: ChannelExponents | None = None
+
+    def of_channels(self, kept: Tensor) -> ActivationRange:
+        """The same where only some channels are left, bool (channels,)."""
+        if self.divided is None:
+            return self
+        pairs = zip(self.divided.exponents, kept.tolist(), strict=True)
+        left = tuple(exponent for exponent, stays in pairs if stays)
+        return replace(self, divided=replace(self.divided, exponents=left))
 
 
 def quantize_activation(x: Tensor, range_: ActivationRange) -> Tensor:
@@ -98,4 +126,21 @@ def quantize_activation(x: Tensor, range_: ActivationRange) -> Tensor:
 
 def activation_integers(x: Tensor, range_: ActivationRange) -> Tensor:
     """Integers of the nearest representable values, as floats; not for 16 and 32 bits."""
-    return x.mul(1 / range_.scale).round_().clamp_(range_.low, range_.high)
+    steps = inverse_steps(range_, x.ndim)
+    by = steps if isinstance(steps, float) else steps.to(x.device)
+    return x.mul(by).round_().clamp_(range_.low, range_.high)
+
+
+def inverse_steps(range_: ActivationRange, rank: int) -> float | Tensor:
+    """What values of a tensor with ``rank`` dimensions are multiplied by to get integers."""
+    if range_.divided is None:
+        return 1 / range_.scale
+    return inverse_factors(range_.divided, rank) * (1 / range_.scale)
+
+
+@functools.lru_cache(maxsize=1024)
+def inverse_factors(divided: ChannelExponents, rank: int) -> Tensor:
+    """What the channels of a tensor with ``rank`` dimensions are multiplied by first."""
+    shape = [1] * rank
+    shape[divided.axis] = -1
+    return torch.exp2(-torch.tensor(divided.exponents, dtype=torch.float32)).view(shape)

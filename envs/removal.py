@@ -25,6 +25,7 @@ from envs.compression import CompressedNetwork
 from envs.compression import integer_weights
 from envs.config import FLOAT_BITS
 from envs.quantization import ActivationRange
+from envs.quantization import inverse_steps
 from envs.trace import TracedNetwork
 from envs.units import is_removed
 
@@ -46,7 +47,7 @@ def remove_channels(network: TracedNetwork, compressed: CompressedNetwork) -> fx
     inputs = {str(node.target): node for node in graph.find_nodes(op="call_module")}
     nodes = {node.name: node for node in graph.nodes}
     for index, (traced, layer) in enumerate(zip(network.layers, compressed.layers, strict=True)):
-        _inline_rounding(inputs[f"input_{index}"], layer)
+        _inline_rounding(inputs[f"input_{index}"], index, tensors, layer)
         if sums_integers(layer):
             scale = layer.scale_of(layer.kept_in, layer.kept_out)
             assert scale is not None
@@ -264,25 +265,33 @@ class _Remover:
             node.replace_input_with(item, smaller)
 
 
-def _inline_rounding(node: fx.Node, layer: CompressedLayer) -> None:
+def _inline_rounding(
+    node: fx.Node, index: int, tensors: dict[str, Tensor], layer: CompressedLayer
+) -> None:
+    """Exchange the module that rounds what layer ``index`` reads for nodes that do."""
     source: Any = node.args[0]
+    grid = layer.input_range.of_channels(layer.kept_in)
     with node.graph.inserting_before(node):
-        rounded = _round(node.graph, source, layer)
+        steps: Any = inverse_steps(grid, len(source.meta["shape"]))
+        if isinstance(steps, Tensor):
+            tensors[f"inverse_step_{index}"] = steps
+            steps = node.graph.get_attr(f"inverse_step_{index}")
+        rounded = _round(node.graph, source, grid, steps, integers=sums_integers(layer))
     node.replace_all_uses_with(rounded)
     node.graph.erase_node(node)
 
 
-def _round(graph: fx.Graph, source: fx.Node, layer: CompressedLayer) -> fx.Node:
+def _round(
+    graph: fx.Graph, source: fx.Node, grid: ActivationRange, steps: Any, *, integers: bool
+) -> fx.Node:
     """Nodes that round what a layer reads, as functions of :mod:`envs.quantization` do."""
-    grid, call = layer.input_range, graph.call_function
+    call = graph.call_function
     if grid.bits == 32:
         return source
     if grid.bits == 16:
         half = call(aten.to.dtype, (source, torch.float16))
         return call(aten.to.dtype, (half, torch.float32))
     # The product is nobody else's, so the rest may happen in place.
-    scaled = call(aten.mul.Tensor, (source, 1 / grid.scale))
-    integers = call(
-        aten.clamp_.default, (call(aten.round_.default, (scaled,)), grid.low, grid.high)
-    )
-    return integers if sums_integers(layer) else call(aten.mul_.Tensor, (integers, grid.scale))
+    scaled = call(aten.mul.Tensor, (source, steps))
+    rounded = call(aten.clamp_.default, (call(aten.round_.default, (scaled,)), grid.low, grid.high))
+    return rounded if integers else call(aten.mul_.Tensor, (rounded, grid.scale))

@@ -114,6 +114,7 @@ def _position_budgets(network: TracedNetwork, images: int) -> list[int]:
 
 def compress_in_sequence(
     network: TracedNetwork,
+    layers: Sequence[TracedLayer],
     batches: Sequence[Tensor],
     input_ranges: Sequence[ActivationRange],
     kept_out: Sequence[Tensor],
@@ -131,6 +132,7 @@ def compress_in_sequence(
 
     Args:
         network: Traced network; its own weights do not matter.
+        layers: Its layers with the weights for what they read, equalized or not.
         batches: Calibration images, (images, ...); as many of them are used as fit the memory.
         input_ranges: Grid of every layer's input.
         kept_out: Output channels of every layer that stay, bool, (out_channels,).
@@ -145,7 +147,7 @@ def compress_in_sequence(
     found: list[Alignment] = []
 
     def step(index: int, run: RunLayer, inputs: Tensor) -> Tensor:
-        layer, places = network.layers[index], dense[index]
+        layer, places = layers[index], dense[index]
         inputs = quantize_activation(inputs, input_ranges[index])
         weight = compress_layer(index, *_fit(layer, places, inputs))
         reached = run(inputs, weight, layer.bias)
@@ -201,7 +203,7 @@ def align_layers(
         layer, kept = network.layers[index], kept_out[index]
         weight, bias = layers[index]
         reached = run(quantize_activation(inputs, input_ranges[index]), weight, bias)
-        axis = _channel_axis(layer) % reached.ndim
+        axis = layer.channel_axis % reached.ndim
         alignment = _alignment(wanted[index], reached, axis, bias, kept, quantizers[index])
         found.append(alignment)
         return _aligned(layer, reached, alignment, kept)
@@ -258,7 +260,7 @@ def _alignment(
 def _aligned(layer: TracedLayer, outputs: Tensor, alignment: Alignment, kept: Tensor) -> Tensor:
     """Outputs with an alignment, in place; zero in channels that are gone."""
     shape = [1] * outputs.ndim
-    shape[_channel_axis(layer)] = -1
+    shape[layer.channel_axis] = -1
     gain, shift = ((x * kept).to(outputs).view(shape) for x in (alignment.gain, alignment.shift))
     return outputs.mul_(gain).add_(shift)
 
@@ -359,7 +361,3 @@ def _fit(layer: TracedLayer, dense: DenseSample, inputs: Tensor) -> tuple[Tensor
     matrix = covariance.double() + ridge * torch.eye(covariance.shape[-1], dtype=torch.float64)
     reads = shared + ridge * layer.rows
     return torch.linalg.solve(matrix, reads.double().mT).mT.float(), covariance
-
-
-def _channel_axis(layer: TracedLayer) -> int:
-    return -1 if layer.weight.ndim == 2 else 1

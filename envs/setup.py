@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from collections.abc import Mapping
 from dataclasses import asdict
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from envs.compression import Compressor
 from envs.config import LayerDecision
 from envs.config import Repair
 from envs.database import OptionDatabase
+from envs.equalization import equalize
 from envs.evaluator import Evaluator
 from envs.evaluator import weights_hash
 from envs.files import write_whole
@@ -27,6 +29,7 @@ from envs.space import DEFAULT_METHODS
 from envs.space import Method
 from envs.space import SearchSpace
 from envs.statistics import STATISTICS_VERSION
+from envs.statistics import LayerStatistics
 from envs.statistics import collect_statistics
 from envs.statistics import load_statistics
 from envs.statistics import save_statistics
@@ -97,6 +100,18 @@ def trace_task(task: Task) -> TracedNetwork:
     return trace(task.network, inputs, task.name)
 
 
+def calibrate(
+    network: TracedNetwork, batches: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[LayerStatistics, ...]:
+    """Statistics of every layer, those of its equalized input among them.
+
+    Args:
+        network: Traced network.
+        batches: (inputs, targets) of the calibration split; the targets are not looked at.
+    """
+    return equalize(network, collect_statistics(network, batches))
+
+
 def prepare_evaluator(task: Task, directory: Path | None = None, device: str = "cpu") -> Evaluator:
     """An evaluator with calibration statistics.
 
@@ -113,9 +128,9 @@ def prepare_evaluator(task: Task, directory: Path | None = None, device: str = "
     if directory is not None:
         path = directory / f"statistics-{_calibration_hash(task, images)}.safetensors"
     if path is not None and path.exists():
-        statistics = load_statistics(path)
+        statistics = load_statistics(path, network)
     else:
-        statistics = collect_statistics(network, task.calibration)
+        statistics = calibrate(network, task.calibration)
         if path is not None:
             write_whole(path, lambda partial: save_statistics(partial, statistics), "database")
     database = None if directory is None else OptionDatabase(directory)

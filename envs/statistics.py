@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +25,7 @@ from envs.config import FLOAT_BITS
 from envs.config import INTEGER_BITS
 from envs.pruning import taylor_filter_scores
 from envs.quantization import ActivationRange
+from envs.quantization import ChannelExponents
 from envs.quantization import quantize_activation
 from envs.quantizer import DEFAULT_QUANTIZER
 from envs.quantizer import Quantizer
@@ -29,7 +33,7 @@ from envs.trace import TracedLayer
 from envs.trace import TracedNetwork
 from hwmodel import InputError
 
-STATISTICS_VERSION = "2"
+STATISTICS_VERSION = "3"
 """Changes whenever a file of statistics would hold something else."""
 
 _SAMPLE_VALUES = 65_536
@@ -62,7 +66,12 @@ class LayerStatistics:
         taylor: First-order importance of every output channel, (out_channels,).
         inputs: By width, 2..8, 16 and 32 bits, as the default ``Quantizer`` rounds.
         sample: Values of the input, (values,).
-        extremes: Least and largest value of the input over all calibration images, (2,).
+        sample_channels: Their channels, int32, (values,).
+        extremes: Least and largest value of every channel of the input over all calibration images,
+            (2, in_channels).
+        divided: What the channels are divided by in all of this; None for the input as it is.
+        equalized: The same of the equalized input, see :mod:`envs.equalization`; None where that
+            changes nothing.
     """
 
     second_moment: Tensor
@@ -70,14 +79,19 @@ class LayerStatistics:
     taylor: Tensor
     inputs: dict[int, InputRange]
     sample: Tensor
+    sample_channels: Tensor
     extremes: Tensor
+    divided: ChannelExponents | None = None
+    equalized: LayerStatistics | None = None
 
     def input_range(self, bits: int, quantizer: Quantizer) -> InputRange:
         """How a quantizer rounds the input to a width."""
-        if quantizer.of_activations == DEFAULT_QUANTIZER:
+        if quantizer.of_activations == DEFAULT_QUANTIZER or bits in FLOAT_BITS:
             return self.inputs[bits]
-        seen = self.extremes if quantizer.activation_range == "max_abs" else self.sample
-        return _input_range(self.sample, calibrate_activation(seen, bits, quantizer))
+        whole = quantizer.activation_range == "max_abs"
+        seen = self.extremes.flatten() if whole else self.sample
+        found = input_range(self.sample, calibrate_activation(seen, bits, quantizer))
+        return replace(found, range=replace(found.range, divided=self.divided))
 
 
 def collect_statistics(
@@ -101,6 +115,56 @@ def collect_statistics(
     )
 
 
+def divided(
+    layer: TracedLayer,
+    statistics: LayerStatistics,
+    by: ChannelExponents,
+    inputs: dict[int, InputRange] | None = None,
+) -> LayerStatistics:
+    """Statistics of an input whose channels are divided by powers of two.
+
+    Args:
+        layer: The layer that reads it.
+        statistics: Of the input as it is.
+        by: The powers.
+        inputs: How it is rounded; found if None.
+    """
+    factors = torch.exp2(-torch.tensor(by.exponents, dtype=torch.float32))
+    sample = statistics.sample * factors[statistics.sample_channels.long()]
+    return replace(
+        statistics,
+        second_moment=divided_moment(layer, statistics, by),
+        mean=statistics.mean * _of_columns(layer, by),
+        inputs=inputs or _usual_inputs(sample, by),
+        sample=sample,
+        extremes=statistics.extremes * factors,
+        divided=by,
+    )
+
+
+def divided_moment(layer: TracedLayer, statistics: LayerStatistics, by: ChannelExponents) -> Tensor:
+    """Second moment of an input whose channels are divided, (groups, columns, columns)."""
+    factors = _of_columns(layer, by)
+    return statistics.second_moment * factors[:, :, None] * factors[:, None, :]
+
+
+def _of_columns(layer: TracedLayer, by: ChannelExponents) -> Tensor:
+    """What the columns of an unfolded input are multiplied by, (groups, columns)."""
+    factors = torch.exp2(-torch.tensor(by.exponents, dtype=torch.float32))
+    groups, in_per_group = layer.shape.groups, layer.weight.shape[1]
+    kernel = layer.rows.shape[-1] // in_per_group
+    return factors.view(groups, in_per_group).repeat_interleave(kernel, dim=1)
+
+
+def _usual_inputs(sample: Tensor, by: ChannelExponents | None = None) -> dict[int, InputRange]:
+    """How the default quantizer rounds an input to every width."""
+    found = {bits: input_range(sample, ActivationRange(bits)) for bits in FLOAT_BITS}
+    for bits in INTEGER_BITS:
+        entry = input_range(sample, calibrate_activation(sample, bits))
+        found[bits] = replace(entry, range=replace(entry.range, divided=by))
+    return found
+
+
 class _Gatherer(nn.Module):
     """Sees the inputs of one layer go by."""
 
@@ -113,13 +177,17 @@ class _Gatherer(nn.Module):
         self.sum = torch.zeros(groups, columns, dtype=torch.float64)
         self.positions = 0
         self.values: list[Tensor] = []
+        self.channels: list[Tensor] = []
         self.extremes: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
         count = min(x.numel(), max(1024, _SAMPLE_VALUES // 16))
         index = torch.randint(x.numel(), (count,), generator=self.generator)
         self.values.append(x.flatten()[index].clone())
-        self.extremes.append(torch.stack(x.aminmax()))
+        axis = self.layer.channel_axis % x.ndim
+        self.channels.append(index // math.prod(x.shape[axis + 1 :]) % x.shape[axis])
+        by_channel = x.movedim(axis, 0).flatten(1)
+        self.extremes.append(torch.stack(by_channel.aminmax(dim=1)))
         patches = sample_patches(self.layer, x, self.generator)
         self.moment += torch.bmm(patches.transpose(1, 2), patches)
         self.sum += patches.sum(dim=1)
@@ -130,16 +198,15 @@ class _Gatherer(nn.Module):
         values = torch.cat(self.values)
         picked = torch.randperm(len(values), generator=self.generator)[:_SAMPLE_VALUES]
         sample = values[picked]
-        extremes = torch.stack(torch.cat(self.extremes).aminmax())
+        extremes = torch.stack(self.extremes)
+        extremes = torch.stack([extremes[:, 0].amin(0), extremes[:, 1].amax(0)])
         return LayerStatistics(
             second_moment=(self.moment / self.positions).float(),
             mean=(self.sum / self.positions).float(),
             taylor=taylor,
-            inputs={
-                bits: _input_range(sample, calibrate_activation(sample, bits))
-                for bits in INTEGER_BITS + FLOAT_BITS
-            },
+            inputs=_usual_inputs(sample),
             sample=sample,
+            sample_channels=torch.cat(self.channels)[picked].int(),
             extremes=extremes,
         )
 
@@ -220,7 +287,8 @@ def _same_padding(layer: TracedLayer, axis: int, size: int) -> tuple[int, int]:
     return before, before
 
 
-def _input_range(sample: Tensor, chosen: ActivationRange) -> InputRange:
+def input_range(sample: Tensor, chosen: ActivationRange) -> InputRange:
+    """What rounding to a grid does to a sample of an input."""
     rounded = quantize_activation(sample, chosen)
     size = sample.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
     return InputRange(
@@ -274,7 +342,7 @@ def _taylor_scores(network: TracedNetwork, batches: list[tuple[Tensor, Tensor]])
     return [score / len(batches) for score in scores]
 
 
-_TENSORS = ("second_moment", "mean", "taylor", "sample", "extremes")
+_TENSORS = ("second_moment", "mean", "taylor", "sample", "sample_channels", "extremes")
 
 
 def save_statistics(path: Path, statistics: tuple[LayerStatistics, ...]) -> None:
@@ -283,13 +351,23 @@ def save_statistics(path: Path, statistics: tuple[LayerStatistics, ...]) -> None
     for index, layer in enumerate(statistics):
         for name in _TENSORS:
             tensors[f"{index}.{name}"] = getattr(layer, name).contiguous()
-    ranges = [[asdict(entry) for entry in layer.inputs.values()] for layer in statistics]
+    entries = [
+        {"inputs": _ranges(layer), "equalized": _ranges(layer.equalized)} for layer in statistics
+    ]
     # Not by save_file, whose files only their owner may read: databases are shared.
-    path.write_bytes(save(tensors, metadata={"inputs": json.dumps(ranges)}))
+    path.write_bytes(save(tensors, metadata={"layers": json.dumps(entries)}))
 
 
-def load_statistics(path: Path) -> tuple[LayerStatistics, ...]:
+def _ranges(layer: LayerStatistics | None) -> list[dict[str, Any]] | None:
+    return None if layer is None else [asdict(entry) for entry in layer.inputs.values()]
+
+
+def load_statistics(path: Path, network: TracedNetwork) -> tuple[LayerStatistics, ...]:
     """Inverse of :func:`save_statistics`.
+
+    Args:
+        path: The file.
+        network: What the statistics are of.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -299,17 +377,30 @@ def load_statistics(path: Path) -> tuple[LayerStatistics, ...]:
     try:
         tensors = load_file(path)
         with safe_open(path, framework="pt") as file:
-            ranges = json.loads(file.metadata()["inputs"])
+            entries = json.loads(file.metadata()["layers"])
     except Exception as error:  # safetensors raises its own kinds
         raise InputError("statistics", str(path), f"use an undamaged file ({error})") from None
     layers = []
-    for index, entries in enumerate(ranges):
-        inputs = {
-            entry["range"]["bits"]: InputRange(
-                ActivationRange(**entry["range"]), entry["density"], entry["error"]
-            )
-            for entry in entries
-        }
+    for index, (entry, traced) in enumerate(zip(entries, network.layers, strict=True)):
         of_layer = {name: tensors[f"{index}.{name}"] for name in _TENSORS}
-        layers.append(LayerStatistics(inputs=inputs, **of_layer))
+        layer = LayerStatistics(inputs=_inputs(entry["inputs"]), **of_layer)
+        if entry["equalized"] is not None:
+            inputs = _inputs(entry["equalized"])
+            by = inputs[INTEGER_BITS[0]].range.divided
+            assert by is not None
+            layer = replace(layer, equalized=divided(traced, layer, by, inputs))
+        layers.append(layer)
     return tuple(layers)
+
+
+def _inputs(entries: list[dict[str, Any]]) -> dict[int, InputRange]:
+    """Inverse of :func:`_ranges`."""
+    found = {}
+    for entry in entries:
+        grid = entry["range"]
+        if grid["divided"] is not None:
+            of_channels = grid["divided"]
+            exponents = tuple(of_channels["exponents"])
+            grid["divided"] = ChannelExponents(exponents, of_channels["axis"])
+        found[grid["bits"]] = InputRange(ActivationRange(**grid), entry["density"], entry["error"])
+    return found

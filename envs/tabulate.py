@@ -77,11 +77,11 @@ def _layer_options(
     compressor: Compressor, space: SearchSpace, index: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Density and relative output error of one layer's options, each (M, S, W)."""
-    layer, statistics = compressor.network.layers[index], compressor.statistics[index]
     density = np.zeros(tuple(space.sizes[:3]))
     error = np.zeros_like(density)
     pinned = space.pinned.get(space.layers[index])
     if pinned is not None:  # whatever index learners see, it is this decision
+        layer, statistics = compressor.view(index, space.repair, pinned.activation_bits)
         rows, _ = compressed_rows(layer, statistics, pinned, None, space.repair, space.quantizer)
         density[:] = float((rows != 0).double().mean())
         lost = output_error((rows - layer.rows)[None], statistics.second_moment, layer.rows)
@@ -170,7 +170,10 @@ def _menu(
             if pinned
             else space.activation_bits
         )
-        rows.append([read(compressor.input_range(index, bits, space.quantizer)) for bits in widths])
+        ranges = (
+            compressor.input_range(index, bits, space.repair, space.quantizer) for bits in widths
+        )
+        rows.append([read(entry) for entry in ranges])
     return np.array(rows, dtype=np.float64)
 
 
@@ -195,7 +198,7 @@ def _sensitivity(
             if decision is weights:
                 error = _weight_error(compressor, compressed, index)
             else:
-                error = compressor.input_range(index, _PROBE_BITS, quantizer).error
+                error = compressor.input_range(index, _PROBE_BITS, repair, quantizer).error
             result[index, column] = change / max(error, _LEAST_ERROR)
         if progress is not None:
             progress("measuring sensitivities", index + 1, len(names))

@@ -59,6 +59,11 @@ class TracedLayer:
         return self.weight * self.fold_scale.view(-1, *[1] * (self.weight.ndim - 1))
 
     @property
+    def channel_axis(self) -> int:
+        """Axis of the channels in its input and output: 1, or -1 of a linear layer."""
+        return -1 if self.weight.ndim == 2 else 1
+
+    @property
     def rows(self) -> Tensor:
         """Weights as (groups, out_channels / groups, in_channels / groups * kernel)."""
         return self.weight.reshape(self.shape.groups, -1, self.weight[0].numel())

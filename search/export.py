@@ -194,6 +194,12 @@ def _scale_name(index: int, layer: CompressedLayer) -> str | None:
     return f"scale_{index}" if sums_integers(layer) else f"weight_{index}.scale"
 
 
+def _exponents(layer: CompressedLayer) -> list[int] | None:
+    """Of the powers of two that input channels are divided by first; None where they are not."""
+    left = layer.input_range.of_channels(layer.kept_in).divided
+    return None if left is None else list(left.exponents)
+
+
 def _layer_list(compressor: Compressor, compressed: CompressedNetwork) -> list[dict[str, Any]]:
     return [
         {
@@ -203,6 +209,7 @@ def _layer_list(compressor: Compressor, compressed: CompressedNetwork) -> list[d
             "weight_bits": layer.decision.weight_bits,
             "activation_bits": layer.decision.activation_bits,
             "activation_scale": layer.input_range.scale,
+            "activation_exponents": _exponents(layer),
             "activation_low": layer.input_range.low,
             "activation_high": layer.input_range.high,
             "in_channels": int(layer.kept_in.sum()),

@@ -14,7 +14,7 @@ from envs.config import uniform
 from envs.early_stopping import AccuracyLimit
 from envs.evaluator import Evaluator
 from envs.resident import ResidentData
-from envs.statistics import collect_statistics
+from envs.setup import calibrate
 from envs.tasks.task import Task
 from envs.tasks.task import batches
 from envs.tasks.task import top1
@@ -40,7 +40,7 @@ def evaluator() -> Evaluator:
     split = batches(inputs, targets, 100)
     task = Task("self", network, split[:1], split, split[:2], chance=0.2)
     traced = trace(network, inputs[:2], "self")
-    statistics = collect_statistics(traced, split[:1])
+    statistics = calibrate(traced, split[:1])
     return Evaluator(task, Compressor(traced, statistics, [split[0][0]]))
 
 

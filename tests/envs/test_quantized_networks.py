@@ -271,11 +271,13 @@ def test_every_layer_reads_the_grid_that_was_asked_for(evaluator: Evaluator) -> 
     compressor = evaluator.compressor
     for quantizer in (Quantizer("max_abs"), Quantizer("kl", "symmetric")):
         compressed = compressor.compress(config_with(evaluator, quantizer))
-        for layer, statistics in zip(compressed.layers, compressor.statistics, strict=True):
+        for index, layer in enumerate(compressed.layers):
+            _, statistics = compressor.view(index, "layerwise", 4)
             whole = quantizer.activation_range == "max_abs"
             seen = statistics.extremes if whole else statistics.sample
-            assert layer.input_range == calibrate_activation(seen, 4, quantizer)
-            rounded = quantize_activation(statistics.sample, layer.input_range)
+            grid = calibrate_activation(seen, 4, quantizer)
+            assert layer.input_range == replace(grid, divided=statistics.divided)
+            rounded = quantize_activation(statistics.sample, grid)
             assert layer.input_density == pytest.approx(float((rounded != 0).float().mean()))
         densities = compressor.states(compressed).activation_density[0]
         assert densities.tolist() == [layer.input_density for layer in compressed.layers]
@@ -284,7 +286,8 @@ def test_every_layer_reads_the_grid_that_was_asked_for(evaluator: Evaluator) -> 
 def test_the_extremes_are_those_of_all_images(evaluator: Evaluator) -> None:
     images = torch.cat([batch for batch, _ in evaluator.task.calibration])
     first = evaluator.compressor.statistics[0]
-    assert first.extremes.tolist() == [float(images.min()), float(images.max())]
+    by_channel = images.movedim(1, 0).flatten(1).aminmax(dim=1)
+    assert torch.equal(first.extremes, torch.stack(by_channel))
 
 
 def test_statistics_survive_a_file(evaluator: Evaluator, tmp_path: Path) -> None:
@@ -292,8 +295,14 @@ def test_statistics_survive_a_file(evaluator: Evaluator, tmp_path: Path) -> None
     save_statistics(tmp_path / "file", statistics)
     (tmp_path / "plain").touch()
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
-    for before, after in zip(statistics, load_statistics(tmp_path / "file"), strict=True):
+    loaded = load_statistics(tmp_path / "file", evaluator.compressor.network)
+    assert any(layer.equalized is not None for layer in statistics)
+    for before, after in zip(statistics, loaded, strict=True):
         assert torch.equal(after.sample, before.sample)
         assert torch.equal(after.extremes, before.extremes)
         quantizer = Quantizer("percentile:99.9", "symmetric")
         assert after.input_range(4, quantizer) == before.input_range(4, quantizer)
+        assert (after.equalized is None) == (before.equalized is None)
+        if after.equalized is not None and before.equalized is not None:
+            assert after.equalized.inputs == before.equalized.inputs
+            assert torch.equal(after.equalized.second_moment, before.equalized.second_moment)

@@ -10,7 +10,7 @@ from envs.config import Criterion
 from envs.config import LayerDecision
 from envs.evaluator import Evaluator
 from envs.removal import remove_channels
-from envs.statistics import collect_statistics
+from envs.setup import calibrate
 from envs.tasks import Task
 from envs.trace import trace
 from hwmodel import InputError
@@ -30,7 +30,7 @@ def evaluator_for(name: str, network: torch.nn.Module) -> Evaluator:
     task = Task(name, network, batches, batches, batches, chance=0.2)
     traced = trace(network, batches[0][0], name)
     images = [inputs for inputs, _ in batches]
-    return Evaluator(task, Compressor(traced, collect_statistics(traced, batches), images))
+    return Evaluator(task, Compressor(traced, calibrate(traced, batches), images))
 
 
 def filter_config(evaluator: Evaluator, sparsity: float, criterion: Criterion) -> CompressionConfig:

@@ -14,7 +14,7 @@ from torch import nn
 from envs.compression import Compressor
 from envs.config import uniform
 from envs.evaluator import Evaluator
-from envs.statistics import collect_statistics
+from envs.setup import calibrate
 from envs.tasks import cityscapes
 from envs.tasks import load_task
 from envs.tasks.segmentation import IGNORED
@@ -75,7 +75,7 @@ def test_the_metric_gets_class_maps_and_is_that_of_whole_outputs() -> None:
     )
     traced = trace(network, split[0][0], "maps")
     images = [inputs for inputs, _ in split]
-    compressor = Compressor(traced, collect_statistics(traced, split), images)
+    compressor = Compressor(traced, calibrate(traced, split), images)
     results = [
         Evaluator(task, compressor).evaluate(uniform(traced.names, 4), "search")
         for task in (kept, whole)

@@ -29,7 +29,7 @@ from envs.evaluator import Evaluator
 from envs.quantizer import DEFAULT_QUANTIZER
 from envs.quantizer import Quantizer
 from envs.removal import remove_channels
-from envs.statistics import collect_statistics
+from envs.setup import calibrate
 from envs.tasks import Task
 from envs.tasks.cityscapes import Logits
 from envs.trace import trace
@@ -102,7 +102,7 @@ def evaluator_of(name: str) -> Evaluator:
     task = Task(name, network, split, split[:1], split[:1], 0.1, accuracy)
     traced = trace(network, split[0][0], name)
     images = [inputs for inputs, _ in split]
-    return Evaluator(task, Compressor(traced, collect_statistics(traced, split), images))
+    return Evaluator(task, Compressor(traced, calibrate(traced, split), images))
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
