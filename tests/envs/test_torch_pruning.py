@@ -29,7 +29,7 @@ SMALL = ("dense", "inverted", "shuffle", "sequence", "in_place", "mlp")
 
 
 def pruned(network: nn.Module, traced: TracedNetwork, compressed: CompressedNetwork) -> nn.Module:
-    """A copy from which Torch-Pruning removes what our groups' leaders lose, and all coupled to it."""
+    """A copy from which Torch-Pruning removes what leaders lose, and all that is coupled to it."""
     smaller = copy.deepcopy(network)
     graph = torch_pruning.DependencyGraph()
     graph.build_dependency(smaller, torch.randn(2, 3, 16, 16))
