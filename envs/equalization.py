@@ -96,7 +96,7 @@ def channel_exponents(statistics: LayerStatistics, power: float) -> tuple[int, .
 def _rounding_error(layer: TracedLayer, statistics: LayerStatistics, by: ChannelExponents) -> float:
     """Squared error of a layer's output over its size, by rounding its weights and its input."""
     layer = equalized_layer(layer, by)
-    factors = torch.exp2(-torch.tensor(by.exponents, dtype=torch.float32))
+    factors = by.factors
     channels = statistics.sample_channels.long()
     sample = statistics.sample * factors[channels]
     moment = divided_moment(layer, statistics, by)
@@ -115,8 +115,7 @@ def _rounding_error(layer: TracedLayer, statistics: LayerStatistics, by: Channel
 def equalized_layer(layer: TracedLayer, by: ChannelExponents) -> TracedLayer:
     """The layer with the weights that it needs for a divided input."""
     groups, shape = layer.shape.groups, layer.weight.shape
-    factors = torch.exp2(torch.tensor(by.exponents, dtype=torch.float32)).view(groups, 1, -1)
-    factors = factors.expand(groups, shape[0] // groups, shape[1])
+    factors = (1 / by.factors).view(groups, 1, -1).expand(groups, shape[0] // groups, shape[1])
     weight = layer.weight * factors.reshape(*shape[:2], *[1] * (layer.weight.ndim - 2))
     return replace(layer, weight=weight)
 

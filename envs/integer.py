@@ -137,7 +137,7 @@ class IntegerLayer(nn.Module):
     def round_output(self, grid: ActivationRange) -> None:
         """Give bytes on a grid instead of floats."""
         if grid.divided is not None:
-            factors = inverse_factors(grid.divided, 2).flatten()
+            factors = grid.divided.factors
             self._scale, self._bias = self._scale * factors, self._bias * factors
         self._target = (grid.scale, -grid.low, torch.uint8)
         self._top = grid.high - grid.low

@@ -11,6 +11,7 @@ from torch import nn
 
 from envs.channels import LAYER_OPS
 from envs.channels import group_count
+from envs.compression import CompressedLayer
 from envs.compression import CompressedNetwork
 from envs.compression import integer_weights
 from envs.config import FLOAT_BITS
@@ -87,7 +88,7 @@ def lower(network: TracedNetwork, compressed: CompressedNetwork, integers: bool)
         units = network.units.in_units[index], network.units.out_units[index]
         kept_in, kept_out = (~is_removed(of_channels, removed) for of_channels in units)
         scale, grid = layer.scale_of(kept_in, kept_out), layer.input_range.of_channels(kept_in)
-        lowering.lower_layer(index, traced.node, grid, scale, sums_integers(layer))
+        lowering.lower_layer(index, traced.node, layer, grid, scale)
     lowering.fuse()
     lowering.work_in_place()
     return fx.GraphModule({**tensors, **lowering.modules}, graph).eval()
@@ -118,18 +119,18 @@ class _Lowering:
         self,
         index: int,
         name: str,
+        layer: CompressedLayer,
         grid: ActivationRange,
         scale: Tensor | None,
-        sums_integers: bool,
     ) -> None:
         """Exchange a layer and the rounding of its input.
 
         Args:
             index: Number of the layer.
             name: Name of its node.
+            layer: The layer.
             grid: Of its input, for the channels that the graph still has.
             scale: Its scale, for the channels that the graph still has.
-            sums_integers: Whether it adds up products of integers.
         """
         node = self.nodes[name]
         weight = self.tensors[f"weight_{index}"]
@@ -146,7 +147,7 @@ class _Lowering:
         read: Any = node.args[0]
         if not is_integer:
             rounding: Rounding = RoundedInput
-            if sums_integers:
+            if sums_integers(layer):
                 assert scale is not None
                 rounding = IntegersOfInput
                 scale_sums(node, index, self.tensors, grid, scale)

@@ -84,6 +84,11 @@ class ChannelExponents:
     exponents: tuple[int, ...]
     axis: int
 
+    @property
+    def factors(self) -> Tensor:
+        """What the channels are multiplied by instead, exactly, float32, (channels,)."""
+        return torch.exp2(-torch.tensor(self.exponents, dtype=torch.float32))
+
 
 @dataclass(frozen=True)
 class ActivationRange:
@@ -143,4 +148,4 @@ def inverse_factors(divided: ChannelExponents, rank: int) -> Tensor:
     """What the channels of a tensor with ``rank`` dimensions are multiplied by first."""
     shape = [1] * rank
     shape[divided.axis] = -1
-    return torch.exp2(-torch.tensor(divided.exponents, dtype=torch.float32)).view(shape)
+    return divided.factors.view(shape)

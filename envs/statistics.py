@@ -129,7 +129,7 @@ def divided(
         by: The powers.
         inputs: How it is rounded; found if None.
     """
-    factors = torch.exp2(-torch.tensor(by.exponents, dtype=torch.float32))
+    factors = by.factors
     sample = statistics.sample * factors[statistics.sample_channels.long()]
     return replace(
         statistics,
@@ -150,7 +150,7 @@ def divided_moment(layer: TracedLayer, statistics: LayerStatistics, by: ChannelE
 
 def _of_columns(layer: TracedLayer, by: ChannelExponents) -> Tensor:
     """What the columns of an unfolded input are multiplied by, (groups, columns)."""
-    factors = torch.exp2(-torch.tensor(by.exponents, dtype=torch.float32))
+    factors = by.factors
     groups, in_per_group = layer.shape.groups, layer.weight.shape[1]
     kernel = layer.rows.shape[-1] // in_per_group
     return factors.view(groups, in_per_group).repeat_interleave(kernel, dim=1)
