@@ -146,7 +146,8 @@ def _measure_baselines(
     """
     ledger = Ledger(setup.worker.ledger)
     # The ledger, not the board: a trial that died may have left a row that nobody announced.
-    ray.get(board.restart.remote(seed, accuracies(ledger.read())))
+    known = ledger.read(("split", "config_hash", "accuracy", "role"))
+    ray.get(board.restart.remote(seed, accuracies(known)))
     names = {config.hash: name for name, config in setup.baselines.items()}
     while True:
         answers = claim(board, list(names), seed, math.inf)
