@@ -115,7 +115,6 @@ def local_ray() -> None:
 def overhead(evaluations: int) -> None:
     from search.board import BoardActor
     from search.board import News
-    from search.board import accuracy
     from search.events import EventLog
     from search.events import evaluation_fields
     from search.metrics import SeedMetrics
@@ -140,7 +139,7 @@ def overhead(evaluations: int) -> None:
                 numbers = range(first, first + batch)
                 ray.get(board.claim.remote([f"{number:016x}" for number in numbers], 0))
                 for result in pool.evaluate(list(numbers)):
-                    news.add(result.config_hash, accuracy(result))
+                    news.add(result)
                     before = time.perf_counter()
                     log.write("evaluation", **evaluation_fields(result))
                     metrics.evaluated(result, pool.waiting)
@@ -183,7 +182,7 @@ def ledger(sizes: list[int]) -> None:
                     writer.merge()
             appended = 1000 * (time.perf_counter() - start) / (size - first)
             for number in range(first, size):
-                board.record({f"{number:016x}": 0.9})
+                board.record({"search": {f"{number:016x}": 0.9}})
             start = time.perf_counter()
             for number in range(1000):
                 board.claim([f"{size + number:016x}", f"{number % size:016x}"], 0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -15,27 +17,34 @@ import ray
 from search.ledger import Evaluation
 
 Answer = Literal["granted", "pending"]
+Known = Mapping[str, Mapping[str, float]]
+"""Accuracies by split and hash of the configuration; NaN where the evaluation failed."""
 
 _TELL_SECONDS = 0.2
 """Between two messages of a trial, each of which takes longer than an entry of it."""
 
 
 class Board:
-    """What has been evaluated on the search split and what is being evaluated, by config hash.
+    """What has been evaluated on each split and what is being evaluated, by config hash.
 
     Run as one Ray actor for all trials of a run.
 
     Args:
         known: Accuracies of the ledger so far, see :func:`accuracies`.
+        seeds: Whose trials search.
         seconds: Until trials are to stop.
     """
 
-    def __init__(self, known: Mapping[str, float], seconds: float = math.inf) -> None:
+    def __init__(self, known: Known, seeds: Iterable[int] = (), seconds: float = math.inf) -> None:
         self._deadline = time.monotonic() + seconds
-        self._known = dict(known)
-        self._claimed: dict[str, int] = {}
+        self._searching = set(seeds)
+        self._known: dict[str, dict[str, float]] = {"search": {}, "test": {}}
+        self._claimed: dict[tuple[str, str], int] = {}
+        self.record(known)
 
-    def claim(self, hashes: Sequence[str], seed: int) -> list[float | Answer]:
+    def claim(
+        self, hashes: Sequence[str], seed: int, split: str = "search"
+    ) -> list[float | Answer]:
         """Ask for configurations.
 
         Returns:
@@ -43,23 +52,25 @@ class Board:
             where the caller is to evaluate it; ``pending`` where another trial is doing so.
         """
         answers: list[float | Answer] = []
+        known = self._known[split]
         for config_hash in hashes:
-            if config_hash in self._known:
-                answers.append(self._known[config_hash])
-            elif config_hash in self._claimed:
+            if config_hash in known:
+                answers.append(known[config_hash])
+            elif (split, config_hash) in self._claimed:
                 answers.append("pending")
             else:
-                self._claimed[config_hash] = seed
+                self._claimed[split, config_hash] = seed
                 answers.append("granted")
         return answers
 
-    def record(self, measured: Mapping[str, float]) -> None:
-        """Claimed configurations have been evaluated and are in the ledger: accuracies by hash."""
-        for config_hash in measured:
-            self._claimed.pop(config_hash, None)
-        self._known.update(measured)
+    def record(self, measured: Known) -> None:
+        """Claimed configurations have been evaluated and are in the ledger."""
+        for split, accuracies in measured.items():
+            for config_hash in accuracies:
+                self._claimed.pop((split, config_hash), None)
+            self._known[split].update(accuracies)
 
-    def restart(self, seed: int, known: Mapping[str, float]) -> None:
+    def restart(self, seed: int, known: Known) -> None:
         """A trial starts, maybe again: its claims are void; ``known`` is what the ledger has."""
         self.release(seed)
         self.record(known)
@@ -68,13 +79,21 @@ class Board:
         """A trial ended, or is lost: its claims are void."""
         self._claimed = {key: owner for key, owner in self._claimed.items() if owner != seed}
 
+    def searched(self, seed: int) -> None:
+        """A trial has searched, though it may still verify."""
+        self._searching.discard(seed)
+
+    def is_searching(self) -> bool:
+        """Whether the trial of any seed still searches."""
+        return bool(self._searching)
+
     def seconds_left(self) -> float:
         """Until trials are to stop: machines' clocks differ, and jump, so theirs do not tell."""
         return self._deadline - time.monotonic()
 
-    def count(self) -> int:
+    def count(self, split: str = "search") -> int:
         """Number of configurations known."""
-        return len(self._known)
+        return len(self._known[split])
 
 
 BoardActor = ray.remote(num_cpus=0)(Board)
@@ -91,32 +110,38 @@ class News:
 
     def __init__(self, board: Any) -> None:
         self._board = board
-        self._measured: dict[str, float] = {}
+        self._measured: defaultdict[str, dict[str, float]] = defaultdict(dict)
         self._told = -math.inf
 
-    def add(self, config_hash: str, accuracy: float) -> None:
-        """A configuration has been evaluated and is in the ledger; NaN where that failed."""
-        self._measured[config_hash] = accuracy
+    def add(self, row: Evaluation) -> None:
+        """A configuration has been evaluated and is in the ledger, maybe with an error."""
+        self._measured[row.split][row.config_hash] = accuracy(row)
         if time.monotonic() - self._told >= _TELL_SECONDS:
             self.tell()
 
     def tell(self) -> None:
         """Tell what has not been told yet."""
-        self._board.record.remote(self._measured)
-        self._measured, self._told = {}, time.monotonic()
+        self._board.record.remote(dict(self._measured))
+        self._measured.clear()
+        self._told = time.monotonic()
 
 
-def accuracies(rows: pd.DataFrame) -> dict[str, float]:
-    """Accuracy on the search split by config hash; NaN where the evaluation failed.
+def accuracies(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Accuracies by split and config hash; NaN where the evaluation failed.
 
-    Baselines that failed are left out: a search cannot do without, so they are tried again.
+    Left out is what failed and a run cannot do without, so that it is tried again: baselines, and
+    all on the test split.
 
     Args:
         rows: Columns ``split``, ``config_hash``, ``accuracy`` and ``role`` of the ledger.
     """
-    is_lost = (rows["role"] == "baseline") & rows["accuracy"].isna()
-    rows = rows[(rows["split"] == "search") & ~is_lost]
-    return dict(zip(rows["config_hash"], rows["accuracy"].tolist(), strict=True))
+    is_needed = (rows["role"] == "baseline") | (rows["split"] == "test")
+    rows = rows[~is_needed | rows["accuracy"].notna()]
+    by_split = {split: rows[rows["split"] == split] for split in ("search", "test")}
+    return {
+        split: dict(zip(part["config_hash"], part["accuracy"].tolist(), strict=True))
+        for split, part in by_split.items()
+    }
 
 
 def accuracy(row: Evaluation) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from search.front import distinct
 from search.front import pareto_front
 from search.front import pick
 from search.ledger import MEASURED
+from search.ledger import Ledger
 from search.run_directory import RunDirectory
 from search.spec import Spec
 from search.storage import write_error
@@ -29,23 +31,23 @@ _FRONT_LOSS = 10.0
 """Points of accuracy lost up to which the front is of interest."""
 
 
-def picks(run: RunDirectory, spec: Spec) -> list[pd.Series]:
+def picks(ledger: Ledger, targets: Sequence[float]) -> list[pd.Series]:
     """The configuration taken at every target, by the search split alone, without repeats."""
-    rows = run.ledger.read(MEASURED)
+    rows = ledger.read(MEASURED)
     reference = baseline(rows, DENSE_FP32, "search")
     if reference is None:
         return []
-    found = [pick(rows, reference, limit) for limit in spec.targets]
+    found = [pick(rows, reference, limit) for limit in targets]
     by_hash = {row["config_hash"]: row for row in found if row is not None}
     return list(by_hash.values())
 
 
-def finalists(run: RunDirectory, spec: Spec) -> list[tuple[CompressionConfig, str]]:
+def finalists(ledger: Ledger, targets: Sequence[float]) -> list[tuple[CompressionConfig, str]]:
     """Baselines, picks and a spread of the front, with the names of the baselines."""
-    rows = run.ledger.read(MEASURED)
+    rows = ledger.read(MEASURED)
     reference = baseline(rows, DENSE_FP32, "search")
     assert reference is not None
-    chosen = {row["config_hash"]: "" for row in picks(run, spec)}
+    chosen = {row["config_hash"]: "" for row in picks(ledger, targets)}
     search = distinct(rows, "search")
     drops = accuracy_drop(search, reference)
     front = [int(i) for i in pareto_front(search["energy_pj"], drops) if drops[i] <= _FRONT_LOSS]
@@ -56,7 +58,7 @@ def finalists(run: RunDirectory, spec: Spec) -> list[tuple[CompressionConfig, st
         row = baseline(rows, name, "search")
         if row is not None:
             chosen[row["config_hash"]] = name
-    configs = run.ledger.configs(chosen)
+    configs = ledger.configs(chosen)
     return [
         (CompressionConfig.from_json(json.loads(configs[key])), name)
         for key, name in chosen.items()
@@ -65,7 +67,7 @@ def finalists(run: RunDirectory, spec: Spec) -> list[tuple[CompressionConfig, st
 
 def write_layer_tables(run: RunDirectory, spec: Spec, worker: EvaluationWorker) -> None:
     """Write ``report/layers-<hash>.parquet`` for every pick: what it decides and costs."""
-    chosen = [row["config_hash"] for row in picks(run, spec)]
+    chosen = [row["config_hash"] for row in picks(run.ledger, spec.targets)]
     for text in run.ledger.configs(chosen).values():
         config = CompressionConfig.from_json(json.loads(text))
         compressor = worker.evaluator.compressor

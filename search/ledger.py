@@ -184,9 +184,9 @@ class Ledger:
         return rows[list(columns)]
 
     def find(self, config_hash: str, split: str) -> Evaluation | None:
-        """The first row of a configuration on a split; None where there is none."""
+        """The first row of a configuration that was measured on a split; None if there is none."""
         rows = self.read(hashes=[config_hash])
-        found = evaluations(rows[rows["split"] == split])
+        found = evaluations(rows[(rows["split"] == split) & rows["accuracy"].notna()])
         return found[0] if found else None
 
     def configs(self, hashes: Collection[str]) -> dict[str, str]:

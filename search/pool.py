@@ -76,6 +76,7 @@ class _Task:
     timeouts: int = 0
     losses: int = 0
     failure: str | None = None
+    again: bool = False
     actor: Any = None
     deadline: float = float("inf")
 
@@ -121,13 +122,18 @@ class EvaluatorPool:
         for _ in range(size):
             self._start()
 
-    def evaluate(self, requests: Sequence[Request]) -> Iterator[Evaluation]:
+    def evaluate(self, requests: Sequence[Request], *, again: bool = False) -> Iterator[Evaluation]:
         """Evaluate all requests; yields every row as soon as it is in the ledger.
+
+        Args:
+            requests: What to evaluate.
+            again: Another trial may have been asked before and did not answer: what it may have
+                recorded before it was lost is not evaluated again.
 
         Raises:
             InputError: the actors cannot be set up, or the ledger cannot be written.
         """
-        waiting = deque(_Task(request) for request in requests)
+        waiting = deque(_Task(request, again=again) for request in requests)
         while waiting or self._running:
             while waiting and self._free:
                 self._submit(waiting.popleft(), self._free.pop())
@@ -146,7 +152,7 @@ class EvaluatorPool:
                 task = self._running.pop(future)
                 self._notice("evaluator lost", task.request, f"no result in {self._timeout:g} s")
                 self._replace(task.actor)
-                task.timeouts += 1
+                task.timeouts, task.again = task.timeouts + 1, True
                 if task.timeouts == MAX_TIMEOUTS:
                     task.failure = f"no result in {self._timeout:g} s, {MAX_TIMEOUTS} times"
                 waiting.appendleft(task)
@@ -172,8 +178,7 @@ class EvaluatorPool:
         if task.failure is not None:
             reference = actor.record_failure.remote(task.request, task.failure)
         else:
-            again = task.losses + task.timeouts > 0
-            reference = actor.evaluate.remote(task.request, again)
+            reference = actor.evaluate.remote(task.request, task.again)
         self._running[self._watched(reference)] = task
 
     def _watched(self, reference: Any) -> Future[Any]:
@@ -218,7 +223,7 @@ class EvaluatorPool:
         except _LOST as error:
             self._notice("evaluator lost", task.request, _reason(error))
             self._replace(task.actor)
-            task.losses += 1
+            task.losses, task.again = task.losses + 1, True
             if task.losses == MAX_LOSSES:
                 task.failure = f"{MAX_LOSSES} evaluators died with it: {_reason(error)}"
             return None

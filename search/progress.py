@@ -37,6 +37,7 @@ class Progress:
             console=Console(stderr=True),
         )
         self._current: TaskID | None = None
+        self._stage = ""
 
     def __enter__(self) -> Progress:
         self._bars.start()
@@ -47,29 +48,30 @@ class Progress:
         self._bars.stop()
 
     def stage(self, description: str) -> None:
-        """Begin a stage; the one before is done."""
+        """Begin a stage, unless it has begun; the one before is done."""
+        if description == self._stage:
+            return
         self._finish()
+        self._stage = description
         self._notice(description)
         self._current = self._bars.add_task(description, total=None)
 
-    def step(self, description: str, done: int, total: int) -> None:
-        """Say how far the current stage is."""
+    def step(self, description: str, done: int, total: int | None) -> None:
+        """Say how far the current stage is; without ``total`` where that is not known."""
         if self._current is None:
             self.stage(description)
         assert self._current is not None
         self._bars.update(self._current, description=description, completed=done, total=total)
 
     @contextmanager
-    def following(self, count: Callable[[], int], total: int) -> Iterator[None]:
-        """Ask for the number of steps done every second, while the block runs."""
+    def following(self, look: Callable[[], None]) -> Iterator[None]:
+        """Have somebody look every second how far a stage is, while the block runs."""
         stop = threading.Event()
-        task = self._current
-        assert task is not None
 
         def poll() -> None:
             while not stop.wait(_POLL_SECONDS):
                 try:
-                    self._bars.update(task, completed=count(), total=total)
+                    look()
                 except Exception:  # what broke the search will be reported where it broke
                     return
 

@@ -1,4 +1,4 @@
-"""Runs a search: prepare, one Tune trial per seed, verification, report."""
+"""Runs a search: prepare, one Tune trial per seed, report."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ from search.evaluation import local_database
 from search.events import EventLog
 from search.events import one_line
 from search.failure import RunError
-from search.finalists import finalists
 from search.finalists import write_layer_tables
 from search.ledger import Ledger
 from search.preparation import fill_database
@@ -51,13 +50,15 @@ from search.trial import TrialSetup
 from search.trial import round_size
 from search.trial import search_trial
 from search.trials import run_trials
-from search.verification import verify
+from search.verification import require_verified
+from search.verification import unverified
 
 GUIDE_LEVEL: Level = "mid"
 """Level that learners see: they price thousands of candidates for each one that is evaluated."""
 
 _RESTARTS = 20
 """Machines with its trainer that a trial may lose; evaluators that it loses are its own matter."""
+_VERIFYING = "verifying on the test split"
 _MERGE_SECONDS = 2.0
 """Between looks at whether the ledger has many small files."""
 
@@ -123,9 +124,6 @@ def run_search(
             evaluators = _evaluators(spec, trials or len(spec.seeds))
             try:
                 _search(run, log, spec, worker, problem, evaluators, deadline, progress)
-                progress.stage("verifying on the test split")
-                at_once = evaluators * len(spec.seeds)
-                verify(run, log, spec, worker_spec, finalists(run, spec), at_once)
             except (KeyboardInterrupt, RunError):
                 _write_results(run, spec, worker)
                 raise
@@ -184,7 +182,10 @@ def _search(
     deadline: float,
     progress: Progress,
 ) -> None:
-    """Run the seeds that have budget left as Tune trials; all, where a baseline is missing."""
+    """Run the seeds that have budget left as Tune trials, which verify what they found.
+
+    All seeds, where none has and a baseline or a verification is missing.
+    """
     known = ("split", "config_hash", "accuracy", "seed", "role")
     rows = run.ledger.read(known)
     shares = _shares(spec)
@@ -193,12 +194,11 @@ def _search(
     left = deadline - time.monotonic()
     baselines = {name: baseline_config(worker, spec, bits) for name, bits in BASELINES.items()}
     measured = accuracies(rows)
-    if all(config.hash in measured for config in baselines.values()):
-        if not seeds or left <= 0:
-            return
-    else:
-        seeds = seeds or list(spec.seeds)
-    board = BoardActor.options(scheduling_strategy=on_this_node()).remote(measured, left)
+    has_baselines = all(config.hash in measured["search"] for config in baselines.values())
+    if has_baselines and (not seeds or left <= 0) and not unverified(run.ledger, spec.targets):
+        return
+    seeds = seeds or list(spec.seeds)
+    board = BoardActor.options(scheduling_strategy=on_this_node()).remote(measured, seeds, left)
     resources = spec.resources
     setup = TrialSetup(
         problem=problem,
@@ -223,9 +223,17 @@ def _search(
             [{key: value for key, value in bundle.items() if value} for bundle in bundles]
         ),
     )
-    progress.stage(f"searching with {len(seeds)} of {len(spec.seeds)} seeds")
-    following = progress.following(lambda: ray.get(board.count.remote()), spec.budget)
-    with following, _merging(run.ledger.storage, log):
+    searching = f"searching with {len(seeds)} of {len(spec.seeds)} seeds"
+    progress.stage(searching)
+
+    def look() -> None:
+        if ray.get(board.is_searching.remote()):
+            progress.step(searching, ray.get(board.count.remote()), spec.budget)
+            return
+        progress.stage(_VERIFYING)
+        progress.step(_VERIFYING, ray.get(board.count.remote("test")), None)
+
+    with progress.following(look), _merging(run.ledger.storage, log):
         run_trials(
             run,
             log,
@@ -235,6 +243,7 @@ def _search(
             restarts=_RESTARTS,
             callbacks=[ClaimsReleased(board)],
         )
+    require_verified(run.ledger, spec.targets)
 
 
 @contextmanager

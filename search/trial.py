@@ -1,4 +1,4 @@
-"""One seed of a search: propose, evaluate, learn, until its share of the budget is spent."""
+"""One seed of a search: propose, evaluate, learn, until its share is spent; then verify."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ from search.proposers import make_proposer
 from search.storage import Storage
 from search.trials import METRICS
 from search.trials import reported_errors
+from search.verification import unverified
+from search.verification import verify
 
 _ROUNDS = 12
 """Times that a trial learns from its evaluations."""
@@ -108,6 +110,7 @@ def search_trial(config: dict[str, Any], *, setup: TrialSetup, board: Any) -> No
             with metrics.learning():
                 proposer, spent = _resumed(seed, setup, rows, metrics)
             run_seed(seed, setup, board, pool, proposer, spent, metrics, log)
+            _verify(seed, setup, board, pool, log)
         finally:
             pool.close()
     if report:
@@ -160,13 +163,13 @@ def _measure_baselines(
             if key in granted
         ]
         news = News(board)
-        for row in pool.evaluate(requests):
+        for row in pool.evaluate(requests, again=True):
             log.write("evaluation", **evaluation_fields(row))
             metrics.count("evaluation_seconds", row.seconds)
             failed = evaluation_error(row)
             if failed is not None:
                 raise failed
-            news.add(row.config_hash, accuracy(row))
+            news.add(row)
         news.tell()
 
 
@@ -229,7 +232,7 @@ def run_seed(
         news = News(board)
         for row in pool.evaluate(_requests(granted, seed, setup)):
             measured[row.config_hash] = accuracy(row)
-            news.add(row.config_hash, accuracy(row))
+            news.add(row)
             log.write("evaluation", **evaluation_fields(row))
             metrics.evaluated(row, pool.waiting)
             spent += 1
@@ -244,6 +247,25 @@ def run_seed(
             proposer.save()
         if granted:
             tune.report({METRICS: {**metrics.end_round(), "evaluations": spent}})
+
+
+def _verify(seed: int, setup: TrialSetup, board: Any, pool: EvaluatorPool, log: EventLog) -> None:
+    """Evaluate on the test split what the other trials are not at.
+
+    Baselines first, which need not wait for the others. Which configurations are finalists is known
+    when all have searched; a trial that ends before others leaves these to them.
+    """
+    board.searched.remote(seed)
+    baselines = [
+        Request(config, "test", "baseline", name) for name, config in setup.baselines.items()
+    ]
+    for row in verify(baselines, seed, board, pool, setup.evaluators):
+        log.write("evaluation", **evaluation_fields(row))
+    if ray.get(board.is_searching.remote()):
+        return
+    finalists = unverified(Ledger(setup.worker.ledger), setup.targets)
+    for row in verify(finalists, seed, board, pool, setup.evaluators):
+        log.write("evaluation", **evaluation_fields(row))
 
 
 def claim(board: Any, hashes: list[str], seed: int, deadline: float) -> list[float | Answer]:

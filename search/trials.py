@@ -33,8 +33,6 @@ BAD_INPUT = "bad_input"
 """Metric in which a trial reports bad input."""
 FAILURE = "failure"
 """Metric in which a trial reports what broke it: one line, and the traceback."""
-EVALUATION = "evaluation"
-"""Metric in which a verifying trial reports what it measured."""
 METRICS = "metrics"
 """Metric in which a seed's trial reports its :class:`search.metrics.SeedMetrics`."""
 
@@ -61,8 +59,6 @@ class Reporter(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
-        if EVALUATION in result:
-            self._log.write("evaluation", trial=_name(trial), **result[EVALUATION])
         if METRICS in result:
             metrics = result[METRICS]
             self._log.write("round", trial=_name(trial), **metrics)
@@ -102,7 +98,6 @@ def run_trials(
     param_space: dict[str, Any],
     *,
     restarts: int,
-    tune_config: tune.TuneConfig | None = None,
     callbacks: Sequence[tune.Callback] = (),
 ) -> None:
     """Run one Tune experiment to its end.
@@ -117,7 +112,6 @@ def run_trials(
         trainable: What every trial runs.
         param_space: The trials' parameters.
         restarts: How often a trial is started again whose process or machine died.
-        tune_config: How many at a time, and the like.
         callbacks: Told what becomes of trials.
 
     Raises:
@@ -139,11 +133,7 @@ def run_trials(
         verbose=0,
     )
     try:
-        tuner = patiently(
-            lambda: tune.Tuner(
-                unique, param_space=param_space, tune_config=tune_config, run_config=config
-            )
-        )
+        tuner = patiently(lambda: tune.Tuner(unique, param_space=param_space, run_config=config))
         results = tuner.fit()
     finally:
         reporter.close()
@@ -190,8 +180,7 @@ def _run_error(run: RunDirectory, line: str, trace: str) -> RunError:
 
 
 def _name(trial: Any) -> str:
-    seed = trial.config.get("seed")
-    return str(trial.trial_id) if seed is None else f"seed-{seed}"
+    return f"seed-{trial.config['seed']}"
 
 
 def _cause(trial: Any) -> str:

@@ -1,115 +1,79 @@
-"""Finalists and baselines on the test split, as Tune trials that share their actors."""
+"""Finalists and baselines on the test split, by the evaluators of the trials that have searched."""
 
 from __future__ import annotations
 
-import faulthandler
+from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
-from ray import tune
+import ray
 
-from envs.config import CompressionConfig
 from hwmodel import InputError
-from search.evaluation import EvaluationWorker
+from search.board import News
 from search.evaluation import Request
-from search.evaluation import WorkerSpec
-from search.events import EventLog
-from search.events import evaluation_fields
+from search.finalists import finalists
 from search.front import distinct
-from search.run_directory import RunDirectory
-from search.spec import Spec
-from search.trials import EVALUATION
-from search.trials import reported_errors
-from search.trials import run_trials
-
-_RESTARTS = 3
-"""Processes that may die or fall silent over one configuration."""
-_STDERR = 2
+from search.ledger import Evaluation
+from search.ledger import Ledger
+from search.pool import EvaluatorPool
 
 
-class Verification(tune.Trainable):
-    """One evaluation on the test split; the worker is kept for the next one."""
+def unverified(ledger: Ledger, targets: Sequence[float]) -> list[Request]:
+    """Finalists and baselines that the ledger does not have on the test split.
 
-    def setup(self, config: dict[str, Any], *, worker: WorkerSpec, timeout: float | None) -> None:
-        self._spec = worker
-        self._timeout = timeout
-        self._worker: EvaluationWorker | None = None
-        self._request: Request = config["request"]
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._request = new_config["request"]
-        return True
-
-    def step(self) -> dict[str, Any]:
-        with reported_errors() as report:
-            # Made here and not in setup, whose errors reach the driver as text alone.
-            if self._worker is None:
-                self._worker = EvaluationWorker(self._spec)
-            if self._timeout is not None:  # Tune notices a process that ends, not one that hangs
-                faulthandler.dump_traceback_later(self._timeout, exit=True, file=_STDERR)
-            try:
-                # Tune starts a trial again whose machine died, maybe after its row was recorded.
-                row = self._worker.evaluate(self._request, again=True)
-                report[EVALUATION] = evaluation_fields(row)
-            finally:
-                faulthandler.cancel_dump_traceback_later()
-        return {**report, "done": True}
+    Args:
+        ledger: Of a run whose baselines have been measured on the search split.
+        targets: Points that may be lost, at which the least energy is asked for.
+    """
+    rows = ledger.read(("split", "accuracy", "config_hash"))
+    known = set(rows[(rows["split"] == "test") & rows["accuracy"].notna()]["config_hash"])
+    return [
+        Request(config, "test", "baseline" if name else "finalist", name)
+        for config, name in finalists(ledger, targets)
+        if config.hash not in known
+    ]
 
 
 def verify(
-    run: RunDirectory,
-    log: EventLog,
-    spec: Spec,
-    worker: WorkerSpec,
-    finalists: list[tuple[CompressionConfig, str]],
-    at_once: int,
-) -> None:
-    """Evaluate on the test split what the ledger does not have there yet.
+    requests: Sequence[Request], seed: int, board: Any, pool: EvaluatorPool, at_once: int
+) -> Iterator[Evaluation]:
+    """Evaluate what no other trial has evaluated or is evaluating.
 
     Args:
-        run: The run.
-        log: The driver's.
-        spec: Its specification.
-        worker: What evaluates.
-        finalists: Configurations, and the name of those that are baselines (else empty).
-        at_once: Evaluations at a time.
+        requests: On the test split.
+        seed: Whose trial this is.
+        board: Handle of the run's ``BoardActor``.
+        pool: The trial's evaluators.
+        at_once: Requests to claim at a time: trials that end together share the work.
+
+    Yields:
+        Every row as soon as it is in the ledger; those first that evaluators were still at.
 
     Raises:
-        InputError: the ledger cannot be written, or an evaluation failed.
-        RunError: a process died or hung every time.
+        InputError: the ledger cannot be written.
     """
-    rows = run.ledger.read(("split", "accuracy", "config_hash"))
-    known = set(rows[(rows["split"] == "test") & rows["accuracy"].notna()]["config_hash"])
-    requests = [
-        Request(config, "test", "baseline" if name else "finalist", name)
-        for config, name in finalists
-        if config.hash not in known
-    ]
-    if not requests:
-        return
-    resources = spec.resources
-    timeout = resources.evaluation_timeout_seconds
-    bundle = {"cpu": max(resources.evaluator_cpus, 0.1), "gpu": resources.evaluator_gpus}
-    trainable = tune.with_resources(
-        tune.with_parameters(Verification, worker=worker, timeout=timeout),
-        {k: v for k, v in bundle.items() if v},
-    )
-    run_trials(
-        run,
-        log,
-        "verification",
-        trainable,
-        {"request": tune.grid_search(requests)},
-        restarts=_RESTARTS,
-        tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=at_once),
-    )
-    _require_verified(run, requests)
+    for start in range(0, len(requests), at_once):
+        part = requests[start : start + at_once]
+        hashes = [request.config.hash for request in part]
+        answers = ray.get(board.claim.remote(hashes, seed, "test"))
+        pairs = zip(part, answers, strict=True)
+        granted = [request for request, answer in pairs if answer == "granted"]
+        news = News(board)
+        for row in pool.evaluate(granted, again=True):
+            news.add(row)
+            yield row
+        news.tell()
 
 
-def _require_verified(run: RunDirectory, requests: list[Request]) -> None:
-    rows = run.ledger.read(("split", "accuracy", "config_hash", "time", "error"))
+def require_verified(ledger: Ledger, targets: Sequence[float]) -> None:
+    """Refuse a run of which a finalist or a baseline failed on the test split.
+
+    Raises:
+        InputError: names the configuration, and why it failed.
+    """
+    wanted = {request.config.hash for request in unverified(ledger, targets)}
+    rows = ledger.read(("split", "accuracy", "config_hash", "time", "error"))
     failed = distinct(rows, "test")
-    failed = failed[failed["accuracy"].isna()]
-    wanted = {request.config.hash for request in requests}
     for _, row in failed[failed["config_hash"].isin(wanted)].iterrows():
         field = f"evaluation of {row['config_hash']} on the test split"
         raise InputError(field, row["error"], "it must succeed")

@@ -14,17 +14,17 @@ from search.board import accuracies
 
 
 def test_a_configuration_is_granted_once() -> None:
-    board = Board({"known": 0.5})
+    board = Board({"search": {"known": 0.5}})
     assert board.claim(["known", "new"], seed=0) == [0.5, "granted"]
     assert board.claim(["new"], seed=1) == ["pending"]
-    board.record({"new": 0.7})
+    board.record({"search": {"new": 0.7}})
     assert board.claim(["new"], seed=1) == [0.7]
 
 
 def test_what_a_lost_trial_had_claimed_is_free_again() -> None:
     board = Board({})
     board.claim(["first", "second"], seed=0)
-    board.restart(0, {"first": 0.5})
+    board.restart(0, {"search": {"first": 0.5}})
     assert board.claim(["first", "second"], seed=1) == [0.5, "granted"]
 
 
@@ -36,6 +36,26 @@ def test_what_a_trial_had_claimed_that_ended_is_free_again() -> None:
     assert board.claim(["first", "second"], seed=2) == ["granted", "pending"]
 
 
+def test_splits_are_apart() -> None:
+    board = Board({"search": {"known": 0.5}, "test": {"verified": 0.4}})
+    assert board.claim(["known", "verified"], 0, "test") == ["granted", 0.4]
+    board.record({"test": {"known": 0.6}})
+    assert board.claim(["known"], 1) == [0.5]
+    assert board.claim(["known"], 1, "test") == [0.6]
+    assert (board.count(), board.count("test")) == (1, 2)
+
+
+def test_seeds_search_until_each_has_said_that_it_has() -> None:
+    board = Board({}, seeds=[3, 5])
+    board.searched(3)
+    board.restart(3, {})  # to verify
+    assert board.is_searching()
+    board.restart(5, {})
+    assert board.is_searching()
+    board.searched(5)
+    assert not board.is_searching()
+
+
 def test_a_clock_that_jumps_does_not_move_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     board = Board({}, seconds=60.0)
     for jump in (1e6, -1e6):
@@ -45,17 +65,19 @@ def test_a_clock_that_jumps_does_not_move_the_end(monkeypatch: pytest.MonkeyPatc
     assert Board({}).seconds_left() == math.inf
 
 
-def test_accuracies_are_those_of_the_search_split() -> None:
-    """Baselines that failed are unknown, so that a resumed run measures them again."""
+def test_what_failed_and_a_run_cannot_do_without_is_unknown() -> None:
+    """So that a resumed run measures it again."""
     rows = pd.DataFrame(
         [
             evaluation(1, accuracy=0.8),
             evaluation(2, accuracy=None),
-            evaluation(3, split="test"),
+            evaluation(3, split="test", accuracy=0.7),
+            evaluation(5, split="test", accuracy=None),
             evaluation(4, accuracy=None, role="baseline"),
         ]
     )
     found = accuracies(rows)
-    assert found.pop(f"{1:016x}") == 0.8
-    (failed,) = found.values()
+    assert found["test"] == {f"{3:016x}": 0.7}
+    assert found["search"].pop(f"{1:016x}") == 0.8
+    (failed,) = found["search"].values()
     assert math.isnan(failed)

@@ -197,11 +197,12 @@ def test_one_merges_while_others_append_and_read(tmp_path: Path) -> None:
     assert reader.read()["config_hash"].nunique() == len(reader.read()) == 140
 
 
-def test_a_row_can_be_found(tmp_path: Path) -> None:
+def test_a_row_that_was_measured_can_be_found(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.append([evaluation(1), evaluation(1, split="test", accuracy=None, error="none")])
     assert ledger.find(f"{1:016x}", "search") == evaluation(1)
     assert ledger.find(f"{2:016x}", "search") is None
+    assert ledger.find(f"{1:016x}", "test") is None
 
 
 def test_a_truncated_part_is_named(tmp_path: Path) -> None:

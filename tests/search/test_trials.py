@@ -81,11 +81,11 @@ def test_a_trial_that_ends_badly_leaves_nothing_that_others_wait_for(
 
 
 def test_a_seed_waits_for_what_another_evaluates() -> None:
-    board = BoardActor.remote({"known": 0.5})
+    board = BoardActor.remote({"search": {"known": 0.5}})
     first = ["known", "new"]
     assert claim(board, first, seed=0, deadline=math.inf) == [0.5, "granted"]
     assert claim(board, [*first, "more"], seed=1, deadline=math.inf)[1:] == ["pending", "granted"]
-    recording = threading.Timer(1.0, lambda: board.record.remote({"new": 0.75}))
+    recording = threading.Timer(1.0, lambda: board.record.remote({"search": {"new": 0.75}}))
     recording.start()
     assert claim(board, first, seed=1, deadline=math.inf) == [0.5, 0.75]
     recording.join()
