@@ -78,14 +78,13 @@ def accuracy_drop(rows: pd.DataFrame, reference: pd.Series) -> NDArray[np.float6
     return (reference["accuracy"] - rows["accuracy"].to_numpy(dtype=float)) * 100
 
 
-def drop_upper_bound(rows: pd.DataFrame, reference: pd.Series) -> NDArray[np.float64]:
-    """One-sided 99 % confidence bound on the drop of every row, in points.
+def drop_error(rows: pd.DataFrame, reference: pd.Series) -> NDArray[np.float64]:
+    """Standard error of the drop of every row, in points.
 
-    ``drop + 2.33 * standard_error``. Both networks saw the same images, so the standard error is
-    that of paired differences: with B blocks of equal size, ``std(differences, ddof=1) / sqrt(B)``.
-    A few blocks can agree by chance, so it is floored by the binomial error of the share p of the
-    n images that were lost, ``sqrt(max(p, 1/n) / n)``. The uncompressed network itself loses
-    nothing for sure.
+    Both networks saw the same images, so it is that of paired differences: with B blocks of equal
+    size, ``std(differences, ddof=1) / sqrt(B)``. A few blocks can agree by chance, so it is floored
+    by the binomial error of the share p of the n images that were lost, ``sqrt(max(p, 1/n) / n)``.
+    The uncompressed network itself loses nothing for sure.
 
     Args:
         rows: Ledger rows of one split.
@@ -97,16 +96,15 @@ def drop_upper_bound(rows: pd.DataFrame, reference: pd.Series) -> NDArray[np.flo
     blocks = [_paired_error(blocks, reference) for blocks in rows["block_accuracies"]]
     error = 100 * np.maximum(floor, np.array(blocks, dtype=float))
     is_reference = (rows["config_hash"] == reference["config_hash"]).to_numpy()
-    return np.where(is_reference, 0.0, drops + ONE_SIDED_99 * error)
+    return np.where(is_reference, 0.0, error)
 
 
-def provable_drop(limit: float, images: int) -> float:
-    """The drop, in points, whose :func:`drop_upper_bound` is ``limit`` if blocks add nothing.
+def drop_upper_bound(rows: pd.DataFrame, reference: pd.Series) -> NDArray[np.float64]:
+    """One-sided 99 % confidence bound on the drop of every row, in points.
 
-    Solves ``drop + 2.33 * 100 * sqrt(drop / 100 / images) = limit`` for the drop.
+    ``drop + 2.33 * standard_error``, see :func:`drop_error`.
     """
-    error = ONE_SIDED_99 * 10 / np.sqrt(images)  # of the square root of a drop in points
-    return float(((np.sqrt(error**2 + 4 * limit) - error) / 2) ** 2)
+    return accuracy_drop(rows, reference) + ONE_SIDED_99 * drop_error(rows, reference)
 
 
 def smallest_provable_drop(images: int) -> float:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from envs.predictor import USUAL_IMAGES
 from envs.predictor import AccuracyPredictor
+from envs.predictor import noise_points
 from envs.problem import CompressionProblem
+from search.front import ONE_SIDED_99
+from search.front import accuracy_drop
+from search.front import drop_error
+from search.front import smallest_provable_drop
 from search.proposals import select
+
+_COMPARABLE_DROP = 5.0
+"""Points lost beyond which a network errs in other ways than one that a user would take."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,8 @@ class Reference:
         chance: Accuracy of guessing, 0..1.
         energy_pj: Energy of dense INT8 at the problem's level, which ratios of proposers are
             relative to.
-        limits: Drops in points at which the least energy is asked for.
+        limits: Drops in points at which the least energy is asked for, see
+            :func:`drops_that_hold`.
         images: Images of the search split.
     """
 
@@ -89,3 +100,36 @@ class Measurements:
             self.reference.energy_pj,
             self.reference.limits,
         )
+
+
+def drops_that_hold(
+    limits: Sequence[float], baselines: pd.DataFrame, dense: pd.Series
+) -> tuple[float, ...]:
+    """Measured drops, in points, whose upper bound is expected to be each of the limits.
+
+    Of the images that compression makes right or wrong most cancel out, so a drop's standard error
+    is larger than the drop alone tells. It is that of the predictor's noise, whose variance is
+    taken to grow with the drop d as (1 + d) / 2, times what the baselines show of this network and
+    these images; the predictor's own counts as one more baseline. Below zero where not even a
+    network that loses nothing is expected to hold a limit.
+
+    Args:
+        limits: Points that may be lost.
+        baselines: Rows of the search split.
+        dense: Row of the uncompressed network among them.
+    """
+    images = int(dense["images"])
+    variance = noise_points(images) ** 2 / 2
+    drops, errors = accuracy_drop(baselines, dense), drop_error(baselines, dense)
+    shown = (errors > 0) & (np.abs(drops) < _COMPARABLE_DROP)
+    ratios = errors[shown] ** 2 / (variance * (1 + np.maximum(drops[shown], 0.0)))
+    variance *= (1 + ratios.sum()) / (1 + len(ratios))
+    margin = ONE_SIDED_99**2 * variance
+    return tuple(_drop_at(max(limit, smallest_provable_drop(images)), margin) for limit in limits)
+
+
+def _drop_at(bound: float, margin: float) -> float:
+    """The drop d with d + sqrt(margin * (1 + max(d, 0))) = bound."""
+    if bound**2 <= margin:
+        return bound - float(np.sqrt(margin))
+    return bound + margin / 2 - float(np.sqrt(margin * (1 + bound + margin / 4)))

@@ -29,11 +29,11 @@ from search.evaluation import evaluation_error
 from search.events import EventLog
 from search.events import evaluation_fields
 from search.front import baseline
-from search.front import provable_drop
 from search.ledger import Evaluation
 from search.ledger import Ledger
 from search.ledger import evaluations
 from search.measurements import Reference
+from search.measurements import drops_that_hold
 from search.metrics import SeedMetrics
 from search.pool import EvaluatorPool
 from search.proposers import Proposer
@@ -182,13 +182,13 @@ def _resumed(
     """
     dense = baseline(rows, DENSE_FP32, "search")
     assert dense is not None
-    images = int(dense["images"])
+    baselines = rows[(rows["role"] == "baseline") & (rows["split"] == "search")]
     reference = Reference(
         accuracy=float(dense["accuracy"]),
         chance=setup.chance,
         energy_pj=setup.int8_energy_pj,
-        limits=tuple(provable_drop(limit, images) for limit in setup.targets),
-        images=images,
+        limits=drops_that_hold(setup.targets, baselines, dense),
+        images=int(dense["images"]),
     )
     policies = setup.run.child("policies")
     proposer = make_proposer(setup.algorithm, setup.problem, reference, seed, policies)

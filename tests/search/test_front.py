@@ -18,7 +18,6 @@ from search.front import drop_upper_bound
 from search.front import hypervolume
 from search.front import pareto_front
 from search.front import pick
-from search.front import provable_drop
 from search.ledger import COLUMNS
 from search.ledger import Evaluation
 
@@ -199,11 +198,3 @@ def test_the_uncompressed_network_holds_every_limit_however_small_the_split() ->
     picked = pick(rows, reference, 0.01)
     assert picked is not None
     assert picked["config_hash"] == reference["config_hash"]
-
-
-@given(st.floats(0.1, 20), st.integers(100, 100_000))
-def test_a_provable_drop_has_the_limit_as_its_bound(limit: float, images: int) -> None:
-    drop = provable_drop(limit, images)
-    bound = drop + 2.33 * 100 * math.sqrt(drop / 100 / images)
-    assert 0 < drop < limit
-    assert bound == pytest.approx(limit)
