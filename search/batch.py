@@ -32,8 +32,8 @@ from search.spec import ResourceSection
 from search.storage import reason
 
 AHEAD = 2
-"""Experiments started beyond what fits: they load and prepare while others search, and what they
-wait for makes a cluster grow."""
+"""Experiments started beyond what fits; where more than twice as many fit, half of those. They load
+and prepare while others search, and what they wait for makes a cluster grow."""
 _POLL_SECONDS = 1.0
 _ORPHAN_SECONDS = 60.0
 """How long a process may live on that its dead machine has left behind."""
@@ -122,8 +122,13 @@ def _next(
     batch: BatchDirectory, waiting: list[Experiment], running: list[Experiment]
 ) -> list[Experiment]:
     """Experiments to start now: one at a time where they would prepare the same network."""
-    free = _room(waiting[0].spec.resources) - len(running) if waiting else 0
-    ready = {network_key(item) for item in batch.experiments() if batch.is_prepared(item)}
+    prepared = [item for item in batch.experiments() if batch.is_prepared(item)]
+    room = _room(waiting[0].spec.resources) if waiting else 0
+    free = room - len(running)
+    # Not before: those ahead would take the processors from those that slots wait for.
+    if free <= 0 and all(item in prepared for item in running):
+        free += max(AHEAD, room // 2)
+    ready = {network_key(item) for item in prepared}
     preparing = {network_key(item) for item in running} - ready
     found: list[Experiment] = []
     for experiment in waiting:
@@ -144,10 +149,10 @@ def _machines() -> set[str]:
 
 
 def _room(resources: ResourceSection) -> int:
-    """Experiments that may run: those whose trials the cluster has room for as it is, and more."""
+    """Experiments whose trials the cluster has room for as it is; at least 1."""
     there, needed = ray.cluster_resources(), trial_resources(resources)
     room = [int(there.get(kind, 0.0) / amount + 1e-6) for kind, amount in needed.items() if amount]
-    return max(1, min(room)) + AHEAD
+    return max(1, min(room))
 
 
 class _Experiment:

@@ -14,6 +14,7 @@ from ledger_rows import evaluation
 
 from envs.evaluator import EvaluationResult
 from hwmodel.errors import InputError
+from search.batch import _next
 from search.batch_directory import BatchDirectory
 from search.batch_directory import network_key
 from search.batch_spec import BatchSpec
@@ -96,6 +97,33 @@ def test_a_batch_can_be_extended_and_not_reduced(tmp_path: Path) -> None:
     fewer = {**GRID, "task": ["cifar10-resnet20"]}
     with pytest.raises(InputError, match=first.name):
         BatchDirectory.write(batch_spec(tmp_path, experiments=[{"grid": fewer}]))
+
+
+def test_experiments_start_ahead_of_room_once_those_that_have_it_are_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[str] = []
+    monkeypatch.setattr("search.batch._room", lambda resources: 8)
+    monkeypatch.setattr(BatchDirectory, "is_prepared", lambda self, item: item.name in prepared)
+    batch = BatchDirectory.write(batch_spec(tmp_path / "batch"))
+    waiting, running = batch.experiments(), []
+
+    def start() -> int:
+        found = _next(batch, waiting, running)
+        running.extend(found)
+        for item in found:
+            waiting.remove(item)
+        return len(found)
+
+    assert (start(), start()) == (2, 0)  # the first of each network
+    prepared += [item.name for item in running]
+    assert (start(), start()) == (6, 0)
+    prepared += [item.name for item in running]
+    assert start() == 4
+    running.pop(0)
+    assert start() == 0
+    prepared += [item.name for item in running]
+    assert start() == 1
 
 
 def test_a_directory_with_something_else_is_left_alone(tmp_path: Path) -> None:
