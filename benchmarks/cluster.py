@@ -250,9 +250,9 @@ def workers(task: Any, evaluations: int) -> None:
     from envs.setup import prepare_evaluator
     from hwmodel import load_accelerator
     from search.evaluation import EvaluationWorker
-    from search.evaluation import Request
-    from search.evaluation import WorkerSpec
     from search.pool import EvaluatorPool
+    from search.requests import Request
+    from search.requests import WorkerSpec
     from search.storage import Storage
 
     chance = np.random.default_rng(0)

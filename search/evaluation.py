@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
-import hashlib
 import json
 import logging
 import socket
-import tempfile
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from datetime import timezone
-from pathlib import Path
-from typing import Any
 
 import ray
 import torch
@@ -28,57 +20,21 @@ from envs.evaluator import is_out_of_memory
 from envs.evaluator import weights_hash
 from envs.layer_compression import COMPRESSION_VERSION
 from envs.setup import prepare_evaluator
-from envs.tasks import TaskSpec
 from hwmodel import Accelerator
 from hwmodel import CostReport
-from hwmodel import InputError
+from hwmodel import LayerStates
 from hwmodel import cost
 from hwmodel.pricing import Level
 from search.failure import keep_trace
 from search.ledger import Evaluation
 from search.ledger import Ledger
-from search.storage import Storage
+from search.requests import Request
+from search.requests import WorkerSpec
+from search.storage import local_database
 
 _log = logging.getLogger(__name__)
 COSTS = ("energy_pj", "latency_cycles", "bops", "model_bytes", "dram_bytes")
 _NO_COSTS = dict.fromkeys(COSTS, float("nan"))
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to evaluate and on whose behalf; see :class:`search.ledger.Evaluation`."""
-
-    config: CompressionConfig
-    split: str
-    role: str
-    name: str = ""
-    seed: int = -1
-    algorithm: str = ""
-
-
-@dataclass(frozen=True)
-class WorkerSpec:
-    """Everything a process needs to become an evaluation worker; small and picklable.
-
-    Attributes:
-        task: The task, which the process loads itself.
-        accelerator: What the network runs on.
-        level: Level of the hardware model at which the ledger's costs are.
-        database: Folder of the option database.
-        ledger: Folder of the ledger.
-        device: Where the network runs, ``cpu`` or ``cuda``.
-        shared: Handle of a batch's :class:`search.sharing.Accuracies`; None outside of batches.
-        errors: Folder for the tracebacks of evaluations that fail; None to keep none.
-    """
-
-    task: TaskSpec
-    accelerator: Accelerator
-    level: Level
-    database: Storage
-    ledger: Storage
-    device: str = "cpu"
-    shared: Any = None
-    errors: Storage | None = None
 
 
 class EvaluationWorker:
@@ -110,9 +66,16 @@ class EvaluationWorker:
             config: The configuration.
             level: Level of the hardware model; that of the ledger by default.
         """
+        return self.price_states(self.states(config), level)
+
+    def states(self, config: CompressionConfig) -> LayerStates:
+        """What the hardware sees of a configuration."""
         compressor = self.evaluator.compressor
-        states = compressor.states(compressor.compress(config))
-        workload = compressor.network.workload
+        return compressor.states(compressor.compress(config))
+
+    def price_states(self, states: LayerStates, level: Level | None = None) -> CostReport:
+        """As :meth:`price`, of what the hardware sees of a configuration."""
+        workload = self.evaluator.compressor.network.workload
         return cost(workload, states, self.spec.accelerator, level=level or self.spec.level)
 
     def evaluate(self, request: Request, *, again: bool = False) -> Evaluation:
@@ -237,34 +200,3 @@ def total_costs(report: CostReport) -> dict[str, float]:
         "model_bytes": float(report.model_bytes[0]),
         "dram_bytes": float(report.dram_bytes[0].sum()),
     }
-
-
-def local_database(database: Storage) -> Path:
-    """Folder of an option database on this machine, with all that a remote one holds."""
-    if database.local is not None:
-        return database.local
-    place = hashlib.sha256(database.location.encode()).hexdigest()[:16]
-    here = Storage.at(Path(tempfile.gettempdir()) / f"joulecut-{getpass.getuser()}" / place)
-    here.make()
-    for name in set(database.names("database")) - set(here.names("database")):
-        here.write(name, database.read(name))
-    return Path(here.root)
-
-
-@contextmanager
-def local_copy(storage: Storage) -> Iterator[Path]:
-    """A local path with the files of a folder: the folder itself where it is local."""
-    if storage.local is not None:
-        yield storage.local
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        for name in storage.names():
-            (Path(temporary) / name).write_bytes(storage.read(name))
-        yield Path(temporary)
-
-
-def evaluation_error(row: Evaluation) -> InputError | None:
-    """The error of a row that must have succeeded, as one line for the user."""
-    if row.error is None:
-        return None
-    return InputError(f"evaluation of {row.name or row.config_hash}", row.error, "it must succeed")

@@ -23,10 +23,10 @@ from envs.removal import sums_integers
 from envs.setup import prepare_evaluator
 from hwmodel import InputError
 from search.baselines import DENSE_FP32
-from search.evaluation import local_database
 from search.front import baseline
 from search.front import pick
 from search.run_directory import RunDirectory
+from search.storage import local_database
 
 _TEMPLATE = '''"""A compressed network. Needs torch and safetensors, nothing else.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,6 @@ from envs.config import CompressionConfig
 from hwmodel import CostReport
 from search.baselines import BASELINES
 from search.baselines import DENSE_FP32
-from search.evaluation import EvaluationWorker
 from search.front import accuracy_drop
 from search.front import baseline
 from search.front import distinct
@@ -24,6 +24,9 @@ from search.ledger import Ledger
 from search.run_directory import RunDirectory
 from search.spec import Spec
 from search.storage import write_error
+
+if TYPE_CHECKING:
+    from search.evaluation import EvaluationWorker
 
 FRONT_POINTS = 8
 """Points of the front that are verified next to the picks, spread over it."""
@@ -70,9 +73,8 @@ def write_layer_tables(run: RunDirectory, spec: Spec, worker: EvaluationWorker) 
     chosen = [row["config_hash"] for row in picks(run.ledger, spec.targets)]
     for text in run.ledger.configs(chosen).values():
         config = CompressionConfig.from_json(json.loads(text))
-        compressor = worker.evaluator.compressor
-        states = compressor.states(compressor.compress(config))
-        table = layer_table(config, worker.price(config))
+        states = worker.states(config)
+        table = layer_table(config, worker.price_states(states))
         table["weight_density"] = states.weight_density[0]
         table["in_channels"] = states.in_channels[0].astype(int)
         table["out_channels"] = states.out_channels[0].astype(int)

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from envs.accuracy import AccuracySource
 from envs.problem import CompressionProblem
 from search.agents import Agents
-from search.evaluation import local_copy
 from search.measurements import Measurements
 from search.measurements import Reference
 from search.proposers import Front
 from search.run_directory import CHECKPOINT
 from search.run_directory import INITIAL_POLICIES
 from search.storage import Storage
+from search.storage import local_copy
 from search.storage import write_error
 
 FIRST_EPISODES = 1024

@@ -20,8 +20,8 @@ import ray
 from hwmodel.errors import InputError
 
 if TYPE_CHECKING:
-    from search.evaluation import Request
     from search.ledger import Evaluation
+    from search.requests import Request
 
 T = TypeVar("T")
 

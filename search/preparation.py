@@ -19,12 +19,12 @@ from envs.space import SearchSpace
 from envs.tabulate import Progress
 from envs.tasks import TaskSpec
 from hwmodel import load_accelerator
-from search.evaluation import local_database
 from search.pool import result_of
 from search.progress import Progress as ProgressBars
 from search.ray_session import ray_session
 from search.spec import Spec
 from search.storage import Storage
+from search.storage import local_database
 from search.storage import write_error
 
 _FEW_OPERATIONS = 2e11

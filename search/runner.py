@@ -27,8 +27,6 @@ from search.baselines import DENSE_INT8
 from search.board import BoardActor
 from search.board import accuracies
 from search.evaluation import EvaluationWorker
-from search.evaluation import WorkerSpec
-from search.evaluation import local_database
 from search.events import EventLog
 from search.events import one_line
 from search.failure import RunError
@@ -42,9 +40,11 @@ from search.ray_session import on_this_node
 from search.ray_session import ray_session
 from search.report import build_report
 from search.report_files import write_report
+from search.requests import WorkerSpec
 from search.run_directory import RunDirectory
 from search.spec import Spec
 from search.storage import Storage
+from search.storage import local_database
 from search.trial import ClaimsReleased
 from search.trial import TrialSetup
 from search.trial import round_size

@@ -34,12 +34,12 @@ from envs.quantizer import DEFAULT_QUANTIZER
 from envs.quantizer import Quantizer
 from envs.space import DEFAULT_METHODS
 from envs.space import Method
+from envs.task_spec import TaskSpec
 from hwmodel.errors import InputError
 from search._spec_errors import validated
 
 if TYPE_CHECKING:
     from envs.setup import Menu
-    from envs.tasks import TaskSpec
 
 MIN_BUDGET = 16
 """Room for the baselines and a few proposals of the search."""
@@ -307,8 +307,6 @@ class Spec(_Section):
 
     def task_spec(self) -> TaskSpec:
         """The task, ready to load."""
-        from envs.tasks import TaskSpec  # torch: seconds that validation does not need
-
         return TaskSpec(self.task.name, data=self.task.data, weights=self.task.weights)
 
 

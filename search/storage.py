@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import getpass
+import hashlib
 import io
 import os
+import tempfile
 import time
 from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -226,3 +231,27 @@ def _write_local(path: Path, content: bytes) -> None:
         os.fsync(folder)  # the new name, too, must survive a power failure
     finally:
         os.close(folder)
+
+
+def local_database(database: Storage) -> Path:
+    """Folder of an option database on this machine, with all that a remote one holds."""
+    if database.local is not None:
+        return database.local
+    place = hashlib.sha256(database.location.encode()).hexdigest()[:16]
+    here = Storage.at(Path(tempfile.gettempdir()) / f"joulecut-{getpass.getuser()}" / place)
+    here.make()
+    for name in set(database.names("database")) - set(here.names("database")):
+        here.write(name, database.read(name))
+    return Path(here.root)
+
+
+@contextmanager
+def local_copy(storage: Storage) -> Iterator[Path]:
+    """A local path with the files of a folder: the folder itself where it is local."""
+    if storage.local is not None:
+        yield storage.local
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in storage.names():
+            (Path(temporary) / name).write_bytes(storage.read(name))
+        yield Path(temporary)

@@ -22,10 +22,6 @@ from search.board import Answer
 from search.board import News
 from search.board import accuracies
 from search.board import accuracy
-from search.evaluation import EvaluationWorker
-from search.evaluation import Request
-from search.evaluation import WorkerSpec
-from search.evaluation import evaluation_error
 from search.events import EventLog
 from search.events import evaluation_fields
 from search.front import baseline
@@ -36,8 +32,12 @@ from search.measurements import Reference
 from search.measurements import drops_that_hold
 from search.metrics import SeedMetrics
 from search.pool import EvaluatorPool
+from search.pool import Worker
 from search.proposers import Proposer
 from search.proposers import make_proposer
+from search.requests import Request
+from search.requests import WorkerSpec
+from search.requests import evaluation_error
 from search.storage import Storage
 from search.trials import METRICS
 from search.trials import reported_errors
@@ -125,13 +125,19 @@ def _pool(setup: TrialSetup, metrics: SeedMetrics, log: EventLog) -> EvaluatorPo
         log.write(event, config_hash=config_hash, error=error)
 
     return EvaluatorPool(
-        partial(EvaluationWorker, setup.worker, threads=max(1, int(setup.evaluator_cpus))),
+        partial(_make_worker, setup.worker, max(1, int(setup.evaluator_cpus))),
         setup.evaluators,
         setup.evaluator_cpus,
         setup.evaluator_gpus,
         setup.evaluation_timeout,
         notice,
     )
+
+
+def _make_worker(spec: WorkerSpec, threads: int) -> Worker:
+    from search.evaluation import EvaluationWorker  # torch, which the trial's own process saves
+
+    return EvaluationWorker(spec, threads=threads)
 
 
 def _measure_baselines(

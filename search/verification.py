@@ -10,12 +10,12 @@ import ray
 
 from hwmodel import InputError
 from search.board import News
-from search.evaluation import Request
 from search.finalists import finalists
 from search.front import distinct
 from search.ledger import Evaluation
 from search.ledger import Ledger
 from search.pool import EvaluatorPool
+from search.requests import Request
 
 
 def unverified(ledger: Ledger, targets: Sequence[float]) -> list[Request]:

@@ -40,7 +40,12 @@ def test_imports_run_one_way(package: str) -> None:
 
 @pytest.mark.parametrize(
     ("module", "absent"),
-    [("hwmodel", {"torch", "ray", "pandas"}), ("envs.evaluator", {"ray"}), ("envs.setup", {"ray"})],
+    [
+        ("hwmodel", {"torch", "ray", "pandas"}),
+        ("envs.evaluator", {"ray"}),
+        ("envs.setup", {"ray"}),
+        ("search.trial", {"torch"}),
+    ],
 )
 def test_what_a_package_does_not_need_is_not_loaded(module: str, absent: set[str]) -> None:
     code = f"import sys, {module}; print(*sorted({absent!r} & set(sys.modules)))"

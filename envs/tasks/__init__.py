@@ -1,6 +1,6 @@
 """Trained networks with the data and the metric that judge their compressed versions."""
 
-from envs.tasks.registry import TaskSpec
+from envs.task_spec import TaskSpec
 from envs.tasks.registry import load_task
 from envs.tasks.registry import task_names
 from envs.tasks.task import Metric

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from envs.tasks import TaskSpec
+    from envs.task_spec import TaskSpec
 
 Verbs = argparse._SubParsersAction  # what add_subparsers returns; argparse has no public name
 
@@ -46,7 +46,7 @@ def add_task(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
 
 def task_spec(args: argparse.Namespace) -> TaskSpec:
     """The task that the options of :func:`add_task` name."""
-    from envs.tasks import TaskSpec
+    from envs.task_spec import TaskSpec
 
     return TaskSpec(args.task, data=args.data, weights=args.weights)
 

@@ -16,8 +16,8 @@ from envs.setup import prepare_evaluator
 from envs.tasks import TaskSpec
 from hwmodel import load_accelerator
 from search.evaluation import EvaluationWorker
-from search.evaluation import Request
-from search.evaluation import WorkerSpec
+from search.requests import Request
+from search.requests import WorkerSpec
 from search.storage import Storage
 
 TASK = TaskSpec(f"{Path(__file__).parent}/faulty_task.py:task")

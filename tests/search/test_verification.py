@@ -18,9 +18,9 @@ from envs.config import CompressionConfig
 from envs.config import uniform
 from hwmodel import InputError
 from search.board import BoardActor
-from search.evaluation import Request
 from search.ledger import Evaluation
 from search.ledger import Ledger
+from search.requests import Request
 from search.verification import require_verified
 from search.verification import unverified
 from search.verification import verify
