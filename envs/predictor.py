@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from envs.options import OptionTable
 from envs.space import ACTIVATION_BITS
@@ -190,6 +189,8 @@ def _fit(
         exponent: Of the accuracy lost, (measurements,).
         noise: Its standard deviation, (measurements,).
     """
+    from scipy.optimize import nnls  # a second that no start waits for
+
     common = _common_scale(features.sum(axis=1), exponent, noise)
     scales = np.full(features.shape[1], common)
     ridge = np.eye(len(scales)) / (LAYER_DEVIATIONS * common)

@@ -80,9 +80,7 @@ def _run_all(
     state["failures"] = failures
     running: dict[Any, Experiment] = {}
     actors: dict[str, Any] = {}
-    # Processes that take an experiment: to start one takes long, so it is done ahead, and once.
-    room = min(len(waiting), _room(waiting[0].spec.resources))
-    idle = [_ExperimentActor.remote() for _ in range(room)]
+    idle: list[Any] = []  # processes without an experiment: to start one takes long
     machines: dict[str, set[str]] = {}  # that were there when it started
     losses: dict[str, int] = {}
     while waiting or running:

@@ -39,7 +39,6 @@ from search.ray_session import evaluators_that_fit
 from search.ray_session import on_this_node
 from search.ray_session import ray_session
 from search.report import build_report
-from search.report_files import write_report
 from search.requests import WorkerSpec
 from search.run_directory import RunDirectory
 from search.spec import Spec
@@ -131,6 +130,8 @@ def run_search(
 
 
 def _write_results(run: RunDirectory, spec: Spec, worker: EvaluationWorker) -> None:
+    from search.report_files import write_report  # matplotlib: a second that no start waits for
+
     write_layer_tables(run, spec, worker)
     write_report(run, build_report(run), patiently=True)
 

@@ -187,7 +187,7 @@ def evaluations(run: Path) -> int:
 def start_and_stop(folder: Path, stop: signal.Signals, after: int) -> Path:
     """Start a search and stop it with a signal once the ledger has ``after`` rows."""
     driver = subprocess.Popen(
-        command("search", write_spec(folder)),
+        command("search", write_spec(folder, seeds=[0])),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=ENVIRONMENT,
@@ -224,7 +224,7 @@ def test_a_search_stopped_by_ctrl_c_is_resumed_without_repeating_anything(tmp_pa
 
 @pytest.mark.slow
 def test_a_spent_time_budget_leaves_a_whole_run_that_can_go_on(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path, time_budget="25s", budget=5000)
+    spec = write_spec(tmp_path, time_budget="25s", budget=5000, algorithm="dp+local")
     result = joulecut("search", spec)
     assert result.returncode == 0, result.stderr
     status = read_json("status", tmp_path / "run")
