@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from envs import reconstruction
 from envs.patterns import Elements
 from envs.pruning import kept_count
 from envs.quantization import round_weights
+from envs.quantizer import Quantizer
 from envs.reconstruction import bias_correction
 from envs.reconstruction import inverse_diagonal
 from envs.reconstruction import inverse_factor
@@ -102,7 +104,11 @@ def test_sparse_comes_close_to_the_best_of_all_masks_and_to_the_exact_surgeon() 
     assert totals["best"] <= totals["ours"] <= 1.15 * totals["surgeon"]
 
 
-def test_rounded_follows_optimal_brain_surgeon_in_order_of_power() -> None:
+def test_rounded_follows_optimal_brain_surgeon_in_order_of_power(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before the sweeps."""
+    monkeypatch.setattr(reconstruction, "_SWEEPS", 0)
     weight, moment = layer(rows=3, columns=8)
     result, scales = reconstruct_rounded(weight[None], moment, [4])
     order = moment[0].diagonal().argsort(descending=True)
@@ -110,6 +116,33 @@ def test_rounded_follows_optimal_brain_surgeon_in_order_of_power() -> None:
     for row in range(3):
         expected = column_by_column(weight[0, row, order], ordered, scales[0, 0, 0, row].item())
         assert torch.allclose(result[0, 0, 0, row, order], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("quantizer", [Quantizer(), Quantizer(weight_symmetry="affine")])
+def test_sweeps_come_close_to_the_best_of_all_integers(
+    monkeypatch: pytest.MonkeyPatch, quantizer: Quantizer
+) -> None:
+    find_scales = partial(weight_scales, quantizer=quantizer)
+    totals = dict.fromkeys(("best", 0, 1, 2), 0.0)
+    for seed in range(12):
+        weight, moment = layer(rows=1, columns=6, seed=seed)
+        row, full = weight[0, 0].double(), damped(moment)[0]
+        scale, low = find_scales(weight, 2)
+        first = -1 if low is None else int(low)
+        levels = range(first, first + (3 if low is None else 4))
+        grid = torch.tensor(list(itertools.product(levels, repeat=6))) * scale.double()
+        totals["best"] += float(((row - grid) @ full * (row - grid)).sum(1).min())
+        before = torch.inf
+        for sweeps in (0, 1, 2):
+            monkeypatch.setattr(reconstruction, "_SWEEPS", sweeps)
+            monkeypatch.setattr(reconstruction, "_BLOCK", 4)  # which must not matter
+            found, _ = reconstruct_rounded(weight[None], moment, [2], find_scales=find_scales)
+            change = row - found[0, 0, 0, 0].double()
+            error = float(change @ full @ change)
+            assert error <= before * (1 + 1e-6)
+            before = error
+            totals[sweeps] += error
+    assert totals["best"] <= totals[2] <= 1.1 * totals["best"] < totals[0]
 
 
 def test_removed_columns_are_made_up_for_as_well_as_least_squares_can() -> None:
