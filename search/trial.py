@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import ray
 from numpy.typing import NDArray
 from ray import tune
@@ -106,9 +105,9 @@ def search_trial(config: dict[str, Any], *, setup: TrialSetup, board: Any) -> No
         metrics = SeedMetrics(setup.run.root, seed, setup.evaluators, setup.targets)
         pool = _pool(setup, metrics, log)
         try:
-            rows = _measure_baselines(seed, setup, board, pool, metrics, log)
+            _measure_baselines(seed, setup, board, pool, metrics, log)
             with metrics.learning():
-                proposer, spent = _resumed(seed, setup, rows, metrics)
+                proposer, spent = _resumed(seed, setup, metrics)
             run_seed(seed, setup, board, pool, proposer, spent, metrics, log)
             _verify(seed, setup, board, pool, log)
         finally:
@@ -147,22 +146,21 @@ def _measure_baselines(
     pool: EvaluatorPool,
     metrics: SeedMetrics,
     log: EventLog,
-) -> pd.DataFrame:
-    """Rows of the ledger, when it has all baselines; trials that start together share them out.
+) -> None:
+    """Until the ledger has all baselines; trials that start together share them out.
 
     Raises:
         InputError: the evaluation of a baseline failed, without which nothing can be said.
     """
-    ledger = Ledger(setup.worker.ledger)
     # The ledger, not the board: a trial that died may have left a row that nobody announced.
-    known = ledger.read(("split", "config_hash", "accuracy", "role"))
+    known = Ledger(setup.worker.ledger).read(("split", "config_hash", "accuracy", "role"))
     ray.get(board.restart.remote(seed, accuracies(known)))
     names = {config.hash: name for name, config in setup.baselines.items()}
     while True:
         answers = claim(board, list(names), seed, math.inf)
         granted = {key for key, answer in zip(names, answers, strict=True) if answer == "granted"}
         if not granted:
-            return ledger.read()
+            return
         requests = [
             Request(setup.baselines[name], "search", "baseline", name)
             for key, name in names.items()
@@ -179,13 +177,12 @@ def _measure_baselines(
         news.tell()
 
 
-def _resumed(
-    seed: int, setup: TrialSetup, rows: pd.DataFrame, metrics: SeedMetrics
-) -> tuple[Proposer, int]:
+def _resumed(seed: int, setup: TrialSetup, metrics: SeedMetrics) -> tuple[Proposer, int]:
     """A proposer that knows what the ledger has of the seed, and what was spent.
 
     The rows themselves, which may be many, are not kept.
     """
+    rows = Ledger(setup.worker.ledger).read()
     dense = baseline(rows, DENSE_FP32, "search")
     assert dense is not None
     baselines = rows[(rows["role"] == "baseline") & (rows["split"] == "search")]
