@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 
 from envs.episode import start_choice
 from envs.predictor import AccuracyPredictor
+from envs.predictor import _decoupled
 from tests.envs.synthetic import SyntheticAccuracy
 from tests.envs.synthetic import synthetic_problem
 
@@ -64,6 +65,28 @@ def test_measurements_improve_ranking_and_error() -> None:
     assert ranks[0] < ranks[1] < ranks[2]
     assert ranks[2] > 0.95
     assert errors[2] < 0.1 < errors[1] < errors[0]
+
+
+@given(st.floats(-1, 6), st.floats(0, 1000))
+def test_what_adds_up_is_found_from_what_was_lost(exponent: float, coupling: float) -> None:
+    damage = _decoupled(np.array([exponent]), coupling)[0]
+    assert damage + coupling * damage**3 == pytest.approx(exponent, rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("coupling", [0.0, 20.0, 200.0])
+def test_large_losses_are_foretold_where_layers_disturb_each_other(coupling: float) -> None:
+    def drops(choices: np.ndarray) -> np.ndarray:
+        damage = -np.log1p(-truth().accuracy_drop(choices) / 80.0)
+        return -80.0 * np.expm1(-(damage + coupling * damage**3))
+
+    predictor = AccuracyPredictor(PROBLEM.table, reference=0.9, chance=0.1)
+    known, choices = mild_choices(150, seed=1), mild_choices(400, seed=2)
+    predictor.fit(known, 0.9 - drops(known) / 100)
+    predicted, lost = predictor.accuracy_drop(choices), drops(choices)
+    for low, high in ((2, 5), (5, 15), (15, 30), (30, 60)):
+        within = (predicted >= low) & (predicted < high)
+        assert within.sum() > 20
+        assert np.median(lost[within] / predicted[within]) == pytest.approx(1, abs=0.3)
 
 
 @settings(max_examples=50, deadline=None)
