@@ -75,7 +75,7 @@ def print_status(status: dict[str, Any]) -> None:
         line += f", about {status['eta_seconds'] / 3600:.1f} hours left"
     print(line)
     if status["utilization"] is not None:
-        print(f"{100 * status['utilization']:.0f} % of the slots busy while experiments waited")
+        print(f"{100 * status['utilization']:.0f} % of the slots reserved while experiments waited")
     print(f"{status['evaluation_hours']:.2f} evaluation hours, {status['gpu_hours']:.2f} GPU hours")
     table = Table("experiment", "state", "evaluations", "best / INT8", "message", box=None)
     for entry in status["experiments"]:

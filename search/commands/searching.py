@@ -18,6 +18,7 @@ from search.commands._shared import print_json
 from search.commands._shared import stdout_for_json
 from search.commands.batches import add_retry
 from search.commands.batches import go_on
+from search.commands.batches import print_status
 
 if TYPE_CHECKING:
     from search.report import Report
@@ -63,7 +64,7 @@ def add_verbs(verbs: Verbs) -> None:
     search.add_argument("--database", help="option database to share: a path or URI")
     search.add_argument("--output", help="run directory: a path or URI")
     resume = add_verb(verbs, "resume", _resume, "go on with a run or batch that stopped")
-    resume.add_argument("run", metavar="RUN")
+    resume.add_argument("run", metavar="RUN", help="run or batch directory: a path or URI")
     add_retry(resume)
     prepare = add_verb(verbs, "prepare", _prepare, "build an option database ahead of searches")
     prepare.add_argument("spec", nargs="?", metavar="SPEC.yaml", help="flags override what it says")
@@ -116,11 +117,14 @@ def _prepare(args: argparse.Namespace) -> None:
 def _resume(args: argparse.Namespace) -> None:
     from search.batch_directory import BatchDirectory
     from search.batch_directory import is_batch
+    from search.batch_status import batch_status
     from search.run_directory import RunDirectory
     from search.storage import Storage
 
     if is_batch(Storage.at(args.run)):
-        go_on(BatchDirectory.open(args.run), args.retry_failed)
+        batch = BatchDirectory.open(args.run)
+        go_on(batch, args.retry_failed)
+        print_status(batch_status(batch))
         return
     if args.retry_failed:
         raise InputError("--retry-failed", args.run, "only a batch has experiments that failed")
