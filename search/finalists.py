@@ -36,7 +36,10 @@ _FRONT_LOSS = 10.0
 
 def picks(ledger: Ledger, targets: Sequence[float]) -> list[pd.Series]:
     """The configuration taken at every target, by the search split alone, without repeats."""
-    rows = ledger.read(MEASURED)
+    return _picks(ledger.read(MEASURED), targets)
+
+
+def _picks(rows: pd.DataFrame, targets: Sequence[float]) -> list[pd.Series]:
     reference = baseline(rows, DENSE_FP32, "search")
     if reference is None:
         return []
@@ -50,7 +53,7 @@ def finalists(ledger: Ledger, targets: Sequence[float]) -> list[tuple[Compressio
     rows = ledger.read(MEASURED)
     reference = baseline(rows, DENSE_FP32, "search")
     assert reference is not None
-    chosen = {row["config_hash"]: "" for row in picks(ledger, targets)}
+    chosen = {row["config_hash"]: "" for row in _picks(rows, targets)}
     search = distinct(rows, "search")
     drops = accuracy_drop(search, reference)
     front = [int(i) for i in pareto_front(search["energy_pj"], drops) if drops[i] <= _FRONT_LOSS]

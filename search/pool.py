@@ -73,10 +73,10 @@ class _Task:
     """One request, the actor that is at it, and what became of earlier ones."""
 
     request: Request
+    again: bool
     timeouts: int = 0
     losses: int = 0
     failure: str | None = None
-    again: bool = False
     actor: Any = None
     deadline: float = float("inf")
 
@@ -133,7 +133,7 @@ class EvaluatorPool:
         Raises:
             InputError: the actors cannot be set up, or the ledger cannot be written.
         """
-        waiting = deque(_Task(request, again=again) for request in requests)
+        waiting = deque(_Task(request, again) for request in requests)
         while waiting or self._running:
             while waiting and self._free:
                 self._submit(waiting.popleft(), self._free.pop())
@@ -152,7 +152,7 @@ class EvaluatorPool:
                 task = self._running.pop(future)
                 self._notice("evaluator lost", task.request, f"no result in {self._timeout:g} s")
                 self._replace(task.actor)
-                task.timeouts, task.again = task.timeouts + 1, True
+                task.timeouts += 1
                 if task.timeouts == MAX_TIMEOUTS:
                     task.failure = f"no result in {self._timeout:g} s, {MAX_TIMEOUTS} times"
                 waiting.appendleft(task)
@@ -178,7 +178,8 @@ class EvaluatorPool:
         if task.failure is not None:
             reference = actor.record_failure.remote(task.request, task.failure)
         else:
-            reference = actor.evaluate.remote(task.request, task.again)
+            again = task.again or task.losses + task.timeouts > 0
+            reference = actor.evaluate.remote(task.request, again)
         self._running[self._watched(reference)] = task
 
     def _watched(self, reference: Any) -> Future[Any]:
@@ -223,7 +224,7 @@ class EvaluatorPool:
         except _LOST as error:
             self._notice("evaluator lost", task.request, _reason(error))
             self._replace(task.actor)
-            task.losses, task.again = task.losses + 1, True
+            task.losses += 1
             if task.losses == MAX_LOSSES:
                 task.failure = f"{MAX_LOSSES} evaluators died with it: {_reason(error)}"
             return None

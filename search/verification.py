@@ -71,9 +71,12 @@ def require_verified(ledger: Ledger, targets: Sequence[float]) -> None:
     Raises:
         InputError: names the configuration, and why it failed.
     """
-    wanted = {request.config.hash for request in unverified(ledger, targets)}
     rows = ledger.read(("split", "accuracy", "config_hash", "time", "error"))
     failed = distinct(rows, "test")
+    failed = failed[failed["accuracy"].isna()]
+    if failed.empty:  # as nearly always: what is wanted takes reading all of the ledger
+        return
+    wanted = {request.config.hash for request in unverified(ledger, targets)}
     for _, row in failed[failed["config_hash"].isin(wanted)].iterrows():
         field = f"evaluation of {row['config_hash']} on the test split"
         raise InputError(field, row["error"], "it must succeed")
