@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from envs.quantization import ActivationRange
 from envs.quantization import inverse_factors
+from envs.quantization import scale_runs
 
 CHANNELS = 16
 """The kernels work on as many channels at once: fewer cost the same, and more often more."""
@@ -175,19 +176,17 @@ class IntegerSum(nn.Module):
         super().__init__()
         self._axis = -1 if geometry is None else 1
         groups = 1 if geometry is None else geometry.groups
-        scales, run_of = scale.unique_consecutive(dim=1, return_inverse=True)
-        self._channels = [
-            (run_of.repeat(groups) == run).nonzero().flatten() for run in range(scales.shape[1])
-        ]
+        runs = scale_runs(scale, weight.shape[1])
+        self._channels = [run.inputs(weight.shape[1], groups) for run in runs]
         self._layers = nn.ModuleList(
             IntegerLayer(
-                weight[:, run_of == run],
-                scales[:, run].contiguous(),
-                bias if run == 0 else torch.zeros_like(bias),
+                weight[:, run.start : run.stop].contiguous(),
+                run.scale,
+                torch.zeros_like(bias) if number else bias,
                 grid,
                 geometry,
             )
-            for run in range(scales.shape[1])
+            for number, run in enumerate(runs)
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -155,7 +155,7 @@ class _Lowering:
             if weight.ndim == 4:
                 weight = weight.contiguous(memory_format=torch.channels_last)
                 self.tensors[f"weight_{index}"] = weight
-            node.replace_input_with(read, self._rounded(read, grid, rounding))
+            read.replace_all_uses_with(self._rounded(read, grid, rounding))
             self.graph.erase_node(read)
             return
         rounded = self._rounded(read, grid, IntegerInput)

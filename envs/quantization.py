@@ -56,6 +56,41 @@ def of_each(scale: Tensor, weight: Tensor) -> Tensor:
     return scale if scale.ndim == weight.ndim else scale[..., None]
 
 
+@dataclass(frozen=True)
+class ScaleRun:
+    """Consecutive input channels, in every group of a layer, whose weights share their scales.
+
+    Attributes:
+        scale: Of the output channels, (out_channels,).
+        start, stop: The channels' numbers in a group: columns of the weight.
+    """
+
+    scale: Tensor
+    start: int
+    stop: int
+
+    def inputs(self, columns: int, groups: int) -> Tensor:
+        """Numbers of the run's input channels, in a layer of ``groups`` with ``columns`` each."""
+        numbers = torch.arange(groups * columns).view(groups, columns)
+        return numbers[:, self.start : self.stop].flatten()
+
+
+def scale_runs(scale: Tensor, columns: int) -> list[ScaleRun]:
+    """The runs of a layer, in order.
+
+    Args:
+        scale: (out_channels,), or (out_channels, columns) where it changes along input channels.
+        columns: Input channels of a group.
+    """
+    of_columns = scale if scale.ndim == 2 else scale[:, None].expand(-1, columns)
+    scales, lengths = of_columns.unique_consecutive(dim=1, return_counts=True)
+    ends = lengths.cumsum(0).tolist()
+    return [
+        ScaleRun(each.contiguous(), start, end)
+        for each, start, end in zip(scales.T, [0, *ends[:-1]], ends, strict=True)
+    ]
+
+
 def power_of_two_above(x: Tensor) -> Tensor:
     """Least power of two that is not below each value; single precision, positive and normal."""
     below = _power_of_two_below(x)

@@ -25,7 +25,9 @@ from envs.compression import CompressedNetwork
 from envs.compression import integer_weights
 from envs.config import FLOAT_BITS
 from envs.quantization import ActivationRange
+from envs.quantization import ScaleRun
 from envs.quantization import inverse_steps
+from envs.quantization import scale_runs
 from envs.trace import TracedNetwork
 from envs.units import is_removed
 
@@ -82,8 +84,7 @@ def shrunk_graph(
 
 def sums_integers(layer: CompressedLayer) -> bool:
     """Whether a layer adds up products of integers before anything is scaled."""
-    one_scale_each = layer.scale is not None and layer.scale.ndim == 1
-    return one_scale_each and layer.input_range.bits not in FLOAT_BITS
+    return layer.scale is not None and layer.input_range.bits not in FLOAT_BITS
 
 
 def scale_sums(
@@ -91,34 +92,68 @@ def scale_sums(
 ) -> None:
     """Have a layer that reads integers use integer weights, and scale and shift its sums.
 
-    In this order: grid of the input, scale of the output channel, bias. It is that of oneDNN.
+    In this order: grid of the input, scale of the output channel, bias. It is that of oneDNN. Where
+    scales change along the input channels, every run of channels that share them is summed and
+    scaled by itself, and runs are added from the first on, as in :class:`envs.integer.IntegerSum`.
 
     Args:
         node: The layer's node.
         index: Its number.
-        tensors: Of the graph; the layer's change, and ``scale_INDEX`` is added.
+        tensors: Of the graph; the layer's change, and ``scale_INDEX`` is added: one for each output
+            channel, or, with several runs, (runs, out_channels).
         grid: Of its input.
-        scale: Of its output channels, (out_channels,).
+        scale: Of its output channels, (out_channels,), or of these and of the input channels of a
+            group, (out_channels, in_channels / groups).
     """
     weight, bias = (tensors[f"{name}_{index}"] for name in ("weight", "bias"))
     each = [-1] + [1] * (weight.ndim - 2)  # of the channels, for images and tokens alike
+    runs = scale_runs(scale, weight.shape[1])
+    scales = torch.stack([run.scale for run in runs]).view(len(runs), *each)
     tensors[f"weight_{index}"] = integer_weights(weight, scale).float()
-    tensors[f"scale_{index}"] = scale.view(each)
+    tensors[f"scale_{index}"] = scales if len(runs) > 1 else scales[0]
     tensors[f"bias_{index}"] = bias.view(each)
+    with node.graph.inserting_before(node):
+        total = _sum_of_runs(node, index, tensors, runs, grid.scale)
+    node.replace_all_uses_with(total)
+    node.graph.erase_node(node)
+
+
+def _sum_of_runs(
+    node: fx.Node, index: int, tensors: dict[str, Tensor], runs: list[ScaleRun], step: float
+) -> fx.Node:
+    """Nodes that compute a layer as :func:`scale_sums` says; returns the last one."""
     graph, call = node.graph, node.graph.call_function
-    shift: Any = node.args[2]
-    with graph.inserting_before(node):
-        factor = graph.get_attr(f"scale_{index}")
-    with graph.inserting_after(node):
-        scaled = call(aten.mul_.Tensor, (node, grid.scale))
-    with graph.inserting_after(scaled):
-        scaled_each = call(aten.mul_.Tensor, (scaled, factor))
-    with graph.inserting_after(scaled_each):
-        shifted = call(aten.add_.Tensor, (scaled_each, shift))
-    for made in (scaled, scaled_each, shifted):
-        made.meta.update(node.meta)
-    node.replace_all_uses_with(shifted, delete_user_cb=lambda user: user is not scaled)
-    node.args = (*node.args[:2], None, *node.args[3:])
+    read, weights, shift, *moves = node.args
+    total: Any = shift
+    scales = graph.get_attr(f"scale_{index}")
+    for number, run in enumerate(runs):
+        inputs, columns, scale = read, weights, scales
+        if len(runs) > 1:
+            inputs = _inputs_of_run(node, index, tensors, number, run)
+            columns = call(aten.slice.Tensor, (weights, 1, run.start, run.stop))
+            scale = call(aten.select.int, (scales, 0, number))
+        sums: Any = call(node.target, (inputs, columns, None, *moves), node.kwargs)  # type: ignore[arg-type]
+        scaled = call(aten.mul_.Tensor, (sums, step))
+        scaled_each = call(aten.mul_.Tensor, (scaled, scale))
+        total = call(aten.add_.Tensor, (scaled_each, total))
+        for made in (sums, scaled, scaled_each, total):
+            made.meta.update(node.meta)
+    return total
+
+
+def _inputs_of_run(
+    node: fx.Node, index: int, tensors: dict[str, Tensor], number: int, run: ScaleRun
+) -> fx.Node:
+    """A node that gives the input channels that a run of a layer reads."""
+    graph, call = node.graph, node.graph.call_function
+    weight = tensors[f"weight_{index}"]
+    axis = -1 if node.target is aten.linear.default else 1
+    groups = 1 if node.target is aten.linear.default else group_count(node)
+    if groups == 1:
+        return call(aten.slice.Tensor, (node.args[0], axis, run.start, run.stop))
+    name = f"channels_{index}_{number}"
+    tensors[name] = run.inputs(weight.shape[1], groups)
+    return call(aten.index_select.default, (node.args[0], axis, graph.get_attr(name)))
 
 
 class _Remover:

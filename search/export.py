@@ -35,7 +35,8 @@ _TEMPLATE = '''"""A compressed network. Needs torch and safetensors, nothing els
     outputs = network(inputs)   # inputs: float32, {shape}
 
 Layers add up products of integers, which are exact in single precision, and scale the sums. Weights
-are stored as integers and scales; layers list: layers.json.
+are stored as integers and scales, with a weight's .block for the scales of every input channel
+where these differ; layers list: layers.json.
 """
 
 from pathlib import Path
@@ -173,15 +174,16 @@ def _stored_tensors(module: fx.GraphModule, compressed: CompressedNetwork) -> di
     for index, layer in enumerate(compressed.layers):
         name = f"weight_{index}"
         scale = layer.scale_of(layer.kept_in, layer.kept_out)
+        stored_scale = scale
+        if scale is not None and scale.ndim == 2:
+            stored_scale, tensors[f"{name}.block"] = scale.unique_consecutive(
+                dim=1, return_inverse=True
+            )
         if sums_integers(layer):  # the graph reads integers, and their scales by themselves
             tensors[name] = integers_on_grid(tensors[name], torch.ones(()))
-        elif scale is not None:
+        elif scale is not None and stored_scale is not None:
             tensors[name] = integer_weights(tensors[name], scale)
-            if scale.ndim == 2:
-                scale, tensors[f"{name}.block"] = scale.unique_consecutive(
-                    dim=1, return_inverse=True
-                )
-            tensors[f"{name}.scale"] = scale.contiguous()
+            tensors[f"{name}.scale"] = stored_scale.contiguous()
         elif layer.decision.weight_bits == 16:
             tensors[name] = tensors[name].half()
     return tensors

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from envs.config import CompressionConfig
 from envs.config import uniform
+from envs.quantizer import Quantizer
 from envs.setup import Menu
 from hwmodel import InputError
 from search.export import write_network
@@ -77,6 +79,22 @@ def test_weights_are_stored_as_integers_without_the_removed_channels(tmp_path: P
         (8, 8),
         (8, 5),
     ]
+
+
+def test_scales_of_groups_are_stored_with_what_they_belong_to(tmp_path: Path) -> None:
+    compressor = make_evaluator("padded_residual").compressor
+    config = uniform(compressor.network.names, 4)
+    config = replace(config, quantizer=Quantizer(weight_granularity="group:2"))
+    write_network(compressor, config, tmp_path)
+    tensors = load_file(tmp_path / "weights.safetensors")
+    listed = json.loads((tmp_path / "layers.json").read_text())
+    for entry, layer in zip(listed, compressor.compress(config).layers, strict=True):
+        integers, block = tensors[entry["weight"]], tensors[entry["weight"] + ".block"]
+        assert len(block) == layer.weight.shape[1]
+        assert int(block.max()) + 1 == -(-len(block) // 2)
+        scales = tensors[entry["weight_scale"]].flatten(1)[block].T
+        weight = integers * scales.view(*scales.shape, *[1] * (integers.ndim - 2))
+        torch.testing.assert_close(weight, layer.weight, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("bits", [16, 32])
