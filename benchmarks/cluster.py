@@ -72,13 +72,15 @@ def row(number: int) -> Any:
 class Nothing:
     """Records a row, and does nothing for it."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, permit: Any) -> None:
         from search.ledger import Ledger
 
         self._ledger = Ledger(folder)
+        self._permit = permit
 
     def evaluate(self, request: Any, *, again: bool) -> Any:
         result = row(request)
+        self._permit.require()
         self._ledger.append([result])
         return result
 
@@ -89,7 +91,7 @@ class Nothing:
 class Waiting:
     """Waits, and answers with the number of the request."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, permit: Any) -> None:
         self._seconds = seconds
 
     def evaluate(self, request: Any, *, again: bool) -> Any:
@@ -118,6 +120,7 @@ def overhead(evaluations: int) -> None:
     from search.events import EventLog
     from search.events import evaluation_fields
     from search.metrics import SeedMetrics
+    from search.permit import take_over
     from search.pool import EvaluatorPool
     from search.runner import _merging
     from search.storage import Storage
@@ -128,7 +131,8 @@ def overhead(evaluations: int) -> None:
         board: Any = BoardActor.remote({})
         log = EventLog(Storage.at(directory), "seed-0")
         metrics = SeedMetrics(directory, 0, 2, (0.5, 1.0, 2.0))
-        pool = EvaluatorPool(partial(Nothing, folder), 2, 0.4, 0)
+        permit = take_over(Storage.at(f"{directory}/permits"))
+        pool = EvaluatorPool(partial(Nothing, folder), 2, 0.4, 0, permit)
         list(pool.evaluate([10**9, 10**9 + 1]))
         batch = evaluations // 10
         print("evaluations   ms each   of them telling   driver MiB   files")
@@ -205,8 +209,10 @@ def ledger(sizes: list[int]) -> None:
 def scaling(evaluators: list[int], seconds: float, rounds: int) -> None:
     from ray.cluster_utils import Cluster
 
+    from search.permit import take_over
     from search.pool import EvaluatorPool
     from search.pool import _EvaluatorActor
+    from search.storage import Storage
 
     class SharedPool(EvaluatorPool):
         """Evaluators that share processes, which changes nothing for the pool."""
@@ -215,7 +221,8 @@ def scaling(evaluators: list[int], seconds: float, rounds: int) -> None:
             if len(self._starting) % PER_PROCESS == 0:
                 options = _EvaluatorActor.options(num_cpus=1, max_concurrency=PER_PROCESS)
                 self._process = options.remote(self._make_worker)
-            self._starting[self._watched(self._process.prepare.remote())] = self._process
+            prepared = self._process.prepare.remote(self._permit)
+            self._starting[self._watched(prepared)] = self._process
 
     options: dict[str, Any] = {"object_store_memory": 80 * 2**20}
     quiet = {"enable_worker_prestart": False, "prestart_worker_first_driver": False}
@@ -225,9 +232,11 @@ def scaling(evaluators: list[int], seconds: float, rounds: int) -> None:
         cluster.add_node(num_cpus=-(-max(evaluators) // NODES // PER_PROCESS) + 1, **options)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     print("evaluators   evaluations   seconds   efficiency   CPU ms each")
+    folder = tempfile.TemporaryDirectory()
+    permit = take_over(Storage.at(folder.name))
     try:
         for size in evaluators:
-            pool = SharedPool(partial(Waiting, seconds), size, 1, 0)
+            pool = SharedPool(partial(Waiting, seconds), size, 1, 0, permit)
             list(pool.evaluate(range(2 * size)))  # all of them started
             count = size * rounds
             start, processor = time.perf_counter(), time.process_time()
@@ -240,6 +249,7 @@ def scaling(evaluators: list[int], seconds: float, rounds: int) -> None:
     finally:
         ray.shutdown()
         cluster.shutdown()
+        folder.cleanup()
 
 
 def workers(task: Any, evaluations: int) -> None:
@@ -250,12 +260,17 @@ def workers(task: Any, evaluations: int) -> None:
     from envs.setup import prepare_evaluator
     from hwmodel import load_accelerator
     from search.evaluation import EvaluationWorker
+    from search.permit import Permit
+    from search.permit import take_over
     from search.pool import EvaluatorPool
     from search.requests import Request
     from search.requests import WorkerSpec
     from search.storage import Storage
 
     chance = np.random.default_rng(0)
+
+    def evaluator(spec: WorkerSpec, permit: Permit) -> EvaluationWorker:
+        return EvaluationWorker(spec, permit=permit, threads=1)
 
     def request(names: tuple[str, ...]) -> Request:
         layers = {}
@@ -271,9 +286,10 @@ def workers(task: Any, evaluations: int) -> None:
         names = prepare_evaluator(task.load(), Path(database.root)).compressor.network.names
         accelerator = load_accelerator("eyeriss-like")
         spec = WorkerSpec(task, accelerator, "mid", database, run.child("ledger"))
+        permits = run.child("permits")
         print("evaluators   evaluations   seconds   evaluations/s")
         for size in (1, 2, 1, 2):
-            pool = EvaluatorPool(partial(EvaluationWorker, spec, threads=1), size, 1, 0)
+            pool = EvaluatorPool(partial(evaluator, spec), size, 1, 0, take_over(permits))
             list(pool.evaluate([request(names) for _ in range(4)]))  # all of them at work
             start = time.perf_counter()
             list(pool.evaluate([request(names) for _ in range(evaluations)]))

@@ -28,6 +28,7 @@ from hwmodel.pricing import Level
 from search.failure import keep_trace
 from search.ledger import Evaluation
 from search.ledger import Ledger
+from search.permit import Permit
 from search.requests import Request
 from search.requests import WorkerSpec
 from search.storage import local_database
@@ -43,11 +44,17 @@ class EvaluationWorker:
     Args:
         spec: What to evaluate.
         evaluator: Made from ``spec`` if None.
+        permit: To add to the ledger; asked for before every row. None where there is no need.
         threads: Of torch in this process; as they are if None.
     """
 
     def __init__(
-        self, spec: WorkerSpec, evaluator: Evaluator | None = None, *, threads: int | None = None
+        self,
+        spec: WorkerSpec,
+        evaluator: Evaluator | None = None,
+        *,
+        permit: Permit | None = None,
+        threads: int | None = None,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
@@ -57,6 +64,7 @@ class EvaluationWorker:
         self.spec = spec
         self.evaluator = evaluator
         self._ledger = Ledger(spec.ledger)
+        self._permit = permit
         self.weights_hash = weights_hash(evaluator.task.network)
 
     def price(self, config: CompressionConfig, level: Level | None = None) -> CostReport:
@@ -89,7 +97,7 @@ class EvaluationWorker:
                 before it was lost is not evaluated again.
 
         Raises:
-            InputError: the ledger cannot be written.
+            InputError: the ledger cannot be written, or no longer by this worker.
         """
         found = self._ledger.find(request.config.hash, request.split) if again else None
         if found is not None:
@@ -170,6 +178,8 @@ class EvaluationWorker:
             code_version=COMPRESSION_VERSION,
             error=error,
         )
+        if self._permit is not None:
+            self._permit.require()
         self._ledger.append([row])
         return row
 

@@ -21,6 +21,7 @@ from hwmodel.errors import InputError
 
 if TYPE_CHECKING:
     from search.ledger import Evaluation
+    from search.permit import Permit
     from search.requests import Request
 
 T = TypeVar("T")
@@ -52,11 +53,11 @@ class Worker(Protocol):
 class _Evaluator:
     """The process of one evaluator; errors of a constructor would reach the caller as text."""
 
-    def __init__(self, make_worker: Callable[[], Worker]) -> None:
+    def __init__(self, make_worker: Callable[[Permit], Worker]) -> None:
         self._make_worker = make_worker
 
-    def prepare(self) -> None:
-        self._worker = self._make_worker()
+    def prepare(self, permit: Permit) -> None:
+        self._worker = self._make_worker(permit)
 
     def evaluate(self, request: Request, again: bool) -> Evaluation:
         return self._worker.evaluate(request, again=again)
@@ -88,9 +89,11 @@ class EvaluatorPool:
     what it was at is given to another.
 
     Args:
-        make_worker: Called in every actor; what it returns evaluates.
+        make_worker: Called in every actor, with the actor's permit to add to the ledger; what it
+            returns evaluates.
         size: Number of actors.
         num_cpus, num_gpus: What each of them reserves; may be fractions.
+        permit: The trial's, to make actors.
         timeout: Seconds after which an evaluation counts as hanging; None for no limit.
         notice: Told what becomes of actors: ``evaluator ready`` and ``evaluator lost``, the
             request that it was at, if any, and why it was lost.
@@ -101,15 +104,17 @@ class EvaluatorPool:
 
     def __init__(
         self,
-        make_worker: Callable[[], Worker],
+        make_worker: Callable[[Permit], Worker],
         size: int,
         num_cpus: float,
         num_gpus: float,
+        permit: Permit,
         timeout: float | None = None,
         notice: Callable[[str, Request | None, str | None], None] = lambda *_: None,
     ) -> None:
         self._options = _EvaluatorActor.options(num_cpus=num_cpus, num_gpus=num_gpus)
         self._make_worker = make_worker
+        self._permit = permit
         self._timeout = timeout
         self._notice = notice
         self.waiting = 0
@@ -164,12 +169,19 @@ class EvaluatorPool:
             ray.kill(actor)
 
     def _start(self) -> None:
+        self._permit.require()
         actor = self._options.remote(self._make_worker)
-        self._starting[self._watched(actor.prepare.remote())] = actor
+        permit = self._permit_of(actor)
+        permit.grant()
+        self._starting[self._watched(actor.prepare.remote(permit))] = actor
 
     def _replace(self, actor: Any) -> None:
+        self._permit_of(actor).revoke()
         ray.kill(actor)
         self._start()
+
+    def _permit_of(self, actor: Any) -> Permit:
+        return self._permit.child(actor._actor_id.hex())
 
     def _submit(self, task: _Task, actor: Any) -> None:
         task.actor = actor

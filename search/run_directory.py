@@ -8,6 +8,7 @@
     RUN/ledger/       every true evaluation, see ``search.ledger``
     RUN/database/     what compression computed once for all evaluators
     RUN/policies/     checkpoints of the learners, and what they started from
+    RUN/permits/      who may add to the ledger, see ``search.permit``
     RUN/report/       tables, pictures and the HTML page
 """
 

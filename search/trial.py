@@ -30,6 +30,8 @@ from search.ledger import evaluations
 from search.measurements import Reference
 from search.measurements import drops_that_hold
 from search.metrics import SeedMetrics
+from search.permit import Permit
+from search.permit import take_over
 from search.pool import EvaluatorPool
 from search.pool import Worker
 from search.proposers import Proposer
@@ -69,6 +71,7 @@ class TrialSetup:
         evaluator_cpus, evaluator_gpus: What each reserves.
         evaluation_timeout: Seconds after which an evaluation counts as hanging; None for no limit.
         run: Directory of the run: learners' checkpoints and logs go there.
+        permits: The driver's folder of permits to add to the ledger, see ``search.permit``.
     """
 
     problem: CompressionProblem
@@ -84,6 +87,7 @@ class TrialSetup:
     evaluator_gpus: float
     evaluation_timeout: float | None
     run: Storage
+    permits: Storage
 
 
 def round_size(share: int) -> int:
@@ -103,7 +107,7 @@ def search_trial(config: dict[str, Any], *, setup: TrialSetup, board: Any) -> No
     name = f"seed-{seed}"
     with reported_errors() as report, EventLog(setup.run, name, trial=name) as log:
         metrics = SeedMetrics(setup.run.root, seed, setup.evaluators, setup.targets)
-        pool = _pool(setup, metrics, log)
+        pool = _pool(setup, take_over(setup.permits.child(name)), metrics, log)
         try:
             _measure_baselines(seed, setup, board, pool, metrics, log)
             with metrics.learning():
@@ -116,7 +120,7 @@ def search_trial(config: dict[str, Any], *, setup: TrialSetup, board: Any) -> No
         tune.report(report)
 
 
-def _pool(setup: TrialSetup, metrics: SeedMetrics, log: EventLog) -> EvaluatorPool:
+def _pool(setup: TrialSetup, permit: Permit, metrics: SeedMetrics, log: EventLog) -> EvaluatorPool:
     def notice(event: str, request: Request | None, error: str | None) -> None:
         if error is not None:
             metrics.count("lost_evaluators")
@@ -128,15 +132,16 @@ def _pool(setup: TrialSetup, metrics: SeedMetrics, log: EventLog) -> EvaluatorPo
         setup.evaluators,
         setup.evaluator_cpus,
         setup.evaluator_gpus,
+        permit,
         setup.evaluation_timeout,
         notice,
     )
 
 
-def _make_worker(spec: WorkerSpec, threads: int) -> Worker:
+def _make_worker(spec: WorkerSpec, threads: int, permit: Permit) -> Worker:
     from search.evaluation import EvaluationWorker  # torch, which the trial's own process saves
 
-    return EvaluationWorker(spec, threads=threads)
+    return EvaluationWorker(spec, permit=permit, threads=threads)
 
 
 def _measure_baselines(

@@ -14,8 +14,12 @@ from envs.evaluator import Evaluator
 from envs.evaluator import is_out_of_memory
 from envs.setup import prepare_evaluator
 from envs.tasks import TaskSpec
+from hwmodel import InputError
 from hwmodel import load_accelerator
 from search.evaluation import EvaluationWorker
+from search.ledger import Ledger
+from search.permit import Permit
+from search.permit import take_over
 from search.requests import Request
 from search.requests import WorkerSpec
 from search.storage import Storage
@@ -49,13 +53,17 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, images: int) -> list[int]:
 
 
 def worker(
-    evaluator: Evaluator, folder: Path, accelerator_name: str = "eyeriss-like"
+    evaluator: Evaluator,
+    folder: Path,
+    accelerator_name: str = "eyeriss-like",
+    permit: Permit | None = None,
 ) -> EvaluationWorker:
     storage = Storage.at(folder)
     accelerator = load_accelerator(accelerator_name)
     database, ledger = storage.child("database"), storage.child("ledger")
     spec = WorkerSpec(TASK, accelerator, "mid", database, ledger, errors=storage.child("errors"))
-    return EvaluationWorker(spec, Evaluator(evaluator.task, evaluator.compressor))
+    own = Evaluator(evaluator.task, evaluator.compressor)
+    return EvaluationWorker(spec, own, permit=permit)
 
 
 def test_a_baseline_too_wide_for_the_accelerator_has_no_price(
@@ -73,6 +81,20 @@ def test_a_baseline_too_wide_for_the_accelerator_has_no_price(
     priced = uniform(evaluator.compressor.network.names, 16)
     row = only_16_bits.evaluate(Request(priced, "search", "baseline", "dense FP16"))
     assert row.energy_pj > 0
+
+
+def test_who_has_no_permit_any_more_records_nothing(evaluator: Evaluator, tmp_path: Path) -> None:
+    permit = take_over(Storage.at(tmp_path / "permits")).child("1")
+    permit.grant()
+    own = worker(evaluator, tmp_path, permit=permit)
+    names = evaluator.compressor.network.names
+    own.evaluate(Request(uniform(names, 8), "search", "search"))
+    permit.revoke()
+    with pytest.raises(InputError, match="has taken over"):
+        own.evaluate(Request(uniform(names, 6), "search", "search"))
+    with pytest.raises(InputError, match="has taken over"):
+        own.record_failure(Request(uniform(names, 6), "search", "search"), "it hung")
+    assert len(Ledger(tmp_path / "ledger").read()) == 1
 
 
 def test_fewer_images_at_once_give_the_same_accuracy(

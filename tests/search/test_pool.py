@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,12 @@ from ledger_rows import evaluation
 from hwmodel.errors import InputError
 from search.ledger import Evaluation
 from search.ledger import Ledger
+from search.permit import Permit
+from search.permit import take_over
 from search.pool import MAX_LOSSES
 from search.pool import MAX_TIMEOUTS
 from search.pool import EvaluatorPool
+from search.storage import Storage
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +43,7 @@ def cluster() -> Iterator[None]:
 class FaultyWorker:
     """Evaluates numbers; a request is (number, fault, how often it happens)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, permit: Permit) -> None:
         self.folder = folder
         self.ledger = Ledger(folder / "ledger")
 
@@ -67,8 +71,15 @@ class FaultyWorker:
         return row
 
 
+def make_pool(
+    make_worker: Callable[[Permit], FaultyWorker], folder: Path, **options: Any
+) -> EvaluatorPool:
+    permit = take_over(Storage.at(folder / "permits"))
+    return EvaluatorPool(make_worker, 2, 0.1, 0, permit, **options)
+
+
 def evaluate(folder: Path, requests: list[Any], **options: Any) -> list[Evaluation]:
-    pool = EvaluatorPool(partial(FaultyWorker, folder), 2, 0.1, 0, **options)
+    pool = make_pool(partial(FaultyWorker, folder), folder, **options)
     try:
         return list(pool.evaluate(requests))
     finally:
@@ -108,23 +119,61 @@ def test_what_no_evaluator_survives_is_recorded_as_failed(
     assert recorded.loc[failed.config_hash, "error"] == failed.error
 
 
-def refuse() -> FaultyWorker:
+def refuse(permit: Permit) -> FaultyWorker:
     raise InputError("weights", "w.pt", "they must fit")
 
 
-def die() -> FaultyWorker:
+def die(permit: Permit) -> FaultyWorker:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 
 
-def test_what_is_wrong_with_the_input_is_raised() -> None:
-    pool = EvaluatorPool(refuse, 1, 0.1, 0)
+class PermittedWorker(FaultyWorker):
+    """Records with its permit, and tells what that is called."""
+
+    def __init__(self, folder: Path, permit: Permit) -> None:
+        super().__init__(folder, permit)
+        self.permit = permit
+
+    def evaluate(self, request: Any, *, again: bool) -> Evaluation:
+        with (self.folder / "asked").open("a") as file:
+            file.write(f"{self.permit.name}\n")
+        row = super().evaluate(request, again=again)
+        self.permit.require()
+        return row
+
+
+def test_an_evaluator_that_is_given_up_loses_its_permit(tmp_path: Path) -> None:
+    pool = make_pool(partial(PermittedWorker, tmp_path), tmp_path, timeout=1.5)
+    list(pool.evaluate([(1, "hangs", 1)]))
+    first, second = (tmp_path / "asked").read_text().split()
+    left = {path.name for path in (tmp_path / "permits").iterdir()}
+    assert second in left
+    assert first not in left
+    pool.close()
+
+
+def test_a_trial_that_another_start_took_over_from_ends(tmp_path: Path) -> None:
+    pool = make_pool(partial(PermittedWorker, tmp_path), tmp_path)
+    list(pool.evaluate([(1, "", 0)]))
+    take_over(Storage.at(tmp_path / "permits"))
+    with pytest.raises(InputError, match="a later start of this trial, has taken over"):
+        list(pool.evaluate([(2, "", 0)]))
+    with pytest.raises(InputError, match="has taken over"):
+        list(pool.evaluate([(3, "dies", 1)]))
+    pool.close()
+
+
+def test_what_is_wrong_with_the_input_is_raised(tmp_path: Path) -> None:
+    pool = make_pool(refuse, tmp_path)
     with pytest.raises(InputError, match=r"weights: 'w\.pt'"):
         list(pool.evaluate([(1, "", 0)]))
 
 
-def test_evaluators_that_never_start_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluators_that_never_start_are_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("search.pool._MAX_FAILED_STARTS", 2)
-    pool = EvaluatorPool(die, 1, 0.1, 0)
+    pool = make_pool(die, tmp_path)
     with pytest.raises(InputError, match="they die before they are ready"):
         list(pool.evaluate([(1, "", 0)]))
