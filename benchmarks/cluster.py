@@ -120,7 +120,7 @@ def overhead(evaluations: int) -> None:
     from search.events import EventLog
     from search.events import evaluation_fields
     from search.metrics import SeedMetrics
-    from search.permit import take_over
+    from search.permit import grant
     from search.pool import EvaluatorPool
     from search.runner import _merging
     from search.storage import Storage
@@ -131,7 +131,7 @@ def overhead(evaluations: int) -> None:
         board: Any = BoardActor.remote({})
         log = EventLog(Storage.at(directory), "seed-0")
         metrics = SeedMetrics(directory, 0, 2, (0.5, 1.0, 2.0))
-        permit = take_over(Storage.at(f"{directory}/permits"))
+        permit = grant(Storage.at(f"{directory}/permits"), "seed-0")
         pool = EvaluatorPool(partial(Nothing, folder), 2, 0.4, 0, permit)
         list(pool.evaluate([10**9, 10**9 + 1]))
         batch = evaluations // 10
@@ -209,7 +209,7 @@ def ledger(sizes: list[int]) -> None:
 def scaling(evaluators: list[int], seconds: float, rounds: int) -> None:
     from ray.cluster_utils import Cluster
 
-    from search.permit import take_over
+    from search.permit import grant
     from search.pool import EvaluatorPool
     from search.pool import _EvaluatorActor
     from search.storage import Storage
@@ -233,7 +233,7 @@ def scaling(evaluators: list[int], seconds: float, rounds: int) -> None:
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     print("evaluators   evaluations   seconds   efficiency   CPU ms each")
     folder = tempfile.TemporaryDirectory()
-    permit = take_over(Storage.at(folder.name))
+    permit = grant(Storage.at(folder.name), "seed-0")
     try:
         for size in evaluators:
             pool = SharedPool(partial(Waiting, seconds), size, 1, 0, permit)
@@ -261,7 +261,7 @@ def workers(task: Any, evaluations: int) -> None:
     from hwmodel import load_accelerator
     from search.evaluation import EvaluationWorker
     from search.permit import Permit
-    from search.permit import take_over
+    from search.permit import grant
     from search.pool import EvaluatorPool
     from search.requests import Request
     from search.requests import WorkerSpec
@@ -289,7 +289,8 @@ def workers(task: Any, evaluations: int) -> None:
         permits = run.child("permits")
         print("evaluators   evaluations   seconds   evaluations/s")
         for size in (1, 2, 1, 2):
-            pool = EvaluatorPool(partial(evaluator, spec), size, 1, 0, take_over(permits))
+            permit = grant(permits, "seed-0")
+            pool = EvaluatorPool(partial(evaluator, spec), size, 1, 0, permit)
             list(pool.evaluate([request(names) for _ in range(4)]))  # all of them at work
             start = time.perf_counter()
             list(pool.evaluate([request(names) for _ in range(evaluations)]))

@@ -1,14 +1,10 @@
 """Who may add to a ledger: what was given up for lost, and lives on unawares, may not.
 
 A process outlives its driver for a moment, and one on a machine that cannot be reached for longer.
-What it was at is then evaluated by another, and would be recorded twice. So an evaluator records
-only while the file of its permit is there, and whoever gives it up removes that before another is
-asked::
-
-    permits/DRIVER/seed-N/TRIAL          that start of the trial may make evaluators
-    permits/DRIVER/seed-N/TRIAL-ACTOR    that evaluator may record
-
-A driver that begins removes all of them, a trial that starts again all of its seed.
+What it was at is then evaluated by another, and would be recorded twice. So driver, trials and
+evaluators have permits, files in ``RUN/permits`` that hold a word of their own, and an evaluator
+records only while those of all three do. Who takes over from another writes a new word, and who
+gives one up removes its file, before anyone else is asked for what the other was at.
 """
 
 from __future__ import annotations
@@ -24,76 +20,72 @@ from search.storage import write_error
 
 @dataclass(frozen=True)
 class Permit:
-    """One of these files. Small and picklable.
+    """One of these files, as it was written. Small and picklable.
 
     Attributes:
-        storage: Its folder.
-        name: Its name.
+        storage: Folder of the permits of a run.
+        name: Of the file.
+        word: What it must hold.
+        parent: On whose behalf it was granted; not worth more than that one.
     """
 
     storage: Storage
     name: str
+    word: str
+    parent: Permit | None = None
 
-    def child(self, name: str) -> Permit:
-        """Another one in the same folder."""
-        return Permit(self.storage, f"{self.name}-{name}")
-
-    def grant(self) -> None:
-        """Write the file.
+    def grant_child(self, name: str) -> Permit:
+        """A permit that depends on this one; voids what others were granted by that name.
 
         Raises:
-            InputError: it cannot be written, and stays so for ``storage.PATIENCE_SECONDS``.
+            InputError: this one is void, or the storage cannot be written.
         """
-        try:
-            self.storage.write_patiently(self.name, b"")
-        except OSError as error:
-            raise write_error("run", self.storage.location, error) from error
+        self.require()
+        return grant(self.storage, name, self)
 
     def require(self) -> None:
-        """Refuse to go on without the file.
+        """Refuse to go on where this permit, or one that it depends on, is void.
 
         Raises:
-            InputError: it is gone, or the storage cannot be read.
+            InputError: it is, or the storage cannot be read.
         """
+        if self.parent is not None:
+            self.parent.require()
         try:
-            is_there = patiently(lambda: self.storage.has(self.name))
+            word = patiently(self._read)
         except OSError as error:
             raise write_error("run", self.storage.location, error) from error
-        if not is_there:
-            allowed = "another driver, or a later start of this trial, has taken over"
-            raise InputError("run", self.storage.location, allowed)
+        if word != self.word:
+            where = f"{self.storage.location}/{self.name}"
+            raise InputError("run", where, "somebody else has taken over from this process")
 
     def revoke(self) -> None:
         """Remove the file.
 
         Raises:
-            InputError: it cannot be removed, and stays so for ``storage.PATIENCE_SECONDS``.
+            InputError: it cannot be removed.
         """
         try:
             patiently(lambda: self.storage.delete(self.name))
         except OSError as error:
             raise write_error("run", self.storage.location, error) from error
 
+    def _read(self) -> str | None:
+        try:
+            return self.storage.read(self.name).decode()
+        except FileNotFoundError:
+            return None
 
-def revoke_all(folder: Storage) -> None:
-    """Remove what is in a folder of permits, if there is one.
+
+def grant(storage: Storage, name: str, parent: Permit | None = None) -> Permit:
+    """A permit; voids what others were granted by that name.
 
     Raises:
-        InputError: it cannot be removed.
+        InputError: the storage cannot be written, and stays so for ``storage.PATIENCE_SECONDS``.
     """
+    permit = Permit(storage, name, uuid4().hex, parent)
     try:
-        patiently(folder.clear)
+        storage.write_patiently(name, permit.word.encode())
     except OSError as error:
-        raise write_error("run", folder.location, error) from error
-
-
-def take_over(folder: Storage) -> Permit:
-    """A permit that is granted, and the only one in its folder.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    revoke_all(folder)
-    permit = Permit(folder, uuid4().hex)
-    permit.grant()
+        raise write_error("run", storage.location, error) from error
     return permit

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from typing import Any
 from typing import Protocol
 from typing import TypeVar
+from uuid import uuid4
 
 import ray
 
@@ -119,6 +120,7 @@ class EvaluatorPool:
         self._notice = notice
         self.waiting = 0
         self._failed_starts = 0
+        self._permits: dict[Any, Permit] = {}
         self._starting: dict[Future[None], Any] = {}
         self._free: list[Any] = []
         self._running: dict[Future[Evaluation], _Task] = {}
@@ -169,19 +171,15 @@ class EvaluatorPool:
             ray.kill(actor)
 
     def _start(self) -> None:
-        self._permit.require()
+        permit = self._permit.grant_child(f"evaluator-{uuid4().hex}")
         actor = self._options.remote(self._make_worker)
-        permit = self._permit_of(actor)
-        permit.grant()
+        self._permits[actor] = permit
         self._starting[self._watched(actor.prepare.remote(permit))] = actor
 
     def _replace(self, actor: Any) -> None:
-        self._permit_of(actor).revoke()
+        self._permits.pop(actor).revoke()
         ray.kill(actor)
         self._start()
-
-    def _permit_of(self, actor: Any) -> Permit:
-        return self._permit.child(actor._actor_id.hex())
 
     def _submit(self, task: _Task, actor: Any) -> None:
         task.actor = actor

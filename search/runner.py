@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextlib import suppress
 from typing import Any
-from uuid import uuid4
 
 import ray
 from ray import tune
@@ -34,7 +33,8 @@ from search.events import one_line
 from search.failure import RunError
 from search.finalists import write_layer_tables
 from search.ledger import Ledger
-from search.permit import revoke_all
+from search.permit import Permit
+from search.permit import grant
 from search.preparation import fill_database
 from search.preparation import share
 from search.progress import Progress
@@ -93,7 +93,7 @@ def run_search(
         run.driving(),
         EventLog(run.storage, "driver") as log,
         Progress(lambda stage: log.write("stage", stage=stage)) as progress,
-        _permits(run) as permits,
+        _permit(run) as permit,
     ):
         _set_aside_damaged(run, log)
         accelerator = load_accelerator(spec.accelerator)
@@ -126,7 +126,7 @@ def run_search(
             share(database)
             evaluators = _evaluators(spec, trials or len(spec.seeds))
             try:
-                _search(run, log, spec, worker, problem, evaluators, permits, deadline, progress)
+                _search(run, log, spec, worker, problem, evaluators, permit, deadline, progress)
             except (KeyboardInterrupt, RunError):
                 _write_results(run, spec, worker)
                 raise
@@ -141,16 +141,13 @@ def _write_results(run: RunDirectory, spec: Spec, worker: EvaluationWorker) -> N
 
 
 @contextmanager
-def _permits(run: RunDirectory) -> Iterator[Storage]:
-    """A folder for this driver's permits; evaluators of earlier ones may record no more."""
-    permits = run.storage.child("permits")
-    revoke_all(permits)
-    own = permits.child(uuid4().hex)
-    try:
-        yield own
-    finally:
-        with suppress(OSError):  # what is left here is of no use to anyone
-            own.clear()
+def _permit(run: RunDirectory) -> Iterator[Permit]:
+    """This driver's; evaluators of earlier ones may record no more."""
+    permit = grant(run.storage.child("permits"), "driver")
+    yield permit
+    with suppress(InputError, OSError):  # what is left is of no use, unless another has taken over
+        permit.require()
+        permit.storage.clear()
 
 
 def _set_aside_damaged(run: RunDirectory, log: EventLog) -> None:
@@ -197,7 +194,7 @@ def _search(
     worker: EvaluationWorker,
     problem: CompressionProblem,
     evaluators: int,
-    permits: Storage,
+    permit: Permit,
     deadline: float,
     progress: Progress,
 ) -> None:
@@ -233,7 +230,7 @@ def _search(
         evaluator_gpus=resources.evaluator_gpus,
         evaluation_timeout=resources.evaluation_timeout_seconds,
         run=run.storage,
-        permits=permits,
+        permit=permit,
     )
     evaluator_bundle = {"CPU": resources.evaluator_cpus, "GPU": resources.evaluator_gpus}
     bundles = [{"CPU": resources.trainer_cpus}] + [evaluator_bundle] * evaluators

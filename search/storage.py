@@ -144,15 +144,6 @@ class Storage:
 
         patiently(write)
 
-    def has(self, name: str) -> bool:
-        """Whether there is a file of this name.
-
-        Raises:
-            OSError: the storage does not tell.
-        """
-        found: bool = self.filesystem.get_file_info(f"{self.root}/{name}").is_file
-        return found
-
     def move(self, name: str, target: Storage) -> None:
         """Move one file to another folder of the same file system, made if missing.
 

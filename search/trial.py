@@ -31,7 +31,6 @@ from search.measurements import Reference
 from search.measurements import drops_that_hold
 from search.metrics import SeedMetrics
 from search.permit import Permit
-from search.permit import take_over
 from search.pool import EvaluatorPool
 from search.pool import Worker
 from search.proposers import Proposer
@@ -71,7 +70,7 @@ class TrialSetup:
         evaluator_cpus, evaluator_gpus: What each reserves.
         evaluation_timeout: Seconds after which an evaluation counts as hanging; None for no limit.
         run: Directory of the run: learners' checkpoints and logs go there.
-        permits: The driver's folder of permits to add to the ledger, see ``search.permit``.
+        permit: The driver's.
     """
 
     problem: CompressionProblem
@@ -87,7 +86,7 @@ class TrialSetup:
     evaluator_gpus: float
     evaluation_timeout: float | None
     run: Storage
-    permits: Storage
+    permit: Permit
 
 
 def round_size(share: int) -> int:
@@ -107,7 +106,7 @@ def search_trial(config: dict[str, Any], *, setup: TrialSetup, board: Any) -> No
     name = f"seed-{seed}"
     with reported_errors() as report, EventLog(setup.run, name, trial=name) as log:
         metrics = SeedMetrics(setup.run.root, seed, setup.evaluators, setup.targets)
-        pool = _pool(setup, take_over(setup.permits.child(name)), metrics, log)
+        pool = _pool(setup, setup.permit.grant_child(name), metrics, log)
         try:
             _measure_baselines(seed, setup, board, pool, metrics, log)
             with metrics.learning():

@@ -19,7 +19,7 @@ from hwmodel import load_accelerator
 from search.evaluation import EvaluationWorker
 from search.ledger import Ledger
 from search.permit import Permit
-from search.permit import take_over
+from search.permit import grant
 from search.requests import Request
 from search.requests import WorkerSpec
 from search.storage import Storage
@@ -83,18 +83,36 @@ def test_a_baseline_too_wide_for_the_accelerator_has_no_price(
     assert row.energy_pj > 0
 
 
-def test_who_has_no_permit_any_more_records_nothing(evaluator: Evaluator, tmp_path: Path) -> None:
-    permit = take_over(Storage.at(tmp_path / "permits")).child("1")
-    permit.grant()
+@pytest.mark.parametrize("level", ["driver", "trial", "evaluator"])
+def test_who_was_given_up_records_nothing(level: str, evaluator: Evaluator, tmp_path: Path) -> None:
+    permits = Storage.at(tmp_path / "permits")
+    driver = grant(permits, "driver")
+    trial = driver.grant_child("seed-0")
+    permit = trial.grant_child("evaluator")
     own = worker(evaluator, tmp_path, permit=permit)
     names = evaluator.compressor.network.names
     own.evaluate(Request(uniform(names, 8), "search", "search"))
-    permit.revoke()
-    with pytest.raises(InputError, match="has taken over"):
+    if level == "driver":
+        grant(permits, "driver")
+    elif level == "trial":
+        driver.grant_child("seed-0")
+    else:
+        permit.revoke()
+    with pytest.raises(InputError, match="somebody else has taken over"):
         own.evaluate(Request(uniform(names, 6), "search", "search"))
-    with pytest.raises(InputError, match="has taken over"):
+    with pytest.raises(InputError, match="somebody else has taken over"):
         own.record_failure(Request(uniform(names, 6), "search", "search"), "it hung")
     assert len(Ledger(tmp_path / "ledger").read()) == 1
+
+
+def test_nothing_is_granted_on_behalf_of_who_was_given_up(tmp_path: Path) -> None:
+    permits = Storage.at(tmp_path)
+    driver = grant(permits, "driver")
+    trial = driver.grant_child("seed-0")
+    grant(permits, "driver")
+    with pytest.raises(InputError, match="somebody else has taken over"):
+        trial.grant_child("evaluator")
+    assert [path.name for path in tmp_path.iterdir() if "evaluator" in path.name] == []
 
 
 def test_fewer_images_at_once_give_the_same_accuracy(

@@ -19,7 +19,7 @@ from hwmodel.errors import InputError
 from search.ledger import Evaluation
 from search.ledger import Ledger
 from search.permit import Permit
-from search.permit import take_over
+from search.permit import grant
 from search.pool import MAX_LOSSES
 from search.pool import MAX_TIMEOUTS
 from search.pool import EvaluatorPool
@@ -74,7 +74,7 @@ class FaultyWorker:
 def make_pool(
     make_worker: Callable[[Permit], FaultyWorker], folder: Path, **options: Any
 ) -> EvaluatorPool:
-    permit = take_over(Storage.at(folder / "permits"))
+    permit = grant(Storage.at(folder / "permits"), "seed-0")
     return EvaluatorPool(make_worker, 2, 0.1, 0, permit, **options)
 
 
@@ -156,8 +156,8 @@ def test_an_evaluator_that_is_given_up_loses_its_permit(tmp_path: Path) -> None:
 def test_a_trial_that_another_start_took_over_from_ends(tmp_path: Path) -> None:
     pool = make_pool(partial(PermittedWorker, tmp_path), tmp_path)
     list(pool.evaluate([(1, "", 0)]))
-    take_over(Storage.at(tmp_path / "permits"))
-    with pytest.raises(InputError, match="a later start of this trial, has taken over"):
+    grant(Storage.at(tmp_path / "permits"), "seed-0")
+    with pytest.raises(InputError, match="somebody else has taken over"):
         list(pool.evaluate([(2, "", 0)]))
     with pytest.raises(InputError, match="has taken over"):
         list(pool.evaluate([(3, "dies", 1)]))
