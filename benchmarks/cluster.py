@@ -6,9 +6,9 @@
     python benchmarks/cluster.py workers --task cifar10-resnet20 --evaluations 40
 
 ``overhead`` sends evaluations that do nothing through what a trial uses: a board, a pool of two
-evaluators, metrics, a log, and a ledger whose files are merged meanwhile. ``ledger`` fills a
-ledger row by row, times what is asked of it at each size, and tells the memory of the process
-after that and at most, the board's included. ``scaling`` has evaluators that wait
+evaluators, metrics, a log, and a ledger whose files another process, the driver, merges meanwhile.
+``ledger`` fills a ledger row by row, times what is asked of it at each size, and tells the memory
+of the process after that and at most, the board's included. ``scaling`` has evaluators that wait
 instead of compute, on four simulated nodes, eight of them in a process for the memory's sake: its
 efficiency is the time that they waited over the time that they were there to wait. The processor
 time of the trial for each evaluation tells how many it could keep busy on a machine without other
@@ -20,10 +20,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import multiprocessing
 import os
 import resource
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from datetime import timezone
 from functools import partial
@@ -102,10 +105,37 @@ class Waiting:
         raise AssertionError(error)
 
 
-def memory_mb() -> float:
-    """Resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+def memory_mb(process: int | None = None) -> float:
+    """Resident memory of a process, by default this one."""
+    pages = int(Path(f"/proc/{process or 'self'}/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
+
+
+def merge(folder: str, stop: Any) -> None:
+    """What the driver does while trials, in processes of their own, evaluate."""
+    from search.events import EventLog
+    from search.runner import _merging
+    from search.storage import Storage
+
+    log = EventLog(Storage.at(folder).child("log"), "driver")
+    with _merging(Storage.at(folder), log):
+        stop.wait()
+    log.close()
+
+
+@contextmanager
+def driver(folder: str) -> Iterator[int]:
+    """The process that merges a ledger's files meanwhile; yields its id."""
+    spawned = multiprocessing.get_context("spawn")
+    stop = spawned.Event()
+    process = spawned.Process(target=merge, args=(folder, stop))
+    process.start()
+    assert process.pid is not None
+    try:
+        yield process.pid
+    finally:
+        stop.set()
+        process.join()
 
 
 def local_ray() -> None:
@@ -122,7 +152,6 @@ def overhead(evaluations: int) -> None:
     from search.metrics import SeedMetrics
     from search.permit import grant
     from search.pool import EvaluatorPool
-    from search.runner import _merging
     from search.storage import Storage
 
     local_ray()
@@ -135,8 +164,8 @@ def overhead(evaluations: int) -> None:
         pool = EvaluatorPool(partial(Nothing, folder), 2, 0.4, 0, permit)
         list(pool.evaluate([10**9, 10**9 + 1]))
         batch = evaluations // 10
-        print("evaluations   ms each   of them telling   driver MiB   files")
-        with _merging(Storage.at(folder), log):
+        print("evaluations   ms each   of them telling   trial MiB   driver MiB   files")
+        with driver(folder) as merging:
             for first in range(0, evaluations, batch):
                 start, telling = time.perf_counter(), 0.0
                 news = News(board)
@@ -156,8 +185,11 @@ def overhead(evaluations: int) -> None:
                 files = len(os.listdir(folder))
                 done = first + batch
                 told = 1000 * telling / batch
-                memory = memory_mb()
-                print(f"{done:11} {each:9.2f} {told:17.3f} {memory:12.0f} {files:7}", flush=True)
+                print(
+                    f"{done:11} {each:9.2f} {told:17.3f}"
+                    f" {memory_mb():11.0f} {memory_mb(merging):12.0f} {files:7}",
+                    flush=True,
+                )
         pool.close()
         log.close()
     ray.shutdown()

@@ -142,8 +142,7 @@ class EvaluatorPool:
         """
         waiting = deque(_Task(request, again) for request in requests)
         while waiting or self._running:
-            while waiting and self._free:
-                self._submit(waiting.popleft(), self._free.pop())
+            self._hand_out(waiting)
             ended = self._next_ended()
             if ended in self._starting:
                 self._started(ended)
@@ -153,6 +152,7 @@ class EvaluatorPool:
                 if row is None:
                     waiting.appendleft(task)
                 else:
+                    self._hand_out(waiting)  # no evaluator waits for what is done with the row
                     self.waiting = len(waiting)
                     yield row
             for future in self._overdue():
@@ -180,6 +180,10 @@ class EvaluatorPool:
         self._permits.pop(actor).revoke()
         ray.kill(actor)
         self._start()
+
+    def _hand_out(self, waiting: deque[_Task]) -> None:
+        while waiting and self._free:
+            self._submit(waiting.popleft(), self._free.pop())
 
     def _submit(self, task: _Task, actor: Any) -> None:
         task.actor = actor
