@@ -136,7 +136,8 @@ def status(run: Path) -> dict[str, Any]:
 def check_whole(run: Path, budget: int = BUDGET) -> pd.DataFrame:
     """The budget is spent, on distinct configurations, and what matters is verified."""
     found = rows(run)
-    assert not found.duplicated(["config_hash", "split"]).any()
+    twice = found[found.duplicated(["config_hash", "split"], keep=False)]
+    assert twice.empty, twice[["config_hash", "split", "role", "accuracy", "time"]].to_string()
     assert (found["split"] == "search").sum() == budget
     assert (found["split"] == "test").sum() >= BASELINES
     assert json.loads((run / "state.json").read_text())["state"] == "completed"
