@@ -262,17 +262,16 @@ def _verify(seed: int, setup: TrialSetup, board: Any, pool: EvaluatorPool, log: 
     Baselines first, which need not wait for the others. Which configurations are finalists is known
     when all have searched; a trial that ends before others leaves these to them.
     """
+
+    def verify_and_log(requests: list[Request]) -> None:
+        for row in verify(requests, seed, board, pool, setup.evaluators):
+            log.write("evaluation", **evaluation_fields(row))
+
     board.searched.remote(seed)
-    baselines = [
-        Request(config, "test", "baseline", name) for name, config in setup.baselines.items()
-    ]
-    for row in verify(baselines, seed, board, pool, setup.evaluators):
-        log.write("evaluation", **evaluation_fields(row))
-    if ray.get(board.is_searching.remote()):
-        return
-    finalists = unverified(Ledger(setup.worker.ledger), setup.targets)
-    for row in verify(finalists, seed, board, pool, setup.evaluators):
-        log.write("evaluation", **evaluation_fields(row))
+    baselines = setup.baselines.items()
+    verify_and_log([Request(config, "test", "baseline", name) for name, config in baselines])
+    if not ray.get(board.is_searching.remote()):
+        verify_and_log(unverified(Ledger(setup.worker.ledger), setup.targets))
 
 
 def claim(board: Any, hashes: list[str], seed: int, deadline: float) -> list[float | Answer]:
