@@ -73,7 +73,7 @@ def row(number: int) -> Any:
 
 
 class Nothing:
-    """Records a row, and does nothing for it."""
+    """Records rows, and does nothing for them."""
 
     def __init__(self, folder: str, permit: Any) -> None:
         from search.ledger import Ledger
@@ -81,25 +81,25 @@ class Nothing:
         self._ledger = Ledger(folder)
         self._permit = permit
 
-    def evaluate(self, request: Any, *, again: bool) -> Any:
-        result = row(request)
+    def evaluate_all(self, requests: list[int], *, again: bool) -> Any:
+        rows = [row(request) for request in requests]
         self._permit.require()
-        self._ledger.append([result])
-        return result
+        self._ledger.append(rows)
+        return rows
 
     def record_failure(self, request: Any, error: str) -> Any:
         raise AssertionError(error)
 
 
 class Waiting:
-    """Waits, and answers with the number of the request."""
+    """Waits, and answers with the numbers of the requests."""
 
     def __init__(self, seconds: float, permit: Any) -> None:
         self._seconds = seconds
 
-    def evaluate(self, request: Any, *, again: bool) -> Any:
-        time.sleep(self._seconds)
-        return request
+    def evaluate_all(self, requests: list[int], *, again: bool) -> list[int]:
+        time.sleep(self._seconds * len(requests))
+        return requests
 
     def record_failure(self, request: Any, error: str) -> Any:
         raise AssertionError(error)

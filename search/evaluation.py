@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 import traceback
+from collections.abc import Sequence
 from datetime import datetime
 from datetime import timezone
 
@@ -87,21 +88,39 @@ class EvaluationWorker:
         return cost(workload, states, self.spec.accelerator, level=level or self.spec.level)
 
     def evaluate(self, request: Request, *, again: bool = False) -> Evaluation:
-        """Measure, price and record one configuration.
+        """:meth:`evaluate_all` of one."""
+        return self.evaluate_all([request], again=again)[0]
+
+    def evaluate_all(self, requests: Sequence[Request], *, again: bool = False) -> list[Evaluation]:
+        """Measure and price configurations, and record them together.
 
         A configuration that cannot be evaluated is recorded with its error and no accuracy.
 
         Args:
-            request: What to evaluate.
+            requests: What to evaluate.
             again: Another worker was asked before and did not answer: what it may have recorded
                 before it was lost is not evaluated again.
 
         Raises:
             InputError: the ledger cannot be written, or no longer by this worker.
         """
-        found = self._ledger.find(request.config.hash, request.split) if again else None
-        if found is not None:
-            return found
+        rows, made = [], []
+        for request in requests:
+            row = self._ledger.find(request.config.hash, request.split) if again else None
+            if row is None:
+                row = self._evaluate(request)
+                made.append(row)
+            rows.append(row)
+        self._record(made)
+        return rows
+
+    def record_failure(self, request: Request, error: str) -> Evaluation:
+        """Record that a configuration could not be evaluated by the workers that were asked."""
+        row = self._row(request, time.perf_counter(), _NO_COSTS, None, error)
+        self._record([row])
+        return row
+
+    def _evaluate(self, request: Request) -> Evaluation:
         start = time.perf_counter()
         try:
             costs, result = self._costs(request), self._result(request)
@@ -110,12 +129,8 @@ class EvaluationWorker:
             if self.spec.errors is not None:
                 name = f"{request.config.hash}-{request.split}"
                 keep_trace(self.spec.errors, traceback.format_exc(), name)
-            return self._record(request, start, _NO_COSTS, None, error)
-        return self._record(request, start, costs, result, None)
-
-    def record_failure(self, request: Request, error: str) -> Evaluation:
-        """Record that a configuration could not be evaluated by the workers that were asked."""
-        return self._record(request, time.perf_counter(), _NO_COSTS, None, error)
+            return self._row(request, start, _NO_COSTS, None, error)
+        return self._row(request, start, costs, result, None)
 
     def _costs(self, request: Request) -> dict[str, float]:
         """Costs of a configuration; NaN for a baseline that is too wide for the accelerator.
@@ -148,7 +163,12 @@ class EvaluationWorker:
                 if not is_out_of_memory(error) or not self.evaluator.halve_batches():
                     raise
 
-    def _record(
+    def _record(self, rows: list[Evaluation]) -> None:
+        if self._permit is not None:
+            self._permit.require()
+        self._ledger.append(rows)
+
+    def _row(
         self,
         request: Request,
         start: float,
@@ -157,7 +177,7 @@ class EvaluationWorker:
         error: str | None,
     ) -> Evaluation:
         config = request.config
-        row = Evaluation(
+        return Evaluation(
             config_hash=config.hash,
             config=json.dumps(config.to_json()),
             task=self.evaluator.task.name,
@@ -178,10 +198,6 @@ class EvaluationWorker:
             code_version=COMPRESSION_VERSION,
             error=error,
         )
-        if self._permit is not None:
-            self._permit.require()
-        self._ledger.append([row])
-        return row
 
 
 def _device(wanted: str) -> str:

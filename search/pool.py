@@ -32,6 +32,10 @@ MAX_TIMEOUTS = 2
 MAX_LOSSES = 4
 """Evaluators that may die with a configuration before it counts as failed; a node that dies takes
 some with it through no fault of theirs."""
+MAX_AT_ONCE = 8
+"""Short evaluations that an evaluator is given together."""
+_SECONDS_AT_ONCE = 0.05
+"""How long these may take: what passes between two calls is then a small part of it."""
 _LOST = (
     ray.exceptions.RayActorError,
     ray.exceptions.WorkerCrashedError,
@@ -46,7 +50,7 @@ _MAX_FAILED_STARTS = 8
 class Worker(Protocol):
     """What evaluates in an actor's process; see :class:`search.evaluation.EvaluationWorker`."""
 
-    def evaluate(self, request: Request, *, again: bool) -> Evaluation: ...
+    def evaluate_all(self, requests: Sequence[Request], *, again: bool) -> list[Evaluation]: ...
 
     def record_failure(self, request: Request, error: str) -> Evaluation: ...
 
@@ -60,11 +64,11 @@ class _Evaluator:
     def prepare(self, permit: Permit) -> None:
         self._worker = self._make_worker(permit)
 
-    def evaluate(self, request: Request, again: bool) -> Evaluation:
-        return self._worker.evaluate(request, again=again)
+    def evaluate_all(self, requests: Sequence[Request], again: bool) -> list[Evaluation]:
+        return self._worker.evaluate_all(requests, again=again)
 
-    def record_failure(self, request: Request, error: str) -> Evaluation:
-        return self._worker.record_failure(request, error)
+    def record_failure(self, request: Request, error: str) -> list[Evaluation]:
+        return [self._worker.record_failure(request, error)]
 
 
 _EvaluatorActor: Any = ray.remote(_Evaluator)
@@ -72,22 +76,34 @@ _EvaluatorActor: Any = ray.remote(_Evaluator)
 
 @dataclass
 class _Task:
-    """One request, the actor that is at it, and what became of earlier ones."""
+    """One request, and what became of the actors that were at it."""
 
     request: Request
     again: bool
     timeouts: int = 0
     losses: int = 0
     failure: str | None = None
-    actor: Any = None
-    deadline: float = float("inf")
+
+    @property
+    def is_new(self) -> bool:
+        return self.timeouts + self.losses == 0
+
+
+@dataclass
+class _Job:
+    """Tasks that an actor is at, one after the other."""
+
+    tasks: list[_Task]
+    actor: Any
+    started: float
+    deadline: float
 
 
 class EvaluatorPool:
     """Evaluator actors in the placement group of the trial that makes them.
 
     An actor that dies, with its node or alone, or that does not answer in time, is replaced and
-    what it was at is given to another.
+    what it was at is given to another. Short evaluations go to an actor several at once.
 
     Args:
         make_worker: Called in every actor, with the actor's permit to add to the ledger; what it
@@ -95,9 +111,10 @@ class EvaluatorPool:
         size: Number of actors.
         num_cpus, num_gpus: What each of them reserves; may be fractions.
         permit: The trial's, to make actors.
-        timeout: Seconds after which an evaluation counts as hanging; None for no limit.
+        timeout: Seconds after which an evaluation, or several short ones, count as hanging; None
+            for no limit.
         notice: Told what becomes of actors: ``evaluator ready`` and ``evaluator lost``, the
-            request that it was at, if any, and why it was lost.
+            (first) request that it was given, if any, and why it was lost.
 
     Attributes:
         waiting: Requests that no actor is at.
@@ -115,15 +132,17 @@ class EvaluatorPool:
     ) -> None:
         self._options = _EvaluatorActor.options(num_cpus=num_cpus, num_gpus=num_gpus)
         self._make_worker = make_worker
+        self._size = size
         self._permit = permit
         self._timeout = timeout
         self._notice = notice
         self.waiting = 0
+        self._seconds = float("inf")
         self._failed_starts = 0
         self._permits: dict[Any, Permit] = {}
         self._starting: dict[Future[None], Any] = {}
         self._free: list[Any] = []
-        self._running: dict[Future[Evaluation], _Task] = {}
+        self._running: dict[Future[list[Evaluation]], _Job] = {}
         # Asking Ray for what has ended takes time in proportion to what has not.
         self._ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
         for _ in range(size):
@@ -147,26 +166,26 @@ class EvaluatorPool:
             if ended in self._starting:
                 self._started(ended)
             elif ended in self._running:  # and not what was given up
-                task = self._running.pop(ended)
-                row = self._finish(task, ended)
-                if row is None:
-                    waiting.appendleft(task)
+                job = self._running.pop(ended)
+                rows = self._finish(job, ended)
+                if rows is None:
+                    waiting.extendleft(reversed(job.tasks))
                 else:
-                    self._hand_out(waiting)  # no evaluator waits for what is done with the row
+                    self._hand_out(waiting)  # no evaluator waits for what is done with the rows
                     self.waiting = len(waiting)
-                    yield row
+                    yield from rows
             for future in self._overdue():
-                task = self._running.pop(future)
-                self._notice("evaluator lost", task.request, f"no result in {self._timeout:g} s")
-                self._replace(task.actor)
-                task.timeouts += 1
-                if task.timeouts == MAX_TIMEOUTS:
-                    task.failure = f"no result in {self._timeout:g} s, {MAX_TIMEOUTS} times"
-                waiting.appendleft(task)
+                job = self._running.pop(future)
+                self._give_up(job, f"no result in {self._timeout:g} s")
+                for task in job.tasks:
+                    task.timeouts += 1
+                    if task.timeouts == MAX_TIMEOUTS:
+                        task.failure = f"no result in {self._timeout:g} s, {MAX_TIMEOUTS} times"
+                waiting.extendleft(reversed(job.tasks))
 
     def close(self) -> None:
         """End the actors."""
-        running = [task.actor for task in self._running.values()]
+        running = [job.actor for job in self._running.values()]
         for actor in [*self._starting.values(), *self._free, *running]:
             ray.kill(actor)
 
@@ -183,18 +202,28 @@ class EvaluatorPool:
 
     def _hand_out(self, waiting: deque[_Task]) -> None:
         while waiting and self._free:
-            self._submit(waiting.popleft(), self._free.pop())
+            self._submit(self._next_tasks(waiting), self._free.pop())
 
-    def _submit(self, task: _Task, actor: Any) -> None:
-        task.actor = actor
-        if self._timeout is not None:
-            task.deadline = time.monotonic() + self._timeout
-        if task.failure is not None:
-            reference = actor.record_failure.remote(task.request, task.failure)
+    def _next_tasks(self, waiting: deque[_Task]) -> list[_Task]:
+        """Several, where these take little time and leave as many to every other actor."""
+        tasks = [waiting.popleft()]
+        if tasks[0].is_new:  # what may have cost an actor its life goes alone
+            fair = (len(waiting) + 1) // self._size
+            count = min(MAX_AT_ONCE, fair, _SECONDS_AT_ONCE // self._seconds)
+            while len(tasks) < count and waiting[0].is_new:
+                tasks.append(waiting.popleft())
+        return tasks
+
+    def _submit(self, tasks: list[_Task], actor: Any) -> None:
+        first = tasks[0]
+        if first.failure is not None:
+            reference = actor.record_failure.remote(first.request, first.failure)
         else:
-            again = task.again or task.losses + task.timeouts > 0
-            reference = actor.evaluate.remote(task.request, again)
-        self._running[self._watched(reference)] = task
+            again = first.again or not first.is_new
+            reference = actor.evaluate_all.remote([task.request for task in tasks], again)
+        started = time.monotonic()
+        deadline = float("inf") if self._timeout is None else started + self._timeout
+        self._running[self._watched(reference)] = _Job(tasks, actor, started, deadline)
 
     def _watched(self, reference: Any) -> Future[Any]:
         """A future of a reference, which is among the ended ones when it has."""
@@ -204,16 +233,16 @@ class EvaluatorPool:
 
     def _next_ended(self) -> Future[Any] | None:
         """Waits for it; None where a deadline comes first."""
-        first = min((task.deadline for task in self._running.values()), default=float("inf"))
+        first = min((job.deadline for job in self._running.values()), default=float("inf"))
         wait = None if first == float("inf") else max(0.0, first - time.monotonic())
         try:
             return self._ended.get(timeout=wait)
         except queue.Empty:
             return None
 
-    def _overdue(self) -> list[Future[Evaluation]]:
+    def _overdue(self) -> list[Future[list[Evaluation]]]:
         now = time.monotonic()
-        return [future for future, task in self._running.items() if task.deadline <= now]
+        return [future for future, job in self._running.items() if job.deadline <= now]
 
     def _started(self, future: Future[None]) -> None:
         actor = self._starting.pop(future)
@@ -231,19 +260,25 @@ class EvaluatorPool:
             self._notice("evaluator ready", None, None)
             self._free.append(actor)
 
-    def _finish(self, task: _Task, future: Future[Evaluation]) -> Evaluation | None:
-        """The row of an evaluation that ended; None where its actor is lost."""
+    def _finish(self, job: _Job, future: Future[list[Evaluation]]) -> list[Evaluation] | None:
+        """The rows of evaluations that ended; None where their actor is lost."""
         try:
-            row = result_of(future)
+            rows = result_of(future)
         except _LOST as error:
-            self._notice("evaluator lost", task.request, _reason(error))
-            self._replace(task.actor)
-            task.losses += 1
-            if task.losses == MAX_LOSSES:
-                task.failure = f"{MAX_LOSSES} evaluators died with it: {_reason(error)}"
+            self._give_up(job, _reason(error))
+            for task in job.tasks:
+                task.losses += 1
+                if task.losses == MAX_LOSSES:
+                    task.failure = f"{MAX_LOSSES} evaluators died with it: {_reason(error)}"
             return None
-        self._free.append(task.actor)
-        return row
+        self._free.append(job.actor)
+        if job.tasks[0].is_new and not job.tasks[0].again:  # else they may only have been looked up
+            self._seconds = (time.monotonic() - job.started) / len(rows)
+        return rows
+
+    def _give_up(self, job: _Job, why: str) -> None:
+        self._notice("evaluator lost", job.tasks[0].request, why)
+        self._replace(job.actor)
 
 
 def result_of(future: Future[T]) -> T:

@@ -105,6 +105,22 @@ def test_who_was_given_up_records_nothing(level: str, evaluator: Evaluator, tmp_
     assert len(Ledger(tmp_path / "ledger").read()) == 1
 
 
+def test_what_is_asked_for_together_is_recorded_together(
+    evaluator: Evaluator, tmp_path: Path
+) -> None:
+    own = worker(evaluator, tmp_path)
+    names = evaluator.compressor.network.names
+    requests = [Request(uniform(names, bits), "search", "search") for bits in (8, 6, 5)]
+    known = own.evaluate(requests[1])
+    rows = own.evaluate_all(requests, again=True)
+    assert [row.config_hash for row in rows] == [request.config.hash for request in requests]
+    assert rows[1].time == known.time
+    recorded = Ledger(tmp_path / "ledger").read()
+    assert list(recorded["config_hash"]) == [rows[index].config_hash for index in (1, 0, 2)]
+    assert len(list((tmp_path / "ledger").iterdir())) == 2
+    assert own.evaluate_all(requests[:2], again=False)[1].time > known.time
+
+
 def test_nothing_is_granted_on_behalf_of_who_was_given_up(tmp_path: Path) -> None:
     permits = Storage.at(tmp_path)
     driver = grant(permits, "driver")

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from search.ledger import Evaluation
 from search.ledger import Ledger
 from search.permit import Permit
 from search.permit import grant
+from search.pool import MAX_AT_ONCE
 from search.pool import MAX_LOSSES
 from search.pool import MAX_TIMEOUTS
 from search.pool import EvaluatorPool
@@ -46,6 +48,11 @@ class FaultyWorker:
     def __init__(self, folder: Path, permit: Permit) -> None:
         self.folder = folder
         self.ledger = Ledger(folder / "ledger")
+
+    def evaluate_all(self, requests: Sequence[Any], *, again: bool) -> list[Evaluation]:
+        with (self.folder / "together").open("a") as file:
+            file.write(f"{len(requests)}\n")
+        return [self.evaluate(request, again=again) for request in requests]
 
     def evaluate(self, request: Any, *, again: bool) -> Evaluation:
         number, fault, times = request
@@ -93,6 +100,25 @@ def test_what_lost_evaluators_were_at_is_evaluated_once(tmp_path: Path) -> None:
     recorded = Ledger(tmp_path / "ledger").read()
     assert len(recorded) == recorded["config_hash"].nunique() == 8
     assert (tmp_path / "7").read_text() == "x"
+
+
+def test_short_evaluations_go_together_and_what_dies_goes_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.pool._SECONDS_AT_ONCE", 60.0)  # short on any machine
+    pool = make_pool(partial(FaultyWorker, tmp_path), tmp_path, timeout=20.0)
+    list(pool.evaluate([(number, "", 0) for number in range(8)]))  # how long they take
+    faults = {20: "dies", 24: "dies before it answers"}
+    requests = [(number, faults.get(number, ""), 1) for number in range(8, 40)]
+    rows = list(pool.evaluate(requests))
+    pool.close()
+    assert sorted(int(row.config_hash, 16) for row in rows) == list(range(8, 40))
+    together = [int(line) for line in (tmp_path / "together").read_text().split()]
+    assert 1 < max(together) <= MAX_AT_ONCE
+    recorded = Ledger(tmp_path / "ledger").read()
+    assert len(recorded) == recorded["config_hash"].nunique() == 40
+    attempts = {number: (tmp_path / str(number)).read_text() for number in range(40)}
+    assert [number for number, marks in attempts.items() if marks == "xx"] == [20]
 
 
 def test_an_evaluation_that_hangs_is_given_to_another_evaluator(tmp_path: Path) -> None:
