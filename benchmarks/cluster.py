@@ -117,7 +117,7 @@ def merge(folder: str, stop: Any) -> None:
     from search.runner import _merging
     from search.storage import Storage
 
-    log = EventLog(Storage.at(folder).child("log"), "driver")
+    log = EventLog(Storage.at(f"{folder}-log"), "driver")
     with _merging(Storage.at(folder), log):
         stop.wait()
     log.close()

@@ -82,8 +82,9 @@ def scale_runs(scale: Tensor, columns: int) -> list[ScaleRun]:
         scale: (out_channels,), or (out_channels, columns) where it changes along input channels.
         columns: Input channels of a group.
     """
-    of_columns = scale if scale.ndim == 2 else scale[:, None].expand(-1, columns)
-    scales, lengths = of_columns.unique_consecutive(dim=1, return_counts=True)
+    if scale.ndim == 1:
+        return [ScaleRun(scale, 0, columns)]
+    scales, lengths = scale.unique_consecutive(dim=1, return_counts=True)
     ends = lengths.cumsum(0).tolist()
     return [
         ScaleRun(each.contiguous(), start, end)

@@ -17,7 +17,6 @@ from envs.compression import CompressedNetwork
 from envs.compression import Compressor
 from envs.compression import integer_weights
 from envs.config import CompressionConfig
-from envs.quantization import integers_on_grid
 from envs.removal import remove_channels
 from envs.removal import sums_integers
 from envs.setup import prepare_evaluator
@@ -174,18 +173,16 @@ def _stored_tensors(module: fx.GraphModule, compressed: CompressedNetwork) -> di
     for index, layer in enumerate(compressed.layers):
         name = f"weight_{index}"
         scale = layer.scale_of(layer.kept_in, layer.kept_out)
-        stored_scale = scale
-        if scale is not None and scale.ndim == 2:
-            stored_scale, tensors[f"{name}.block"] = scale.unique_consecutive(
-                dim=1, return_inverse=True
-            )
-        if sums_integers(layer):  # the graph reads integers, and their scales by themselves
-            tensors[name] = integers_on_grid(tensors[name], torch.ones(()))
-        elif scale is not None and stored_scale is not None:
-            tensors[name] = integer_weights(tensors[name], scale)
-            tensors[f"{name}.scale"] = stored_scale.contiguous()
-        elif layer.decision.weight_bits == 16:
-            tensors[name] = tensors[name].half()
+        if scale is None:
+            if layer.decision.weight_bits == 16:
+                tensors[name] = tensors[name].half()
+            continue
+        are_sums = sums_integers(layer)  # the graph reads integers, and their scales by themselves
+        tensors[name] = integer_weights(tensors[name], torch.ones(1) if are_sums else scale)
+        if scale.ndim == 2:
+            scale, tensors[f"{name}.block"] = scale.unique_consecutive(dim=1, return_inverse=True)
+        if not are_sums:
+            tensors[f"{name}.scale"] = scale.contiguous()
     return tensors
 
 
