@@ -57,6 +57,7 @@ def row(number: int) -> Any:
         accuracy=0.9,
         block_accuracies=(0.9,) * 10,
         images=5000,
+        robust_accuracy=None,
         energy_pj=1e6,
         latency_cycles=1e5,
         bops=1e7,

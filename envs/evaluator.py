@@ -13,6 +13,10 @@ from torch import Tensor
 from torch import nn
 
 from envs import integer
+from envs.adversarial import ValueRange
+from envs.adversarial import attacked
+from envs.adversarial import differentiable
+from envs.attack import Attack
 from envs.compression import CompressedNetwork
 from envs.compression import Compressor
 from envs.config import CompressionConfig
@@ -42,6 +46,7 @@ class EvaluationResult:
         images: Images looked at.
         seconds: Wall time, compression included.
         holds_limit: Whether the loss is within the limit that was asked about, if one was.
+        robust_accuracy: The metric under attack, 0..1, if one was asked about.
     """
 
     accuracy: float
@@ -49,6 +54,7 @@ class EvaluationResult:
     images: int
     seconds: float
     holds_limit: bool | None = None
+    robust_accuracy: float | None = None
 
 
 class Evaluator:
@@ -67,12 +73,14 @@ class Evaluator:
         images = images_in_cache(compressor.network.workload)
         self._data = ResidentData(task, self.device, images)
         self._dense: dict[str, tuple[float, Tensor]] = {}
+        self._allowed: ValueRange | None = None
 
     def evaluate(
         self,
         config: CompressionConfig,
         split: str,
         limit: AccuracyLimit | None = None,
+        attack: Attack | None = None,
     ) -> EvaluationResult:
         """Accuracy of one configuration on one split of the task.
 
@@ -82,13 +90,15 @@ class Evaluator:
             limit: Stop as soon as it is known whether this limit holds. Only where the metric is
                 the accuracy of single images and the split is kept in memory; elsewhere all
                 images are looked at.
+            attack: Measure the metric under this attack too.
 
         Raises:
-            InputError: the configuration does not fit the network, the split does not exist, or
-                the metric is not a finite number.
+            InputError: the configuration does not fit the network, the split does not exist, the
+                metric is not a finite number, or the network cannot be attacked.
         """
         start = time.perf_counter()
-        module = self._load(self.compressor.compress(config))
+        compressed = self.compressor.compress(config)
+        module = self._load(compressed)
         if limit is not None and self.task.metric is top1 and self._data.is_shuffled(split):
             accuracy, blocks, images, holds = self._until_known(module, split, limit)
         else:
@@ -98,7 +108,9 @@ class Evaluator:
             if limit is not None:
                 loss = self._dense_scores(split)[0] - accuracy
                 holds = 100 * loss <= limit.drop_points + 1e-9
-        return EvaluationResult(accuracy, blocks, images, time.perf_counter() - start, holds)
+        robust = None if attack is None else self._under_attack(compressed, module, split, attack)
+        seconds = time.perf_counter() - start
+        return EvaluationResult(accuracy, blocks, images, seconds, holds, robust)
 
     def outputs(self, compressed: CompressedNetwork, split: str) -> tuple[Tensor, Tensor]:
         """Outputs of a compressed network on a split, (images, ...), and the targets."""
@@ -138,6 +150,34 @@ class Evaluator:
                 rows.append(part.rows)
         order = torch.cat(rows).argsort()
         return torch.cat(outputs)[order], torch.cat(targets)[order]
+
+    def _under_attack(
+        self, compressed: CompressedNetwork, module: nn.Module, split: str, attack: Attack
+    ) -> float:
+        """The metric on images that are made to mislead this very network."""
+        network = differentiable(self.compressor.network, compressed).to(self.device)
+        allowed = self._range_of_inputs()
+        outputs, targets, images = [], [], attack.images
+        with _full_precision():
+            for part in self._data.parts(split):
+                inputs = part.inputs[:images].clone()  # what inference mode made has no gradients
+                targets.append(part.targets[:images])
+                rows = part.rows[:images]
+                inputs = attacked(network, inputs, targets[-1], rows, allowed, attack)
+                with torch.inference_mode():
+                    given = module(inputs).float()
+                predict = self.task.predict
+                outputs.append((given if predict is None else predict(given)).cpu())
+                images -= len(inputs)
+                if images <= 0:
+                    break
+        return self._metric(torch.cat(outputs), torch.cat(targets))
+
+    def _range_of_inputs(self) -> ValueRange:
+        if self._allowed is None:
+            inputs = torch.cat([inputs for inputs, _ in self.task.split("calibration")])
+            self._allowed = ValueRange.of(inputs.to(self.device))
+        return self._allowed
 
     def _until_known(
         self, module: nn.Module, split: str, limit: AccuracyLimit

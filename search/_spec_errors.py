@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any
 from typing import TypeVar
+from typing import get_args
 
 from pydantic import BaseModel
 from pydantic import ValidationError
@@ -72,7 +74,9 @@ def _dotted(location: Sequence[int | str]) -> str:
 
 def _section(model: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel]:
     for part in location:
-        model = model.model_fields[str(part)].annotation  # type: ignore[assignment]
+        annotation = model.model_fields[str(part)].annotation
+        # Of ``Section | None`` the section.
+        model = next((item for item in get_args(annotation) if item is not NoneType), annotation)  # type: ignore[assignment]
     return model
 
 

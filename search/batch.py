@@ -196,13 +196,17 @@ def _known(batch: BatchDirectory, experiments: list[Experiment]) -> dict[Key, Ev
     for experiment in experiments:
         if batch.run_state(experiment)["state"] == "waiting":
             continue
-        run, _ = batch.run(experiment)
+        run, spec = batch.run(experiment)
         with suppress(InputError):  # a damaged ledger is the matter of its own run
             for row in evaluations(run.ledger.read()):
                 if row.accuracy is not None:
-                    key = (row.weights_hash, row.split, row.config_hash)
+                    key = (row.weights_hash, row.split, row.config_hash, spec.attack)
                     found[key] = EvaluationResult(
-                        row.accuracy, row.block_accuracies, row.images, row.seconds
+                        row.accuracy,
+                        row.block_accuracies,
+                        row.images,
+                        row.seconds,
+                        robust_accuracy=row.robust_accuracy,
                     )
     return found
 

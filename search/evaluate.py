@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from envs.attack import Attack
 from envs.config import CompressionConfig
 from envs.config import uniform
 from envs.setup import prepare_evaluator
@@ -25,12 +26,14 @@ def evaluate_config(
     accelerator: Accelerator,
     level: Level,
     split: str,
+    attack: Attack | None = None,
 ) -> dict[str, Any]:
     """Accuracy and cost of one configuration; of the network as trained if there is none.
 
     Returns:
-        ``task``, ``split``, ``config_hash``, ``accuracy`` (0..1), ``images``, ``seconds`` and the
-        costs of one inference by the ledger's names: None for the network as trained where that is
+        ``task``, ``split``, ``config_hash``, ``accuracy`` (0..1), under an attack
+        ``robust_accuracy``, ``images``, ``seconds`` and the costs of one inference by the ledger's
+        names: None for the network as trained where that is
         wider than what the accelerator takes.
 
     Raises:
@@ -48,13 +51,14 @@ def evaluate_config(
     if is_priced:
         states = compressor.states(compressor.compress(config))
         costs = total_costs(cost(compressor.network.workload, states, accelerator, level=level))
-    result = evaluator.evaluate(config, split)
+    result = evaluator.evaluate(config, split, attack=attack)
     return {
         "task": task.name,
         "accelerator": accelerator.name,
         "split": split,
         "config_hash": config.hash,
         "accuracy": result.accuracy,
+        **({} if attack is None else {"robust_accuracy": result.robust_accuracy}),
         "images": result.images,
         "seconds": result.seconds,
         **costs,

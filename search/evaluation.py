@@ -146,7 +146,7 @@ class EvaluationWorker:
         shared = self.spec.shared
         if shared is None:
             return self._run(request)
-        key = (self.weights_hash, request.split, request.config.hash)
+        key = (self.weights_hash, request.split, request.config.hash, self.spec.attack)
         result: EvaluationResult | None = ray.get(shared.claim.remote(key))
         if result is None:
             try:
@@ -158,7 +158,9 @@ class EvaluationWorker:
     def _run(self, request: Request) -> EvaluationResult:
         while True:
             try:
-                return self.evaluator.evaluate(request.config, request.split)
+                return self.evaluator.evaluate(
+                    request.config, request.split, attack=self.spec.attack
+                )
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or not self.evaluator.halve_batches():
                     raise
@@ -188,6 +190,7 @@ class EvaluationWorker:
             accuracy=result.accuracy if result else None,
             block_accuracies=result.block_accuracies if result else (),
             images=result.images if result else 0,
+            robust_accuracy=result.robust_accuracy if result else None,
             **costs,
             accelerator=self.spec.accelerator.name,
             seconds=time.perf_counter() - start,

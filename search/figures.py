@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hwmodel import CostReport
+from search.front import pareto_front
 from search.report import Entry
 from search.report import Pick
 from search.report import Report
@@ -48,7 +49,9 @@ def front(report: Report) -> Figure:
         alpha=0.7,
         label="evaluated",
     )
-    ratios, losses = _coordinates(report.front)
+    ratios, losses = (np.array(values) for values in _coordinates(report.front))
+    best = pareto_front(ratios, losses)  # not those that are there for their robustness
+    ratios, losses = ratios[best], losses[best]
     axes.step(ratios, losses, where="post", color=FRONT, linewidth=1.6, label="Pareto front")
     axes.scatter(*_coordinates(report.baselines), s=40, marker="s", color=BASELINE, zorder=3)
     axes.scatter(*_coordinates(report.best), s=110, marker="*", color=PICK, zorder=4)

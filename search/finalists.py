@@ -17,7 +17,7 @@ from search.baselines import DENSE_FP32
 from search.front import accuracy_drop
 from search.front import baseline
 from search.front import distinct
-from search.front import pareto_front
+from search.front import non_dominated
 from search.front import pick
 from search.ledger import MEASURED
 from search.ledger import Ledger
@@ -56,7 +56,7 @@ def finalists(ledger: Ledger, targets: Sequence[float]) -> list[tuple[Compressio
     chosen = {row["config_hash"]: "" for row in _picks(rows, targets)}
     search = distinct(rows, "search")
     drops = accuracy_drop(search, reference)
-    front = [int(i) for i in pareto_front(search["energy_pj"], drops) if drops[i] <= _FRONT_LOSS]
+    front = [int(i) for i in non_dominated(search, reference) if drops[i] <= _FRONT_LOSS]
     spread = np.linspace(0, len(front) - 1, min(FRONT_POINTS, len(front))).round().astype(int)
     for index in spread:
         chosen[search.iloc[front[index]]["config_hash"]] = ""

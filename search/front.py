@@ -39,6 +39,29 @@ def pareto_front(energy: ArrayLike, loss: ArrayLike) -> NDArray[np.int64]:
     return order[losses[order] < best].astype(np.int64)
 
 
+def non_dominated(rows: pd.DataFrame, reference: pd.Series) -> NDArray[np.int64]:
+    """Indices of the rows that no other row beats in energy, accuracy and, if known, robustness.
+
+    Args:
+        rows: Of one split, one for each configuration.
+        reference: Row of the uncompressed network on the same split.
+
+    Returns:
+        By ascending energy.
+    """
+    drops = accuracy_drop(rows, reference)
+    robust = rows["robust_accuracy"].to_numpy(dtype=float)
+    if np.isnan(robust).all():
+        return pareto_front(rows["energy_pj"], drops)
+    costs = np.stack([rows["energy_pj"].to_numpy(dtype=float), drops, -robust], axis=1)
+    kept: list[int] = []
+    for index in np.lexsort(costs.T[::-1]):  # one that beats another comes before it
+        others = costs[kept]
+        if not np.isnan(costs[index]).any() and not (others <= costs[index]).all(axis=1).any():
+            kept.append(int(index))
+    return np.array(kept, dtype=np.int64)
+
+
 def hypervolume(
     energy_ratio: ArrayLike, loss_points: ArrayLike, reference: tuple[float, float] = (1.0, 10.0)
 ) -> float:

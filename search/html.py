@@ -11,8 +11,8 @@ import pandas as pd
 from search import figures
 from search.report import Pick
 from search.report import Report
-from search.table import HEADERS
 from search.table import cells
+from search.table import headers
 from search.table import notes
 from search.timing import Timing
 
@@ -68,11 +68,11 @@ def _facts(report: Report) -> str:
 
 
 def _results(report: Report) -> str:
-    rows = [(cells(entry), "") for entry in report.baselines]
-    rows += [(cells(entry), "pick") for entry in report.best]
+    rows = [(cells(report, entry), "") for entry in report.baselines]
+    rows += [(cells(report, entry), "pick") for entry in report.best]
     lines = "".join(f"<p>{escape(line)}</p>" for line in notes(report))
     about = "Accuracy and loss are those of the test split; loss is against dense FP32."
-    return f'{_table(HEADERS, rows)}{lines}<p class="muted">{about}</p>'
+    return f'{_table(headers(report), rows)}{lines}<p class="muted">{about}</p>'
 
 
 def _caption(report: Report) -> str:
@@ -94,13 +94,13 @@ def _pick(report: Report, item: Pick) -> str:
 
 
 def _front(report: Report) -> str:
-    headers = ("configuration", *HEADERS[1:3], "loss on the search split", *HEADERS[3:])
+    names = headers(report)
     rows = []
     for entry in report.front:
-        row = cells(entry)
+        row = cells(report, entry)
         drop = entry.search_accuracy_drop
         rows.append(([*row[:3], "" if drop is None else f"{drop:.2f}", *row[3:]], ""))
-    return _table(headers, rows)
+    return _table([*names[:3], "loss on the search split", *names[3:]], rows)
 
 
 def _time(time: Timing) -> str:

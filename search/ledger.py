@@ -47,6 +47,7 @@ SCHEMA = pa.schema(
         pa.field("accuracy", pa.float64()),
         pa.field("block_accuracies", pa.list_(pa.float64())),
         pa.field("images", pa.int64()),
+        pa.field("robust_accuracy", pa.float64()),
         pa.field("energy_pj", pa.float64()),
         pa.field("latency_cycles", pa.float64()),
         pa.field("bops", pa.float64()),
@@ -81,6 +82,8 @@ class Evaluation:
         accuracy: 0..1; None where the evaluation failed.
         block_accuracies: Accuracy on consecutive blocks of the split, for paired differences.
         images: Images looked at.
+        robust_accuracy: Accuracy under the specification's attack, 0..1; None without one, and
+            where the evaluation failed.
         energy_pj, latency_cycles, bops, model_bytes, dram_bytes: Costs of one inference.
         accelerator: Name of the accelerator that the costs are for.
         seconds: How long the evaluation took.
@@ -102,6 +105,7 @@ class Evaluation:
     accuracy: float | None
     block_accuracies: tuple[float, ...]
     images: int
+    robust_accuracy: float | None
     energy_pj: float
     latency_cycles: float
     bops: float
@@ -338,7 +342,8 @@ def evaluations(rows: pd.DataFrame) -> list[Evaluation]:
 
 
 def _evaluation(row: dict[str, Any]) -> Evaluation:
-    missing = {key: None for key in ("accuracy", "error") if pd.isna(row[key])}
+    optional = ("accuracy", "robust_accuracy", "error")
+    missing = {key: None for key in optional if pd.isna(row[key])}
     blocks = tuple(row["block_accuracies"])
     return Evaluation(**{**row, **missing, "block_accuracies": blocks})
 

@@ -22,7 +22,7 @@ from search.front import accuracy_drop
 from search.front import baseline
 from search.front import distinct
 from search.front import hypervolume
-from search.front import pareto_front
+from search.front import non_dominated
 from search.front import pick
 from search.ledger import MEASURED
 from search.run_directory import RunDirectory
@@ -40,6 +40,8 @@ class Entry:
         accuracy: On the test split, 0..1.
         accuracy_drop: Points lost against dense FP32 on the test split.
         search_accuracy_drop: Points lost on the search split, which the search optimized.
+        robust_accuracy: Under the run's attack on the test split, 0..1; None without one.
+        search_robust_accuracy: The same on the search split.
         energy_pj: Energy of one inference; it and the other costs are None for a baseline that
             is wider than what the accelerator takes.
         energy_ratio_int8, energy_ratio_fp16: That over dense INT8's and over dense FP16's; None
@@ -52,6 +54,8 @@ class Entry:
     accuracy: float | None
     accuracy_drop: float | None
     search_accuracy_drop: float | None
+    robust_accuracy: float | None
+    search_robust_accuracy: float | None
     energy_pj: float | None
     energy_ratio_int8: float | None
     energy_ratio_fp16: float | None
@@ -84,7 +88,8 @@ class Report:
         hypervolume: Of the search split, see ``search.front.hypervolume``; None without baselines.
         baselines: In the order of ``BASELINES``; those evaluated so far.
         best: For every target that a configuration holds.
-        front: Non-dominated configurations of the search split, by ascending energy.
+        front: Configurations of the search split that no other beats in energy, accuracy and, with
+            an attack, robust accuracy; by ascending energy.
         points: Every evaluation of the search split, for the picture: columns ``name``,
             ``energy_ratio_int8`` and ``accuracy_drop`` (points).
         layers: Per-layer table by config hash, of the picks that have one.
@@ -107,6 +112,11 @@ class Report:
     points: pd.DataFrame = field(repr=False)
     layers: dict[str, pd.DataFrame] = field(repr=False)
     time: Timing
+
+    @property
+    def is_attacked(self) -> bool:
+        """Whether accuracy under an attack was measured."""
+        return any(entry.search_robust_accuracy is not None for entry in self.baselines)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data without the picture's ``points`` and ``layers``."""
@@ -143,7 +153,7 @@ def build_report(run: RunDirectory) -> Report:
         hypervolume=hypervolume(ratios, drops) if measure.is_complete else None,
         baselines=measure.baselines(),
         best=picks,
-        front=[measure.entry(search.iloc[i]) for i in pareto_front(search["energy_pj"], drops)],
+        front=measure.front(search),
         points=pd.DataFrame(
             {"name": search["name"], "energy_ratio_int8": ratios, "accuracy_drop": drops}
         ),
@@ -162,7 +172,7 @@ class _Measure:
         self.int8_pj = _energy(rows, DENSE_INT8)
         self.fp16_pj = _energy(rows, DENSE_FP16)
         test = distinct(rows, "test").dropna(subset="accuracy")
-        self._test_accuracy = dict(zip(test["config_hash"], test["accuracy"], strict=True))
+        self._test = test.drop_duplicates("config_hash").set_index("config_hash")
 
     @property
     def is_complete(self) -> bool:
@@ -180,6 +190,11 @@ class _Measure:
 
     def entry(self, row: pd.Series) -> Entry:
         return Entry(name=row["name"], **self._facts(row))
+
+    def front(self, search: pd.DataFrame) -> list[Entry]:
+        if self.search_reference is None:
+            return []
+        return [self.entry(search.iloc[i]) for i in non_dominated(search, self.search_reference)]
 
     def baselines(self) -> list[Entry]:
         found = (baseline(self.rows, name, "search") for name in BASELINES)
@@ -199,12 +214,17 @@ class _Measure:
         return picks
 
     def _facts(self, row: pd.Series) -> dict[str, Any]:
-        accuracy = self._test_accuracy.get(row["config_hash"])
+        accuracy = robust = None
+        if row["config_hash"] in self._test.index:
+            tested = self._test.loc[row["config_hash"]]
+            accuracy, robust = float(tested["accuracy"]), _known(tested["robust_accuracy"])
         return {
             "config_hash": row["config_hash"],
             "accuracy": accuracy,
             "accuracy_drop": _drop(self.test_reference, accuracy),
             "search_accuracy_drop": _drop(self.search_reference, row["accuracy"]),
+            "robust_accuracy": robust,
+            "search_robust_accuracy": _known(row["robust_accuracy"]),
             "energy_pj": _known(row["energy_pj"]),
             "energy_ratio_int8": _ratio(row["energy_pj"], self.int8_pj),
             "energy_ratio_fp16": _ratio(row["energy_pj"], self.fp16_pj),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from envs.attack import Attack
 from envs.config import CompressionConfig
 from envs.task_spec import TaskSpec
 from hwmodel import Accelerator
@@ -39,6 +40,7 @@ class WorkerSpec:
         device: Where the network runs, ``cpu`` or ``cuda``.
         shared: Handle of a batch's :class:`search.sharing.Accuracies`; None outside of batches.
         errors: Folder for the tracebacks of evaluations that fail; None to keep none.
+        attack: What robust accuracy is measured under; None not to measure it.
     """
 
     task: TaskSpec
@@ -49,6 +51,7 @@ class WorkerSpec:
     device: str = "cpu"
     shared: Any = None
     errors: Storage | None = None
+    attack: Attack | None = None
 
 
 def evaluation_error(row: Evaluation) -> InputError | None:

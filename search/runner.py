@@ -112,6 +112,7 @@ def run_search(
             device,
             shared,
             run.storage.child("errors"),
+            spec.attack,
         )
         worker = EvaluationWorker(worker_spec, evaluator)
         _require_same_network(run, worker)

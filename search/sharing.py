@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from envs.attack import Attack
+
 if TYPE_CHECKING:
     from envs.evaluator import EvaluationResult
 
-Key = tuple[str, str, str]
-"""Hash of the weights, split, hash of the configuration: what an accuracy depends on."""
+Key = tuple[str, str, str, Attack | None]
+"""Hash of the weights, split, hash of the configuration, attack: what accuracies depend on."""
 
 PATIENCE_SECONDS = 60.0
 """Shortest wait for another's evaluation, which may have died with its machine."""

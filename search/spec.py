@@ -25,6 +25,8 @@ from pydantic import PlainSerializer
 from pydantic import SerializerFunctionWrapHandler
 from pydantic import model_serializer
 
+from envs.attack import Attack
+from envs.attack import AttackMethod
 from envs.config import INTEGER_BITS
 from envs.config import LayerDecision
 from envs.config import Repair
@@ -179,6 +181,19 @@ class SpaceSection(_Section):
         )
 
 
+class RobustnessSection(_Section):
+    """Attack under which every evaluation measures accuracy a second time.
+
+    Attributes:
+        attack, epsilon, steps, images: See ``Attack``.
+    """
+
+    attack: AttackMethod
+    epsilon: Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)]
+    steps: Annotated[int, Field(ge=1, strict=True)] = Attack.steps
+    images: Annotated[int, Field(ge=1, strict=True)] = Attack.images
+
+
 class ResourceSection(_Section):
     """What a run takes of the machines; may change when it is resumed.
 
@@ -227,6 +242,7 @@ class Spec(_Section):
             no limit.
         targets: Accuracy drops, in points, for which the best configuration is reported.
         space: What may be decided.
+        robustness: Attack whose accuracy is a third objective; None for none.
         resources: What it takes of the machines.
     """
 
@@ -245,6 +261,7 @@ class Spec(_Section):
         2.0,
     )
     space: SpaceSection = SpaceSection()
+    robustness: RobustnessSection | None = None
     resources: ResourceSection = ResourceSection()
 
     @classmethod
@@ -285,10 +302,19 @@ class Spec(_Section):
     def hash(self) -> str:
         """Hash of :meth:`identity`, 16 hexadecimal digits."""
         identity = self.identity()
-        if self.init_from is None:  # specifications from before this field keep their hash
-            del identity["init_from"]
+        for field in ("init_from", "robustness"):
+            if identity[field] is None:  # specifications from before this field keep their hash
+                del identity[field]
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @property
+    def attack(self) -> Attack | None:
+        """What robust accuracy is measured under."""
+        robust = self.robustness
+        if robust is None:
+            return None
+        return Attack(robust.attack, robust.epsilon, robust.steps, robust.images)
 
     @property
     def time_budget_seconds(self) -> float | None:

@@ -12,27 +12,24 @@ from search.front import smallest_provable_drop
 from search.report import Entry
 from search.report import Report
 
-HEADERS = (
-    "configuration",
-    "acc. %",
-    "loss",
-    "energy",
-    "/ INT8",
-    "/ FP16",
-    "cycles",
-    "BOPs",
-    "model",
-)
+_ACCURACY = ("configuration", "acc. %", "loss")
+_COSTS = ("energy", "/ INT8", "/ FP16", "cycles", "BOPs", "model")
 
 MISSING = "–"  # noqa: RUF001 (an en dash is meant)
 
 
-def cells(entry: Entry) -> list[str]:
-    """One row under ``HEADERS``; what is not known yet is a dash."""
+def headers(report: Report) -> list[str]:
+    """Of the columns; accuracy under attack is one where it was measured."""
+    return [*_ACCURACY, *(["attacked %"] if report.is_attacked else []), *_COSTS]
+
+
+def cells(report: Report, entry: Entry) -> list[str]:
+    """One row under :func:`headers`; what is not known yet is a dash."""
     return [
         entry.name or entry.config_hash,
         _fixed(entry.accuracy, 2, 100),
         _fixed(entry.accuracy_drop, 2),
+        *([_fixed(entry.robust_accuracy, 2, 100)] if report.is_attacked else []),
         _scaled(entry.energy_pj, "J", 1e-12),
         _fixed(entry.energy_ratio_int8, 3),
         _fixed(entry.energy_ratio_fp16, 3),
@@ -51,14 +48,14 @@ def terminal_table(report: Report) -> Table:
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE, show_edge=False, padding=(0, 1, 0, 0)
     )
-    for header in HEADERS:
-        justify: Literal["left", "right"] = "left" if header == HEADERS[0] else "right"
+    for header in headers(report):
+        justify: Literal["left", "right"] = "left" if header == _ACCURACY[0] else "right"
         table.add_column(header, justify=justify, no_wrap=True)
     for entry in report.baselines:
-        table.add_row(*cells(entry))
+        table.add_row(*cells(report, entry))
     table.add_section()
     for entry in report.best:
-        table.add_row(*cells(entry), style="bold")
+        table.add_row(*cells(report, entry), style="bold")
     return table
 
 

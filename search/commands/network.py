@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
+from envs.attack import Attack
+from envs.attack import AttackMethod
+from hwmodel.errors import InputError
 from search.commands._shared import Verbs
 from search.commands._shared import add_json
 from search.commands._shared import add_task
@@ -25,18 +29,43 @@ def add_verbs(verbs: Verbs) -> None:
     evaluate.add_argument(
         "--split", choices=("calibration", "search", "test", "all"), default="search"
     )
+    evaluate.add_argument("--attack", choices=get_args(AttackMethod), help="and under this attack")
+    evaluate.add_argument(
+        "--epsilon", type=float, help="most that it changes a value, as a share of the range"
+    )
+    evaluate.add_argument("--attack-steps", type=int, default=Attack.steps, help="of pgd")
+    evaluate.add_argument(
+        "--attack-images", type=int, default=Attack.images, help="of the split that it changes"
+    )
+
+
+def _attack(args: argparse.Namespace) -> Attack | None:
+    if args.attack is None:
+        if args.epsilon is not None:
+            raise InputError("--epsilon", args.epsilon, "give an --attack with it")
+        return None
+    if args.epsilon is None:
+        raise InputError("--epsilon", None, "an attack needs it: 0.004 is one step of a byte")
+    try:
+        return Attack(args.attack, args.epsilon, args.attack_steps, args.attack_images)
+    except InputError as error:
+        prefix = "" if error.field == "epsilon" else "attack-"
+        raise InputError(f"--{prefix}{error.field}", error.value, error.allowed) from None
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     from envs.config import CompressionConfig
     from hwmodel import load_accelerator
 
+    attack = _attack(args)
     config = CompressionConfig.load(args.config) if args.config else None
     accelerator = load_accelerator(args.accelerator)
     from search.evaluate import evaluate_config
 
     with stdout_for_json(args.json):
-        result = evaluate_config(task_spec(args), config, accelerator, args.level, args.split)
+        result = evaluate_config(
+            task_spec(args), config, accelerator, args.level, args.split, attack
+        )
     if args.json:
         print_json(result)
         return

@@ -21,6 +21,7 @@ ROW = Evaluation(
     accuracy=0.9,
     block_accuracies=(0.9,) * 10,
     images=1000,
+    robust_accuracy=None,
     energy_pj=50e6,
     latency_cycles=1e5,
     bops=2e7,

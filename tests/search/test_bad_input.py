@@ -196,6 +196,19 @@ CASES = {
         "cost --task digits --accelerator eyeriss-like --config {here}/nope", ("config:", "nope")
     ),
     "split": Case("evaluate --task digits --split train", ("--split", "'train'", "calibration")),
+    "attack without its size": Case(
+        "evaluate --task digits --attack pgd", ("--epsilon: None", "an attack needs it")
+    ),
+    "size without an attack": Case(
+        "evaluate --task digits --epsilon 0.1", ("--epsilon: 0.1", "--attack")
+    ),
+    "size of an attack": Case(
+        "evaluate --task digits --attack pgd --epsilon nan", ("--epsilon: nan", "above 0 to 1")
+    ),
+    "steps of an attack": Case(
+        "evaluate --task digits --attack pgd --epsilon 0.1 --attack-steps 0",
+        ("--attack-steps: 0", "1 or more"),
+    ),
     "cost of unknown accelerator": Case(
         "cost --task digits --accelerator tpu", ("accelerator: 'tpu'", "nvdla-small")
     ),

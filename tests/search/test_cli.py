@@ -14,6 +14,7 @@ from ledger_rows import baselines
 from ledger_rows import evaluation
 from test_spec import spec
 
+from envs.attack import Attack
 from hwmodel.errors import InputError
 from search.cli import main
 from search.commands.searching import FLAGS
@@ -183,7 +184,7 @@ def test_evaluate_prints_one_document_though_libraries_print_too(
     config = tmp_path / "config.json"
     config.write_text('{"version": 1, "layers": {"stem": {"weight_bits": 4}}}')
 
-    def evaluate_config(task, config, accelerator, level, split) -> dict[str, object]:
+    def evaluate_config(task, config, accelerator, level, split, attack) -> dict[str, object]:
         print("Downloading data ...")
         assert config.layers["stem"].weight_bits == 4
         assert (task.name, accelerator.name, level, split) == (
@@ -192,10 +193,12 @@ def test_evaluate_prints_one_document_though_libraries_print_too(
             "mid",
             "all",
         )
+        assert attack == Attack("fgsm", 0.01)
         return {"accuracy": 0.5, "energy_pj": float("nan")}
 
     provide("search.evaluate", evaluate_config=evaluate_config)
     arguments = ["evaluate", "--task", "digits", "--accelerator", "nvdla-small", "--split", "all"]
+    arguments += ["--attack", "fgsm", "--epsilon", "0.01"]
 
     assert main([*arguments, "--config", str(config), "--json"]) == 0
 

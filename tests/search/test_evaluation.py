@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from envs.attack import Attack
 from envs.config import uniform
 from envs.evaluator import Evaluator
 from envs.evaluator import is_out_of_memory
@@ -81,6 +83,21 @@ def test_a_baseline_too_wide_for_the_accelerator_has_no_price(
     priced = uniform(evaluator.compressor.network.names, 16)
     row = only_16_bits.evaluate(Request(priced, "search", "baseline", "dense FP16"))
     assert row.energy_pj > 0
+
+
+def test_accuracy_under_attack_is_recorded_if_asked_for(
+    evaluator: Evaluator, tmp_path: Path
+) -> None:
+    config = uniform(evaluator.compressor.network.names, 8)
+    plain = worker(evaluator, tmp_path / "plain")
+    assert plain.evaluate(Request(config, "search", "search")).robust_accuracy is None
+    own = worker(evaluator, tmp_path)
+    own.spec = replace(own.spec, attack=Attack("fgsm", 0.05, images=100))
+    row = own.evaluate(Request(config, "search", "search"))
+    assert row.robust_accuracy is not None
+    assert row.accuracy is not None
+    assert row.robust_accuracy < row.accuracy
+    assert Ledger(tmp_path / "ledger").find(config.hash, "search") == row
 
 
 @pytest.mark.parametrize("level", ["driver", "trial", "evaluator"])

@@ -16,6 +16,7 @@ from search.front import baseline
 from search.front import distinct
 from search.front import drop_upper_bound
 from search.front import hypervolume
+from search.front import non_dominated
 from search.front import pareto_front
 from search.front import pick
 from search.ledger import COLUMNS
@@ -61,6 +62,43 @@ def test_front_is_exactly_what_no_point_dominates(pairs) -> None:
     for point in pairs:
         beaten = any(q != point and q[0] <= point[0] and q[1] <= point[1] for q in pairs)
         assert (point in front) == (not beaten)
+
+
+def attacked_rows(triples: list[tuple[float, float, float]]) -> pd.DataFrame:
+    """Configurations by energy, accuracy and accuracy under attack."""
+    names = ("energy_pj", "accuracy", "robust_accuracy")
+    rows = [
+        evaluation(number, **dict(zip(names, map(float, values), strict=True)))
+        for number, values in enumerate(triples)
+    ]
+    return frame(rows)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), max_size=25))
+def test_the_front_of_three_objectives_is_what_no_row_beats(triples) -> None:
+    rows = attacked_rows(triples)
+    found = non_dominated(rows, pd.Series({"accuracy": 1.0})).tolist()
+    costs = np.array([(energy, -right, -robust) for energy, right, robust in triples]).reshape(
+        -1, 3
+    )
+    beaten = [
+        any((other <= cost).all() and (other < cost).any() for other in costs) for cost in costs
+    ]
+    assert {triples[i] for i in found} == {
+        triples[i] for i, is_beaten in enumerate(beaten) if not is_beaten
+    }
+    assert len(found) == len({triples[i] for i in found})
+    assert [triples[i][0] for i in found] == sorted(triples[i][0] for i in found)
+
+
+def test_rows_without_an_attack_have_a_front_of_two_objectives() -> None:
+    rows = frame(
+        [
+            evaluation(i, energy_pj=e, accuracy=a)
+            for i, (e, a) in enumerate([(2, 0.8), (1, 0.9), (3, 0.95)])
+        ]
+    )
+    assert non_dominated(rows, pd.Series({"accuracy": 1.0})).tolist() == [1, 2]
 
 
 def test_hypervolume_of_known_points() -> None:

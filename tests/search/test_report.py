@@ -21,6 +21,7 @@ from search.report import build_report
 from search.report_files import write_report
 from search.run_directory import RunDirectory
 from search.table import cells
+from search.table import headers
 from search.table import notes
 from search.table import scaled
 
@@ -127,7 +128,7 @@ def test_a_baseline_without_a_price_is_shown_as_such(tmp_path: Path) -> None:
     report = build_report(run)
     shown = report.baselines[0]
     assert (shown.energy_pj, shown.energy_ratio_int8, shown.latency_cycles) == (None, None, None)
-    assert cells(shown)[3:] == ["–"] * 6  # noqa: RUF001 (an en dash is meant)
+    assert cells(report, shown)[3:] == ["–"] * 6  # noqa: RUF001 (an en dash is meant)
     assert report.best[-1].energy_ratio_int8 == 0.5
     json.dumps(report.to_json(), allow_nan=False)
     write_report(run, report)
@@ -190,8 +191,38 @@ def test_notes_tell_what_was_not_verified_and_what_lost_too_much(run: RunDirecto
     ]
 
 
+def test_accuracy_under_attack_is_a_column_where_it_was_measured(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    assert not build_report(run).is_attacked
+    assert "attacked %" not in headers(build_report(run))
+    other = RunDirectory.create(tmp_path / "other", spec())
+    for split in ("search", "test"):
+        rows = [replace(row, robust_accuracy=0.4) for row in baselines(split)]
+        other.ledger.append(rows)
+    cheap = evaluation(1, accuracy=0.9, energy_pj=30e6, robust_accuracy=0.1)
+    robust = evaluation(2, accuracy=0.9, energy_pj=40e6, robust_accuracy=0.5)
+    tested = replace(robust, split="test", robust_accuracy=0.45)
+    other.ledger.append([cheap, robust, tested])
+    report = build_report(other)
+    found = {entry.config_hash: entry for entry in report.front}
+    assert {cheap.config_hash, robust.config_hash} <= set(found)
+    shown = found[robust.config_hash]
+    assert (shown.search_robust_accuracy, shown.robust_accuracy) == (0.5, 0.45)
+    assert headers(report)[3] == "attacked %"
+    assert cells(report, shown)[3] == "45.00"
+    assert found[cheap.config_hash].robust_accuracy is None
+    json.dumps(report.to_json(), allow_nan=False)
+    assert any(
+        "attacked" in Path(file).read_text()
+        for file in write_report(other, report)
+        if file.endswith(".html")
+    )
+
+
 def test_cells_show_percent_and_prefixes(run: RunDirectory) -> None:
-    assert cells(build_report(run).baselines[2]) == [
+    report = build_report(run)
+    assert cells(report, report.baselines[2]) == [
         "dense INT8", "90.00", "0.00", "80 µJ", "1.000", "0.500", "100 k", "20 M", "40 kB",
     ]  # fmt: skip
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from envs.attack import Attack
 from envs.config import LayerDecision
 from envs.quantizer import Quantizer
 from hwmodel.errors import InputError
@@ -89,14 +90,30 @@ def test_where_and_how_long_do_not_change_the_hash(change) -> None:
         {"targets": [1]},
         {"space": {"repair": "none"}},
         {"space": {"quantizer": {"activation_range": "kl"}}},
+        {"robustness": {"attack": "fgsm", "epsilon": 0.01}},
     ],
 )
 def test_what_decides_the_result_changes_the_hash(change) -> None:
     assert spec(**change).hash != spec().hash
 
 
-def test_a_specification_from_before_warm_starts_keeps_its_hash() -> None:
-    assert spec(init_from=None).hash == "a372585114768d0d"
+def test_a_specification_from_before_warm_starts_and_attacks_keeps_its_hash() -> None:
+    assert spec(init_from=None, robustness=None).hash == "a372585114768d0d"
+
+
+def test_an_attack_is_read_and_written(tmp_path: Path) -> None:
+    told = spec(robustness={"attack": "pgd", "epsilon": 0.01, "steps": 7})
+    assert told.attack == Attack("pgd", 0.01, steps=7)
+    assert spec().attack is None
+    path = tmp_path / "spec.yaml"
+    path.write_text(told.to_yaml())
+    assert Spec.load(path) == told
+    with pytest.raises(InputError, match=r"robustness\.epsilom.*did you mean epsilon\?"):
+        spec(robustness={"attack": "pgd", "epsilom": 0.01})
+    with pytest.raises(InputError, match=r"robustness\.epsilon: 2"):
+        spec(robustness={"attack": "pgd", "epsilon": 2.0})
+    with pytest.raises(InputError, match=r"robustness: 'pgd' is not allowed; use a mapping; known"):
+        spec(robustness="pgd")
 
 
 def test_a_run_to_start_from_is_found_from_anywhere(

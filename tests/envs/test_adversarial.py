@@ -1,0 +1,199 @@
+"""Attacks: what is known of linear networks, bounds that are kept, gradients through roundings."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch import nn
+
+from envs.adversarial import StraightThrough
+from envs.adversarial import ValueRange
+from envs.adversarial import attacked
+from envs.adversarial import differentiable
+from envs.attack import Attack
+from envs.attack import AttackMethod
+from envs.compression import Compressor
+from envs.config import CompressionConfig
+from envs.config import LayerDecision
+from envs.config import uniform
+from envs.evaluator import Evaluator
+from envs.quantization import ActivationRange
+from envs.setup import calibrate
+from envs.tasks.task import Task
+from envs.tasks.task import batches
+from envs.tasks.task import top1
+from envs.trace import trace
+from hwmodel.errors import InputError
+from tests.envs.networks import NETWORKS
+from tests.envs.networks import randomize
+
+METHODS: tuple[AttackMethod, ...] = ("fgsm", "pgd")
+
+
+def evaluator_of(network: nn.Module, inputs: Tensor, targets: Tensor | None = None) -> Evaluator:
+    """Of a network on inputs that it labels itself, if nobody else does."""
+    with torch.no_grad():
+        targets = network(inputs).argmax(1) if targets is None else targets
+    split = batches(inputs, targets, 100)
+    task = Task("self", network.eval(), split, split, split[:1], chance=0.2)
+    statistics = calibrate(trace(network, inputs[:2], "self"), split)
+    traced = trace(network, inputs[:2], "self")
+    return Evaluator(task, Compressor(traced, statistics, [inputs[:100]]))
+
+
+@pytest.fixture(scope="module")
+def residual() -> Evaluator:
+    torch.manual_seed(0)
+    network = randomize(NETWORKS["padded_residual"]())
+    inputs = torch.randn(300, 3, 12, 12)
+    with torch.no_grad():  # every class about as often
+        network.head.weight /= network(inputs).std(0)[:, None]
+        network.head.bias -= network(inputs).mean(0)
+    return evaluator_of(network, inputs)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("epsilon", [0.002, 0.01, 0.05])
+def test_of_a_linear_network_the_accuracy_under_attack_is_known(
+    method: AttackMethod, epsilon: float
+) -> None:
+    # The worst change of a margin w.x + b by at most e in every value is e times the sum of |w|.
+    torch.manual_seed(1)
+    network = nn.Linear(12, 2)
+    inputs = torch.rand(700, 12)
+    inputs[0], inputs[1] = 0, 1  # the range is from 0 to 1
+    inputs[2:] = 0.2 + 0.6 * inputs[2:]  # and does not bind
+    evaluator = evaluator_of(network, inputs)
+    with torch.no_grad():
+        margins = network(inputs[2:]).diff(dim=1).abs().flatten()
+        worst = epsilon * (network.weight[1] - network.weight[0]).abs().sum()
+    attack = Attack(method, epsilon, steps=20, images=len(inputs))
+    found = evaluator.evaluate(
+        uniform(evaluator.compressor.network.names, 32), "search", None, attack
+    )
+    assert found.robust_accuracy is not None
+    held = int((margins > worst).sum())
+    assert 0 < held < 698
+    assert held <= round(found.robust_accuracy * 700) <= held + 2  # the two at the ends
+    assert found.accuracy == 1.0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_changes_stay_within_the_bound_and_the_range(
+    residual: Evaluator, method: AttackMethod
+) -> None:
+    inputs = torch.cat([inputs for inputs, _ in residual.task.search])
+    targets = torch.cat([targets for _, targets in residual.task.search])
+    compressed = residual.compressor.compress(uniform(residual.compressor.network.names, 4))
+    network = differentiable(residual.compressor.network, compressed)
+    allowed = ValueRange.of(inputs[:50])
+    changed = attacked(network, inputs, targets, torch.arange(300), allowed, Attack(method, 0.03))
+    bound = 0.03 * (allowed.high - allowed.low)
+    moved = (changed - inputs).abs()
+    assert bool((moved <= bound + 1e-5).all())
+    assert float((moved / bound).amax()) > 0.99
+    outside = (inputs < allowed.low) | (inputs > allowed.high)
+    left = ((changed < allowed.low - 1e-6) | (changed > allowed.high + 1e-6)) & ~outside
+    assert bool(outside.any())
+    assert not bool(left.any())
+
+
+def test_attacks_find_what_noise_of_the_same_size_does_not(residual: Evaluator) -> None:
+    names = residual.compressor.network.names
+    inputs = torch.cat([inputs for inputs, _ in residual.task.search])
+    targets = torch.cat([targets for _, targets in residual.task.search])
+    for config in (uniform(names, 32), uniform(names, 6), pruned(residual)):
+        reached = {
+            method: residual.evaluate(config, "search", None, Attack(method, 0.01)).robust_accuracy
+            for method in METHODS
+        }
+        span = ValueRange.of(inputs)
+        noise = 0.01 * (span.high - span.low) * torch.empty_like(inputs).uniform_(-1, 1).sign()
+        compressed = residual.compressor.compress(config)
+        with torch.no_grad():
+            outputs = differentiable(residual.compressor.network, compressed)(inputs + noise)
+        noisy = top1(outputs, targets)
+        assert reached["fgsm"] is not None
+        assert reached["pgd"] is not None
+        assert reached["pgd"] <= reached["fgsm"] + 0.02
+        assert reached["fgsm"] < min(noisy, residual.evaluate(config, "search").accuracy) - 0.1
+
+
+def pruned(evaluator: Evaluator) -> CompressionConfig:
+    """Channels gone wherever they may, and weights elsewhere."""
+    network = evaluator.compressor.network
+    methods = [
+        ("filter", "l2") if group >= 0 else ("element", "l1") for group in network.units.group
+    ]
+    return CompressionConfig(
+        {
+            name: LayerDecision(granularity, criterion, 0.25, 4, 4)  # type: ignore[arg-type]
+            for name, (granularity, criterion) in zip(network.names, methods, strict=True)
+        }
+    )
+
+
+def test_what_is_attacked_is_what_is_measured(residual: Evaluator) -> None:
+    names = residual.compressor.network.names
+    for config in (uniform(names, 32), uniform(names, 4), pruned(residual)):
+        compressed = residual.compressor.compress(config)
+        outputs, _ = residual.outputs(compressed, "search")
+        inputs = torch.cat([inputs for inputs, _ in residual.task.search])
+        with torch.no_grad():
+            soft = differentiable(residual.compressor.network, compressed)(inputs)
+        torch.testing.assert_close(soft, outputs, rtol=1e-3, atol=1e-3 * float(outputs.std()))
+
+
+def test_gradients_of_the_dense_network_are_its_own(residual: Evaluator) -> None:
+    inputs, targets = residual.task.search[0]  # type: ignore[index]
+    names = residual.compressor.network.names
+    compressed = residual.compressor.compress(uniform(names, 32))
+    ours, own = inputs.clone().requires_grad_(), inputs.clone().requires_grad_()
+    for network, x in (
+        (differentiable(residual.compressor.network, compressed), ours),
+        (residual.task.network, own),
+    ):
+        nn.functional.cross_entropy(network(x), targets).backward()
+    assert ours.grad is not None
+    assert own.grad is not None
+    torch.testing.assert_close(ours.grad, own.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_roundings_pass_gradients_but_where_they_clip() -> None:
+    x = torch.tensor([-3.0, -0.4, 0.1, 0.9, 7.0, 9.0], requires_grad=True)
+    y = StraightThrough(ActivationRange(4, 0.5, 0, 15))(x)
+    assert y.tolist() == [0.0, 0.0, 0.0, 1.0, 7.0, 7.5]
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [0.0, 0.0, 1.0, 1.0, 1.0, 0.0]
+
+
+def test_an_attack_does_not_depend_on_the_parts(residual: Evaluator) -> None:
+    config = uniform(residual.compressor.network.names, 32)
+    attack = Attack("pgd", 0.01, steps=3, images=130)
+    once = residual.evaluate(config, "search", None, attack)
+    other = Evaluator(residual.task, residual.compressor)
+    other.evaluate(config, "search")
+    assert other.halve_batches()
+    again = other.evaluate(config, "search", None, attack)
+    assert again.robust_accuracy == once.robust_accuracy
+    assert round(130 * (once.robust_accuracy or 0)) == pytest.approx(
+        130 * (once.robust_accuracy or 0)
+    )
+
+
+def test_what_does_not_give_scores_of_classes_is_refused() -> None:
+    inputs, pairs = torch.rand(40, 4), torch.zeros(40, 2, dtype=torch.int64)
+    allowed = ValueRange.of(inputs)
+    with pytest.raises(InputError, match="an attack needs scores"):
+        attacked(nn.Linear(4, 3), inputs, pairs, torch.arange(40), allowed, Attack("fgsm", 0.1))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("method", "cw"), ("epsilon", 0.0), ("epsilon", float("nan")), ("epsilon", 1.5), ("steps", 0)],
+)
+def test_attacks_that_are_none_are_refused(field: str, value: object) -> None:
+    with pytest.raises(InputError, match=field):
+        Attack(**{"method": "fgsm", "epsilon": 0.1, field: value})  # type: ignore[arg-type]
