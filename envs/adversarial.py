@@ -14,6 +14,7 @@ from envs.attack import Attack
 from envs.compression import CompressedNetwork
 from envs.config import FLOAT_BITS
 from envs.quantization import ActivationRange
+from envs.quantization import activation_integers
 from envs.quantization import inverse_steps
 from envs.quantization import quantize_activation
 from envs.removal import shrunk_graph
@@ -39,8 +40,10 @@ class StraightThrough(nn.Module):
             return x + (quantize_activation(x, self.grid) - x).detach()
         steps = inverse_steps(self.grid, x.ndim)
         steps = steps if isinstance(steps, float) else steps.to(x.device)
-        within = (x * steps).clamp(self.grid.low, self.grid.high)
-        return (within + (within.round() - within).detach()) * self.grid.scale
+        scaled, integers = x * steps, activation_integers(x.detach(), self.grid)
+        # Values at an end of the grid pass too: zeros are at one, of images and after a ReLU.
+        passed = scaled * ((scaled - integers).abs() <= 0.5)
+        return (passed + (integers - passed).detach()) * self.grid.scale
 
 
 @dataclass(frozen=True)

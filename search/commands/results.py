@@ -12,6 +12,7 @@ from search.commands._shared import add_json
 from search.commands._shared import add_verb
 from search.commands._shared import print_json
 from search.commands._shared import print_state
+from search.commands._shared import print_table
 
 if TYPE_CHECKING:
     from search.report import Report
@@ -40,8 +41,8 @@ def print_report(run: RunDirectory, report: Report) -> None:
     from search.table import notes
     from search.table import terminal_table
 
+    print_table(terminal_table(report))
     console = Console(highlight=False)
-    console.print(terminal_table(report))
     files = [f"{run.report.location}/{name}" for name in run.report.names("report")]
     for line in [*notes(report), *files, run.ledger.location]:
         console.print(line, soft_wrap=True, markup=False)

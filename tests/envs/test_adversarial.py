@@ -161,12 +161,12 @@ def test_gradients_of_the_dense_network_are_its_own(residual: Evaluator) -> None
 
 
 def test_roundings_pass_gradients_but_where_they_clip() -> None:
-    x = torch.tensor([-3.0, -0.4, 0.1, 0.9, 7.0, 9.0], requires_grad=True)
+    x = torch.tensor([-3.0, -0.4, 0.0, 0.1, 0.9, 7.5, 9.0], requires_grad=True)
     y = StraightThrough(ActivationRange(4, 0.5, 0, 15))(x)
-    assert y.tolist() == [0.0, 0.0, 0.0, 1.0, 7.0, 7.5]
+    assert y.tolist() == [0.0, 0.0, 0.0, 0.0, 1.0, 7.5, 7.5]
     y.sum().backward()
     assert x.grad is not None
-    assert x.grad.tolist() == [0.0, 0.0, 1.0, 1.0, 1.0, 0.0]
+    assert x.grad.tolist() == [0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0]
 
 
 def test_an_attack_does_not_depend_on_the_parts(residual: Evaluator) -> None:
@@ -197,3 +197,18 @@ def test_what_does_not_give_scores_of_classes_is_refused() -> None:
 def test_attacks_that_are_none_are_refused(field: str, value: object) -> None:
     with pytest.raises(InputError, match=field):
         Attack(**{"method": "fgsm", "epsilon": 0.1, field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_black_pixels_do_not_hide_from_an_attack(method: AttackMethod) -> None:
+    # Half of the values lie at the end of the grid, where a clipped value has no gradient.
+    torch.manual_seed(2)
+    network = nn.Sequential(nn.Linear(30, 40), nn.ReLU(), nn.Linear(40, 4))
+    evaluator = evaluator_of(network, torch.randn(400, 30).relu())
+    names = evaluator.compressor.network.names
+    reached = {
+        bits: evaluator.evaluate(uniform(names, bits), "search", None, Attack(method, 0.06))
+        for bits in (32, 8)
+    }
+    assert 0.2 < (reached[32].robust_accuracy or 0) < 0.9
+    assert reached[8].robust_accuracy == pytest.approx(reached[32].robust_accuracy, abs=0.05)

@@ -66,9 +66,11 @@ def write_spec(folder: Path, **changes: Any) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("search")
     # Policies take longer to train than all else together; the slow tests search with them.
-    result = joulecut("search", write_spec(folder, budget=18, algorithm="dp+local"))
+    attack = {"attack": "fgsm", "epsilon": 0.1, "images": 200}
+    changes = {"budget": 18, "algorithm": "dp+local", "robustness": attack}
+    result = joulecut("search", write_spec(folder, **changes))
     assert result.returncode == 0, result.stderr
-    assert "dense INT8" in result.stdout and "best at 1" in result.stdout
+    assert all(text in result.stdout for text in ("dense INT8", "best at 1", "attacked %"))
     return folder / "run"
 
 
@@ -94,6 +96,13 @@ def test_the_report_has_baselines_and_verified_picks(run: Path) -> None:
         assert entry["energy_pj"] <= int8["energy_pj"]
         assert entry["search_accuracy_drop"] <= entry["max_accuracy_drop"]
     assert (run / "report" / "report.html").stat().st_size > 10_000
+
+
+def test_every_evaluation_was_attacked(run: Path) -> None:
+    rows = pd.read_parquet(run / "ledger")
+    assert rows["robust_accuracy"].between(0, 1).all()
+    assert rows["robust_accuracy"].mean() < rows["accuracy"].mean()
+    assert all(entry["robust_accuracy"] is not None for entry in read_json("report", run)["best"])
 
 
 def test_the_log_has_every_evaluation_and_tensorboard_every_seed(run: Path) -> None:
