@@ -148,13 +148,16 @@ class EvaluatorPool:
         for _ in range(size):
             self._start()
 
-    def evaluate(self, requests: Sequence[Request], *, again: bool = False) -> Iterator[Evaluation]:
+    def evaluate(
+        self, requests: Sequence[Request], *, again: bool = False, deadline: float = float("inf")
+    ) -> Iterator[Evaluation]:
         """Evaluate all requests; yields every row as soon as it is in the ledger.
 
         Args:
             requests: What to evaluate.
             again: Another trial may have been asked before and did not answer: what it may have
                 recorded before it was lost is not evaluated again.
+            deadline: By the monotonic clock: the first evaluations that end after it are the last.
 
         Raises:
             InputError: the actors cannot be set up, or the ledger cannot be written.
@@ -174,6 +177,8 @@ class EvaluatorPool:
                     self._hand_out(waiting)  # no evaluator waits for what is done with the rows
                     self.waiting = len(waiting)
                     yield from rows
+                    if time.monotonic() >= deadline:
+                        return
             for future in self._overdue():
                 job = self._running.pop(future)
                 self._give_up(job, f"no result in {self._timeout:g} s")

@@ -237,14 +237,12 @@ def run_seed(
             config for config, answer in zip(configs, answers, strict=True) if answer == "granted"
         ]
         news = News(board)
-        for row in pool.evaluate(_requests(granted, seed, setup)):
+        for row in pool.evaluate(_requests(granted, seed, setup), deadline=deadline):
             measured[row.config_hash] = accuracy(row)
             news.add(row)
             log.write("evaluation", **evaluation_fields(row))
             metrics.evaluated(row, pool.waiting)
             spent += 1
-            if time.monotonic() >= deadline:
-                break
         news.tell()
         fruitless = 0 if granted else fruitless + 1
         pairs = zip(choices, configs, strict=True)

@@ -121,6 +121,20 @@ def test_short_evaluations_go_together_and_what_dies_goes_alone(
     assert [number for number, marks in attempts.items() if marks == "xx"] == [20]
 
 
+def test_what_ended_together_with_the_time_is_all_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.pool._SECONDS_AT_ONCE", 60.0)
+    pool = make_pool(partial(FaultyWorker, tmp_path), tmp_path)
+    list(pool.evaluate([(number, "", 0) for number in range(4)]))
+    requests = [(number, "", 0) for number in range(4, 60)]
+    told = list(pool.evaluate(requests, deadline=time.monotonic()))
+    pool.close()
+    assert 1 < len(told) <= MAX_AT_ONCE
+    together = [int(line) for line in (tmp_path / "together").read_text().split()]
+    assert len(told) in together
+
+
 def test_an_evaluation_that_hangs_is_given_to_another_evaluator(tmp_path: Path) -> None:
     rows = evaluate(tmp_path, [(1, "hangs", 1), (2, "", 0)], timeout=1.5)
     assert {row.accuracy for row in rows} == {0.9}
