@@ -1,8 +1,9 @@
-"""What a running search shows on the terminal (stderr)."""
+"""What a running search shows on stderr: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +18,12 @@ from rich.progress import TimeElapsedColumn
 from rich.progress import TimeRemainingColumn
 
 _POLL_SECONDS = 1.0
+_LINE_SECONDS = 60.0
+"""Between two lines about the same stage, where there are no bars."""
 
 
 class Progress:
-    """One line for every stage of a run; a context manager.
+    """One bar for every stage of a run, or, where no terminal shows it, lines; a context manager.
 
     Args:
         notice: Told the description of every stage that begins.
@@ -28,14 +31,17 @@ class Progress:
 
     def __init__(self, notice: Callable[[str], None] = lambda _: None) -> None:
         self._notice = notice
+        self._console = Console(stderr=True, highlight=False)
         self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=self._console,
+            disable=not self._console.is_terminal,
         )
+        self._told = 0.0
         self._current: TaskID | None = None
         self._stage = ""
 
@@ -54,6 +60,7 @@ class Progress:
         self._finish()
         self._stage = description
         self._notice(description)
+        self._tell(description)
         self._current = self._bars.add_task(description, total=None)
 
     def step(self, description: str, done: int, total: int | None) -> None:
@@ -62,6 +69,10 @@ class Progress:
             self.stage(description)
         assert self._current is not None
         self._bars.update(self._current, description=description, completed=done, total=total)
+        if time.monotonic() - self._told >= _LINE_SECONDS:
+            self._tell(
+                f"{description}: {done}" if total is None else f"{description}: {done} of {total}"
+            )
 
     @contextmanager
     def following(self, look: Callable[[], None]) -> Iterator[None]:
@@ -82,6 +93,11 @@ class Progress:
         finally:
             stop.set()
             thread.join()
+
+    def _tell(self, line: str) -> None:
+        self._told = time.monotonic()
+        if not self._console.is_terminal:
+            self._console.print(line, soft_wrap=True, markup=False)
 
     def _finish(self) -> None:
         if self._current is not None:

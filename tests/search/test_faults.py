@@ -393,7 +393,9 @@ def test_a_batch_on_a_cluster_that_changes(faults: Path, tmp_path: Path) -> None
         wait_for(lambda: completed(1), process, 600)
         machines.remove_node(machines.worker_nodes.copy().pop(), allow_graceful=False)
         machines.add_node(**options)
-        finish(process, timeout=3000)
+        told = finish(process, timeout=3000)
+    assert told.count(": completed; ") == 4
+    assert told.count(": started") >= 4
     found = status(tmp_path / "batch")
     assert found["counts"] == {"completed": 4}
     assert found["budget"] == 4 * 18
