@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch import fx
 from torch import nn
-from torch.nn import functional as F
 
 from envs.attack import Attack
 from envs.compression import CompressedNetwork
-from envs.config import FLOAT_BITS
 from envs.quantization import ActivationRange
 from envs.quantization import activation_integers
 from envs.quantization import inverse_steps
@@ -20,9 +19,6 @@ from envs.quantization import quantize_activation
 from envs.removal import shrunk_graph
 from envs.trace import TracedNetwork
 from hwmodel.errors import InputError
-
-_IGNORED = -100
-"""What ``cross_entropy`` takes for a target that does not count."""
 
 
 class StraightThrough(nn.Module):
@@ -36,7 +32,9 @@ class StraightThrough(nn.Module):
         self.grid = grid
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.grid.bits in FLOAT_BITS:
+        if self.grid.bits == 32:
+            return x
+        if self.grid.bits == 16:
             return x + (quantize_activation(x, self.grid) - x).detach()
         steps = inverse_steps(self.grid, x.ndim)
         steps = steps if isinstance(steps, float) else steps.to(x.device)
@@ -58,10 +56,17 @@ class ValueRange:
     high: Tensor
 
     @classmethod
-    def of(cls, inputs: Tensor) -> ValueRange:
-        """Of inputs (images, ...); those with four dimensions have channels in the second."""
-        axes = (0, 2, 3) if inputs.ndim == 4 else tuple(range(inputs.ndim))
-        return cls(inputs.amin(axes, keepdim=True), inputs.amax(axes, keepdim=True))
+    def of(cls, batches: Iterable[Tensor]) -> ValueRange:
+        """Of batches (images, ...); those with four dimensions have channels in the second."""
+        lows, highs = [], []
+        for inputs in batches:
+            axes = (0, 2, 3) if inputs.ndim == 4 else tuple(range(inputs.ndim))
+            lows.append(inputs.amin(axes, keepdim=True))
+            highs.append(inputs.amax(axes, keepdim=True))
+        return cls(torch.stack(lows).amin(0), torch.stack(highs).amax(0))
+
+    def to(self, device: torch.device) -> ValueRange:
+        return ValueRange(self.low.to(device), self.high.to(device))
 
 
 def differentiable(network: TracedNetwork, compressed: CompressedNetwork) -> fx.GraphModule:
@@ -124,14 +129,34 @@ def _random_offsets(inputs: Tensor, rows: Tensor) -> Tensor:
 
 
 def _gradient(network: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Of the loss by the inputs, (images, ...)."""
+    """Of the cross-entropy by the inputs, times a positive number for each image, (images, ...)."""
     inputs = inputs.detach().requires_grad_()
     outputs = network(inputs)
-    if outputs.ndim < 2 or outputs.shape[:1] + outputs.shape[2:] != targets.shape:
-        shape = tuple(outputs.shape)
-        raise InputError("outputs", shape, "an attack needs scores (images, classes, ...)")
-    counts = (targets >= 0) & (targets < outputs.shape[1])
-    targets = targets.where(counts, _IGNORED).to(outputs.device)
-    loss = F.cross_entropy(outputs, targets, ignore_index=_IGNORED, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, inputs)
+    shape = tuple(outputs.shape)
+    if len(shape) < 2 or shape[1] < 2 or shape[:1] + shape[2:] != targets.shape:
+        allowed = "an attack needs scores (images, classes, ...) of two or more classes"
+        raise InputError("outputs", shape, allowed)
+    if not outputs.requires_grad:
+        raise InputError("outputs", str(outputs.dtype), "an attack needs outputs with a gradient")
+    slopes = _slopes(outputs.detach(), targets.to(outputs.device)).to(outputs.dtype)
+    (gradient,) = torch.autograd.grad(outputs, inputs, slopes)
     return gradient
+
+
+def _slopes(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Gradient of each image's cross-entropy by its outputs, times a positive number.
+
+    The number makes the largest probability of a wrong class one: the plain gradient of a network
+    that is sure is rounded to zero, which is no defence.
+
+    Args:
+        outputs: Scores, (images, classes, ...).
+        targets: Classes, (images, ...); those that no output stands for do not count.
+    """
+    counts = ((targets >= 0) & (targets < outputs.shape[1])).unsqueeze(1)
+    right = torch.zeros_like(outputs, dtype=torch.bool)
+    right.scatter_(1, targets.unsqueeze(1).where(counts, 0), True)
+    wrong = outputs.double().log_softmax(1).masked_fill(right | ~counts, -torch.inf)
+    largest = wrong.flatten(1).amax(1).clamp_min(torch.finfo(wrong.dtype).min)
+    slopes = (wrong - largest.view(-1, *[1] * (wrong.ndim - 1))).exp()
+    return slopes - right * slopes.sum(1, keepdim=True)

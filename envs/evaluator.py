@@ -60,6 +60,8 @@ class EvaluationResult:
 class Evaluator:
     """Measures configurations of one task; deterministic on one device.
 
+    Accuracy under attack is so on a CPU; on a GPU it is as far as PyTorch's gradients are.
+
     Args:
         task: Gives data and metric.
         compressor: Gives the network and its compressed weights.
@@ -112,6 +114,14 @@ class Evaluator:
         seconds = time.perf_counter() - start
         return EvaluationResult(accuracy, blocks, images, seconds, holds, robust)
 
+    def require_attackable(self) -> None:
+        """Raise InputError unless the network has what an attack needs: scores with gradients."""
+        compressed = self.compressor.compress(uniform(self.compressor.network.names, 32))
+        network = differentiable(self.compressor.network, compressed)
+        inputs, targets = next(iter(self.task.split("calibration")))
+        probe = Attack("fgsm", epsilon=0.01)
+        attacked(network, inputs[:1], targets[:1], torch.zeros(1), ValueRange.of([inputs]), probe)
+
     def outputs(self, compressed: CompressedNetwork, split: str) -> tuple[Tensor, Tensor]:
         """Outputs of a compressed network on a split, (images, ...), and the targets."""
         return self._run(self._load(compressed), split)
@@ -157,13 +167,13 @@ class Evaluator:
         """The metric on images that are made to mislead this very network."""
         network = differentiable(self.compressor.network, compressed).to(self.device)
         allowed = self._range_of_inputs()
-        outputs, targets, images = [], [], attack.images
+        outputs, targets, rows, images = [], [], [], attack.images
         with _full_precision():
             for part in self._data.parts(split):
                 inputs = part.inputs[:images].clone()  # what inference mode made has no gradients
                 targets.append(part.targets[:images])
-                rows = part.rows[:images]
-                inputs = attacked(network, inputs, targets[-1], rows, allowed, attack)
+                rows.append(part.rows[:images])
+                inputs = attacked(network, inputs, targets[-1], rows[-1], allowed, attack)
                 with torch.inference_mode():
                     given = module(inputs).float()
                 predict = self.task.predict
@@ -171,12 +181,13 @@ class Evaluator:
                 images -= len(inputs)
                 if images <= 0:
                     break
-        return self._metric(torch.cat(outputs), torch.cat(targets))
+        order = torch.cat(rows).argsort()
+        return self._metric(torch.cat(outputs)[order], torch.cat(targets)[order])
 
     def _range_of_inputs(self) -> ValueRange:
         if self._allowed is None:
-            inputs = torch.cat([inputs for inputs, _ in self.task.split("calibration")])
-            self._allowed = ValueRange.of(inputs.to(self.device))
+            batches = (inputs for inputs, _ in self.task.split("calibration"))
+            self._allowed = ValueRange.of(batches).to(self.device)
         return self._allowed
 
     def _until_known(

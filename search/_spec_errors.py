@@ -74,8 +74,10 @@ def _dotted(location: Sequence[int | str]) -> str:
 
 def _section(model: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel]:
     for part in location:
+        if isinstance(part, int):  # an item of a list, whose section was found already
+            continue
         annotation = model.model_fields[str(part)].annotation
-        # Of ``Section | None`` the section.
+        # Of ``Section | None``, and of lists of sections, the section.
         model = next((item for item in get_args(annotation) if item is not NoneType), annotation)  # type: ignore[assignment]
     return model
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 import traceback
@@ -23,6 +22,7 @@ from search.batch_spec import Experiment
 from search.driving import BusyError
 from search.failure import keep_trace
 from search.ledger import evaluations
+from search.progress import tell
 from search.ray_session import on_this_node
 from search.ray_session import ray_session
 from search.ray_session import trial_resources
@@ -92,7 +92,7 @@ def _run_all(
             machines[experiment.name] = _machines()
             patience = _ORPHAN_SECONDS if experiment.name in losses else 0.0
             running[actor.run.remote(batch, experiment, shared, patience)] = experiment
-            _tell(f"{experiment.name}: started")
+            tell(f"{experiment.name}: started")
         usage.is_waiting = bool(waiting)
         ended, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
         for reference in ended:
@@ -113,16 +113,12 @@ def _run_all(
                 losses[experiment.name] = losses.get(experiment.name, 0) + 1
                 if losses[experiment.name] < _MAX_LOSSES:
                     waiting.insert(0, experiment)
-                    _tell(f"{experiment.name}: lost with its machine, waits to go on")
+                    tell(f"{experiment.name}: lost with its machine, waits to go on")
                     continue
             if message is not None and batch.run_state(experiment)["state"] != "failed":
                 failures[experiment.name] = message
             outcome = "completed" if message is None else f"failed: {message}"
-            _tell(f"{experiment.name}: {outcome}; {len(waiting)} wait, {len(running)} run")
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+            tell(f"{experiment.name}: {outcome}; {len(waiting)} wait, {len(running)} run")
 
 
 def _next(

@@ -71,7 +71,7 @@ def _results(report: Report) -> str:
     rows = [(cells(report, entry), "") for entry in report.baselines]
     rows += [(cells(report, entry), "pick") for entry in report.best]
     lines = "".join(f"<p>{escape(line)}</p>" for line in notes(report))
-    about = "Accuracy and loss are those of the test split; loss is against dense FP32."
+    about = "Accuracies and loss are those of the test split; loss is against dense FP32."
     return f'{_table(headers(report), rows)}{lines}<p class="muted">{about}</p>'
 
 
@@ -98,9 +98,13 @@ def _front(report: Report) -> str:
     rows = []
     for entry in report.front:
         row = cells(report, entry)
-        drop = entry.search_accuracy_drop
-        rows.append(([*row[:3], "" if drop is None else f"{drop:.2f}", *row[3:]], ""))
-    return _table([*names[:3], "loss on the search split", *names[3:]], rows)
+        drop, robust = entry.search_accuracy_drop, entry.search_robust_accuracy
+        searched = ["" if drop is None else f"{drop:.2f}"]
+        if report.attack:
+            searched.append("" if robust is None else f"{100 * robust:.2f}")
+        rows.append(([*row[:3], *searched, *row[3:]], ""))
+    searched = ["loss on the search split", "attacked % on the search split"]
+    return _table([*names[:3], *searched[: 2 if report.attack else 1], *names[3:]], rows)
 
 
 def _time(time: Timing) -> str:

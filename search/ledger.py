@@ -65,6 +65,8 @@ SCHEMA = pa.schema(
 )
 """Columns of the data set, in the order of the fields of :class:`Evaluation`."""
 _ROW = pa.struct(list(SCHEMA))
+_LATER = {"robust_accuracy"}
+"""Columns that parts from before they were known lack: null there."""
 
 
 @dataclass(frozen=True)
@@ -324,9 +326,13 @@ def _columns(file: pq.ParquetFile, columns: Sequence[str]) -> pa.Table | None:
         names = table.schema.names
     else:
         names = file.schema_arrow.names
-        table = file.read(list(columns), use_threads=False)
-    if set(names) != set(COLUMNS):
+        table = file.read([name for name in columns if name in names], use_threads=False)
+    missing = set(COLUMNS) - set(names)
+    if set(names) - set(COLUMNS) or missing - _LATER:
         return None
+    for name in missing.intersection(columns):
+        field = SCHEMA.field(name)
+        table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     return table if table.schema.names == list(columns) else table.select(list(columns))
 
 

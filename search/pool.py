@@ -157,14 +157,18 @@ class EvaluatorPool:
             requests: What to evaluate.
             again: Another trial may have been asked before and did not answer: what it may have
                 recorded before it was lost is not evaluated again.
-            deadline: By the monotonic clock: the first evaluations that end after it are the last.
+            deadline: By the monotonic clock: nothing is begun after it, and what ends first after
+                it is the last that is waited for.
 
         Raises:
             InputError: the actors cannot be set up, or the ledger cannot be written.
         """
         waiting = deque(_Task(request, again) for request in requests)
         while waiting or self._running:
-            self._hand_out(waiting)
+            if time.monotonic() < deadline:
+                self._hand_out(waiting)
+            elif not self._running:
+                return
             ended = self._next_ended()
             if ended in self._starting:
                 self._started(ended)
@@ -174,10 +178,12 @@ class EvaluatorPool:
                 if rows is None:
                     waiting.extendleft(reversed(job.tasks))
                 else:
-                    self._hand_out(waiting)  # no evaluator waits for what is done with the rows
+                    is_last = time.monotonic() >= deadline
+                    if not is_last:
+                        self._hand_out(waiting)  # nobody waits for what is done with the rows
                     self.waiting = len(waiting)
                     yield from rows
-                    if time.monotonic() >= deadline:
+                    if is_last:
                         return
             for future in self._overdue():
                 job = self._running.pop(future)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextlib import suppress
 
 from rich.console import Console
 from rich.progress import BarColumn
@@ -22,6 +24,12 @@ _LINE_SECONDS = 60.0
 """Between two lines about the same stage, where there are no bars."""
 
 
+def tell(line: str) -> None:
+    """Print a line to stderr; that nobody reads it any more ends no work."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
 class Progress:
     """One bar for every stage of a run, or, where no terminal shows it, lines; a context manager.
 
@@ -31,7 +39,7 @@ class Progress:
 
     def __init__(self, notice: Callable[[str], None] = lambda _: None) -> None:
         self._notice = notice
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True)
         self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -97,7 +105,7 @@ class Progress:
     def _tell(self, line: str) -> None:
         self._told = time.monotonic()
         if not self._console.is_terminal:
-            self._console.print(line, soft_wrap=True, markup=False)
+            tell(line)
 
     def _finish(self) -> None:
         if self._current is not None:

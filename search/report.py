@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from envs.attack import Attack
 from hwmodel.errors import InputError
 from search.baselines import BASELINES
 from search.baselines import DENSE_FP16
@@ -83,6 +84,7 @@ class Report:
 
     Attributes:
         level: Level of the hardware model that energies and cycles are of.
+        attack: What robust accuracies are under; None where none were measured.
         evaluations: Distinct configurations evaluated on the search split.
         search_images: Images of the search split; None before anything was evaluated.
         hypervolume: Of the search split, see ``search.front.hypervolume``; None without baselines.
@@ -101,6 +103,7 @@ class Report:
     accelerator: str
     level: str
     algorithm: str
+    attack: Attack | None
     seeds: tuple[int, ...]
     budget: int
     evaluations: int
@@ -113,11 +116,6 @@ class Report:
     layers: dict[str, pd.DataFrame] = field(repr=False)
     time: Timing
 
-    @property
-    def is_attacked(self) -> bool:
-        """Whether accuracy under an attack was measured."""
-        return any(entry.search_robust_accuracy is not None for entry in self.baselines)
-
     def to_json(self) -> dict[str, Any]:
         """Plain data without the picture's ``points`` and ``layers``."""
         hidden = ("points", "layers")
@@ -125,7 +123,8 @@ class Report:
         lists = {key: [asdict(e) for e in plain[key]] for key in ("baselines", "best", "front")}
         stages = [{"stage": name, "seconds": time} for name, time in self.time.stages.items()]
         time = {**vars(self.time), "stages": stages}
-        return {**plain, **lists, "seeds": list(self.seeds), "time": time}
+        attack = None if self.attack is None else asdict(self.attack)
+        return {**plain, **lists, "attack": attack, "seeds": list(self.seeds), "time": time}
 
 
 def build_report(run: RunDirectory) -> Report:
@@ -146,6 +145,7 @@ def build_report(run: RunDirectory) -> Report:
         accelerator=spec.accelerator,
         level=spec.level,
         algorithm=spec.algorithm,
+        attack=spec.attack,
         seeds=spec.seeds,
         budget=spec.budget,
         evaluations=len(search),
@@ -172,7 +172,7 @@ class _Measure:
         self.int8_pj = _energy(rows, DENSE_INT8)
         self.fp16_pj = _energy(rows, DENSE_FP16)
         test = distinct(rows, "test").dropna(subset="accuracy")
-        self._test = test.drop_duplicates("config_hash").set_index("config_hash")
+        self._test = test.set_index("config_hash")
 
     @property
     def is_complete(self) -> bool:

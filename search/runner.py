@@ -16,6 +16,7 @@ from ray import tune
 
 from envs.config import CompressionConfig
 from envs.config import uniform
+from envs.evaluator import Evaluator
 from envs.layer_compression import COMPRESSION_VERSION
 from envs.problem import CompressionProblem
 from envs.setup import prepare_evaluator
@@ -103,6 +104,8 @@ def run_search(
         database = run.database(spec)
         evaluator = prepare_evaluator(task_spec.load(), local_database(database))
         share(database)
+        if spec.attack is not None:
+            _require_attackable(evaluator)
         worker_spec = WorkerSpec(
             task_spec,
             accelerator,
@@ -149,6 +152,15 @@ def _permit(run: RunDirectory) -> Iterator[Permit]:
     with suppress(InputError, OSError):  # what is left is of no use, unless another has taken over
         permit.require()
         permit.storage.clear()
+
+
+def _require_attackable(evaluator: Evaluator) -> None:
+    """Refuse an attack that the network does not allow before anything else is computed."""
+    try:
+        evaluator.require_attackable()
+    except InputError as error:
+        allowed = f"{error.allowed}; the network's have {error.value}"
+        raise InputError("robustness.attack", "on this task", allowed) from None
 
 
 def _set_aside_damaged(run: RunDirectory, log: EventLog) -> None:

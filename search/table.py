@@ -20,7 +20,7 @@ MISSING = "–"  # noqa: RUF001 (an en dash is meant)
 
 def headers(report: Report) -> list[str]:
     """Of the columns; accuracy under attack is one where it was measured."""
-    return [*_ACCURACY, *(["attacked %"] if report.is_attacked else []), *_COSTS]
+    return [*_ACCURACY, *(["attacked %"] if report.attack else []), *_COSTS]
 
 
 def cells(report: Report, entry: Entry) -> list[str]:
@@ -29,7 +29,7 @@ def cells(report: Report, entry: Entry) -> list[str]:
         entry.name or entry.config_hash,
         _fixed(entry.accuracy, 2, 100),
         _fixed(entry.accuracy_drop, 2),
-        *([_fixed(entry.robust_accuracy, 2, 100)] if report.is_attacked else []),
+        *([_fixed(entry.robust_accuracy, 2, 100)] if report.attack else []),
         _scaled(entry.energy_pj, "J", 1e-12),
         _fixed(entry.energy_ratio_int8, 3),
         _fixed(entry.energy_ratio_fp16, 3),

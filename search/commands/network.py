@@ -33,24 +33,26 @@ def add_verbs(verbs: Verbs) -> None:
     evaluate.add_argument(
         "--epsilon", type=float, help="most that it changes a value, as a share of the range"
     )
-    evaluate.add_argument("--attack-steps", type=int, default=Attack.steps, help="of pgd")
+    evaluate.add_argument("--attack-steps", type=int, help=f"of pgd; {Attack.steps}")
     evaluate.add_argument(
-        "--attack-images", type=int, default=Attack.images, help="of the split that it changes"
+        "--attack-images", type=int, help=f"of the split that it changes; {Attack.images}"
     )
 
 
 def _attack(args: argparse.Namespace) -> Attack | None:
+    flags = {"epsilon": "--epsilon", "steps": "--attack-steps", "images": "--attack-images"}
+    values = (args.epsilon, args.attack_steps, args.attack_images)
+    given = {name: value for name, value in zip(flags, values, strict=True) if value is not None}
     if args.attack is None:
-        if args.epsilon is not None:
-            raise InputError("--epsilon", args.epsilon, "give an --attack with it")
+        for name, value in given.items():
+            raise InputError(flags[name], value, "give an --attack with it")
         return None
-    if args.epsilon is None:
+    if "epsilon" not in given:
         raise InputError("--epsilon", None, "an attack needs it: 0.004 is one step of a byte")
     try:
-        return Attack(args.attack, args.epsilon, args.attack_steps, args.attack_images)
+        return Attack(args.attack, **given)
     except InputError as error:
-        prefix = "" if error.field == "epsilon" else "attack-"
-        raise InputError(f"--{prefix}{error.field}", error.value, error.allowed) from None
+        raise InputError(flags[error.field], error.value, error.allowed) from None
 
 
 def _evaluate(args: argparse.Namespace) -> None:

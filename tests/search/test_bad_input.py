@@ -202,6 +202,9 @@ CASES = {
     "size without an attack": Case(
         "evaluate --task digits --epsilon 0.1", ("--epsilon: 0.1", "--attack")
     ),
+    "steps without an attack": Case(
+        "evaluate --task digits --attack-steps 5", ("--attack-steps: 5", "--attack")
+    ),
     "size of an attack": Case(
         "evaluate --task digits --attack pgd --epsilon nan", ("--epsilon: nan", "above 0 to 1")
     ),

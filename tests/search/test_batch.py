@@ -189,7 +189,7 @@ def test_only_a_batch_has_failed_experiments(tmp_path: Path) -> None:
 
 
 RESULT = EvaluationResult(0.9, (0.9,), 100, 1.0)
-KEY = ("w", "search", "c")
+KEY = ("w", "search", "c", None)
 
 
 def test_what_two_ask_for_is_evaluated_by_one() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from ledger_rows import ROW
 from ledger_rows import evaluation
@@ -17,6 +18,7 @@ from pyarrow import fs
 from hwmodel.errors import InputError
 from search.ledger import COLUMNS
 from search.ledger import MEASURED
+from search.ledger import MERGED
 from search.ledger import SCHEMA
 from search.ledger import DamagedPartError
 from search.ledger import Ledger
@@ -304,3 +306,20 @@ def test_a_reader_keeps_nothing(ledger: Ledger) -> None:
     for _ in range(3):
         ledger.read()
     assert pa.total_allocated_bytes() == before
+
+
+def test_parts_from_before_attacks_are_read_and_merged(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    for number in range(MERGED):
+        ledger.append([evaluation(number)])
+    for part in tmp_path.glob("part-*.parquet"):
+        table = pq.read_table(part).drop_columns(["robust_accuracy"])
+        pq.write_table(table, tmp_path / f"part-{part.name[5:13]}.parquet")
+        part.unlink()
+    ledger.append([evaluation(99, robust_accuracy=0.5)])
+    assert ledger.merge() == MERGED
+    rows = Ledger(tmp_path).read()
+    assert len(rows) == MERGED + 1
+    assert rows["robust_accuracy"].count() == 1
+    assert ledger.find(f"{3:016x}", "search") == evaluation(3)
+    assert ledger.read(("accuracy",))["accuracy"].notna().all()
