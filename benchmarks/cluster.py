@@ -13,7 +13,8 @@ instead of compute, on four simulated nodes, eight of them in a process for the 
 efficiency is the time that they waited over the time that they were there to wait. The processor
 time of the trial for each evaluation tells how many it could keep busy on a machine without other
 work. ``workers`` measures true evaluations a second with one evaluator and with two, each with a
-processor and a thread of its own, alternately, random configurations that no one has seen before.
+processor and a thread of its own, alternately: the same random configurations each time, which
+these evaluators have not seen, from an option database that was filled before, as a search fills it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ import ray
 ROOT = Path(__file__).parents[1]
 NODES = 4
 PER_PROCESS = 8
+_WARM_UP = 4
+"""Evaluations of each pool before any is timed."""
 CONFIG = "x" * 2000
 """As long as the text of a configuration of twenty layers."""
 
@@ -288,35 +291,37 @@ def scaling(evaluators: list[int], seconds: float, rounds: int) -> None:
 def workers(task: Any, evaluations: int) -> None:
     import numpy as np
 
-    from envs.config import CompressionConfig
-    from envs.config import LayerDecision
+    from envs.setup import Menu
     from envs.setup import prepare_evaluator
+    from envs.space import NO_PRUNING
+    from envs.space import Method
     from hwmodel import load_accelerator
     from search.evaluation import EvaluationWorker
     from search.permit import Permit
     from search.permit import grant
     from search.pool import EvaluatorPool
+    from search.preparation import fill_database
     from search.requests import Request
     from search.requests import WorkerSpec
     from search.storage import Storage
 
-    chance = np.random.default_rng(0)
+    methods = (NO_PRUNING, Method.parse("element/l1"))
+    menu = Menu(
+        methods, (0.1, 0.2, 0.3, 0.4, 0.5), weight_bits=(4, 5, 6, 7, 8), activation_bits=(8,)
+    )
 
     def evaluator(spec: WorkerSpec, permit: Permit) -> EvaluationWorker:
         return EvaluationWorker(spec, permit=permit, threads=1)
-
-    def request(names: tuple[str, ...]) -> Request:
-        layers = {}
-        for name in names:
-            sparsity, bits = float(chance.choice([0.1, 0.2, 0.3, 0.4, 0.5])), chance.integers(4, 9)
-            layers[name] = LayerDecision("element", "l1", sparsity, int(bits), 8)
-        return Request(CompressionConfig(layers), "search", "search")
 
     local_ray()
     with tempfile.TemporaryDirectory() as directory:
         run = Storage.at(directory)
         database = run.child("database")
-        names = prepare_evaluator(task.load(), Path(database.root)).compressor.network.names
+        compressor = prepare_evaluator(task.load(), Path(database.root)).compressor
+        space = menu.space(compressor.network)
+        fill_database(compressor, space, task, database)
+        choices = space.sample(np.random.default_rng(0), _WARM_UP + evaluations)
+        requests = [Request(space.config(choice), "search", "search") for choice in choices]
         accelerator = load_accelerator("eyeriss-like")
         spec = WorkerSpec(task, accelerator, "mid", database, run.child("ledger"))
         permits = run.child("permits")
@@ -324,9 +329,9 @@ def workers(task: Any, evaluations: int) -> None:
         for size in (1, 2, 1, 2):
             permit = grant(permits, "seed-0")
             pool = EvaluatorPool(partial(evaluator, spec), size, 1, 0, permit)
-            list(pool.evaluate([request(names) for _ in range(4)]))  # all of them at work
+            list(pool.evaluate(requests[:_WARM_UP]))  # all of them at work
             start = time.perf_counter()
-            list(pool.evaluate([request(names) for _ in range(evaluations)]))
+            list(pool.evaluate(requests[_WARM_UP:]))
             seconds = time.perf_counter() - start
             each = evaluations / seconds
             print(f"{size:10} {evaluations:13} {seconds:9.1f} {each:15.3f}", flush=True)
