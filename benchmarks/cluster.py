@@ -14,7 +14,7 @@ efficiency is the time that they waited over the time that they were there to wa
 time of the trial for each evaluation tells how many it could keep busy on a machine without other
 work. ``workers`` measures true evaluations a second with one evaluator and with two, each with a
 processor and a thread of its own, alternately: the same random configurations each time, which
-these evaluators have not seen, from an option database that was filled before, as a search fills it.
+these evaluators have not seen, from an option database that is filled first, as in a search.
 """
 
 from __future__ import annotations
