@@ -138,9 +138,17 @@ def _gradient(network: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         raise InputError("outputs", shape, allowed)
     if not outputs.requires_grad:
         raise InputError("outputs", str(outputs.dtype), "an attack needs outputs with a gradient")
+    if _are_probabilities(outputs):
+        allowed = "an attack needs scores: leave the softmax out, which flattens gradients"
+        raise InputError("outputs", "probabilities", allowed)
     slopes = _slopes(outputs.detach(), targets.to(outputs.device)).to(outputs.dtype)
     (gradient,) = torch.autograd.grad(outputs, inputs, slopes)
     return gradient
+
+
+def _are_probabilities(outputs: Tensor) -> bool:
+    sums = outputs.detach().sum(1)
+    return bool((outputs >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())
 
 
 def _slopes(outputs: Tensor, targets: Tensor) -> Tensor:

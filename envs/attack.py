@@ -22,7 +22,8 @@ class Attack:
             many smaller steps, each brought back into it (Madry et al., ICLR 2018, section 2.1).
         epsilon: The bound, as a share of the range that the input's channel has in the calibration
             data, above 0 to 1. For images from black to white 1/255 is one step of a byte.
-        steps: Of ``pgd``, each 2.5 * epsilon / steps long, as Madry et al. take them.
+        steps: Of ``pgd``, each 2.5 * epsilon / steps long, as Madry et al. take them; ``fgsm``
+            takes one, whatever is said.
         images: How many of a split are attacked; always the same ones.
 
     Raises:
@@ -43,3 +44,5 @@ class Attack:
         for name in ("steps", "images"):
             if getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "use 1 or more")
+        if self.method == "fgsm":
+            object.__setattr__(self, "steps", 1)

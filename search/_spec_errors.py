@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from collections.abc import Sequence
 from types import NoneType
@@ -53,7 +54,9 @@ def _first_error(model: type[BaseModel], error: ValidationError) -> InputError:
         return InputError(f"{path}{separator}{inner}", cause.value, cause.allowed)
     if first["type"] == "extra_forbidden":
         section, key = _section(model, first["loc"][:-1]), str(first["loc"][-1])
-        similar = difflib.get_close_matches(key, section.model_fields, n=1)
+        known = list(section.model_fields)
+        similar = [name for name in known if name.startswith(key)]
+        similar = similar or difflib.get_close_matches(key, known, n=1)
         meant = f"did you mean {similar[0]}? " if similar else ""
         return InputError(path, first["input"], f"{meant}{_known_keys(section)}")
     if first["type"] == "missing":
@@ -62,7 +65,16 @@ def _first_error(model: type[BaseModel], error: ValidationError) -> InputError:
         keys = _known_keys(_section(model, first["loc"]))
         return InputError(path, first["input"], f"use a mapping; {keys}")
     message = first["msg"].replace("Input should", "it should", 1)
+    if first["type"] == "float_type" and _is_number(first["input"]):
+        message = f"write {float(first['input'])!r}: without a point YAML takes it for text"
     return InputError(path, first["input"], message)
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def _dotted(location: Sequence[int | str]) -> str:

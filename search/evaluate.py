@@ -31,10 +31,10 @@ def evaluate_config(
     """Accuracy and cost of one configuration; of the network as trained if there is none.
 
     Returns:
-        ``task``, ``split``, ``config_hash``, ``accuracy`` (0..1), under an attack
-        ``robust_accuracy``, ``images``, ``seconds`` and the costs of one inference by the ledger's
-        names: None for the network as trained where that is
-        wider than what the accelerator takes.
+        ``task``, ``split``, ``config_hash``, ``accuracy`` (0..1), ``images``, ``seconds`` and the
+        costs of one inference by the ledger's names, which are None for the network as trained
+        where that is wider than what the accelerator takes; under an attack also
+        ``robust_accuracy`` and which attack that was.
 
     Raises:
         InputError: the configuration does not fit the network or the accelerator, or there is no
@@ -58,10 +58,20 @@ def evaluate_config(
         "split": split,
         "config_hash": config.hash,
         "accuracy": result.accuracy,
-        **({} if attack is None else {"robust_accuracy": result.robust_accuracy}),
+        **({} if attack is None else _attacked(attack, result.robust_accuracy)),
         "images": result.images,
         "seconds": result.seconds,
         **costs,
+    }
+
+
+def _attacked(attack: Attack, robust_accuracy: float | None) -> dict[str, Any]:
+    return {
+        "robust_accuracy": robust_accuracy,
+        "attack": attack.method,
+        "epsilon": attack.epsilon,
+        "attack_steps": attack.steps,
+        "attack_images": attack.images,
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from envs.attack import Attack
 from envs.config import CompressionConfig
 from envs.config import uniform
 from envs.evaluator import Evaluator
@@ -105,7 +106,7 @@ def run_search(
         evaluator = prepare_evaluator(task_spec.load(), local_database(database))
         share(database)
         if spec.attack is not None:
-            _require_attackable(evaluator)
+            _require_attackable(evaluator, spec.attack)
         worker_spec = WorkerSpec(
             task_spec,
             accelerator,
@@ -154,13 +155,13 @@ def _permit(run: RunDirectory) -> Iterator[Permit]:
         permit.storage.clear()
 
 
-def _require_attackable(evaluator: Evaluator) -> None:
+def _require_attackable(evaluator: Evaluator, attack: Attack) -> None:
     """Refuse an attack that the network does not allow before anything else is computed."""
     try:
         evaluator.require_attackable()
     except InputError as error:
-        allowed = f"{error.allowed}; the network's have {error.value}"
-        raise InputError("robustness.attack", "on this task", allowed) from None
+        allowed = f"{error.allowed}; this network's outputs: {error.value}"
+        raise InputError("robustness.attack", attack.method, allowed) from None
 
 
 def _set_aside_damaged(run: RunDirectory, log: EventLog) -> None:

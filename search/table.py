@@ -62,6 +62,13 @@ def terminal_table(report: Report) -> Table:
 def notes(report: Report) -> list[str]:
     """What the table alone does not tell."""
     lines = []
+    if report.attack is not None:
+        attack = report.attack
+        steps = f", {attack.steps} steps" if attack.method == "pgd" else ""
+        lines.append(
+            f"attacked %: accuracy on {attack.images} images of the split (all, if it has fewer) "
+            f"under {attack.method}{steps}, epsilon {attack.epsilon:g}."
+        )
     if not report.best:
         lines.append("No configuration holds a target yet.")
     unverified = [item.name for item in report.best if not item.verified]

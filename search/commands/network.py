@@ -29,13 +29,17 @@ def add_verbs(verbs: Verbs) -> None:
     evaluate.add_argument(
         "--split", choices=("calibration", "search", "test", "all"), default="search"
     )
-    evaluate.add_argument("--attack", choices=get_args(AttackMethod), help="and under this attack")
+    evaluate.add_argument(
+        "--attack", choices=get_args(AttackMethod), help="measure under this attack too"
+    )
     evaluate.add_argument(
         "--epsilon", type=float, help="most that it changes a value, as a share of the range"
     )
-    evaluate.add_argument("--attack-steps", type=int, help=f"of pgd; {Attack.steps}")
     evaluate.add_argument(
-        "--attack-images", type=int, help=f"of the split that it changes; {Attack.images}"
+        "--attack-steps", type=int, help=f"steps of pgd, {Attack.steps} by default"
+    )
+    evaluate.add_argument(
+        "--attack-images", type=int, help=f"images that it changes, {Attack.images} by default"
     )
 
 

@@ -229,6 +229,19 @@ def test_what_does_not_give_scores_of_classes_is_refused(targets: tuple[int, ...
         attacked(network, inputs, labels, torch.arange(40), allowed, attack)
 
 
+def test_probabilities_are_refused() -> None:
+    network = nn.Sequential(nn.Linear(4, 3), nn.Softmax(1))
+    inputs, targets = torch.rand(9, 4), torch.zeros(9, dtype=torch.int64)
+    allowed, attack = ValueRange.of([inputs]), Attack("fgsm", 0.1)
+    with pytest.raises(InputError, match="leave the softmax out"):
+        attacked(network, inputs, targets, torch.arange(9), allowed, attack)
+
+
+def test_fgsm_takes_one_step() -> None:
+    assert Attack("fgsm", 0.1, steps=7) == Attack("fgsm", 0.1)
+    assert Attack("fgsm", 0.1).steps == 1
+
+
 class Decided(nn.Module):
     """Says which class, not how much."""
 

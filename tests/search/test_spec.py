@@ -112,6 +112,10 @@ def test_an_attack_is_read_and_written(tmp_path: Path) -> None:
         spec(robustness={"attack": "pgd", "epsilom": 0.01})
     with pytest.raises(InputError, match=r"robustness\.epsilon: 2"):
         spec(robustness={"attack": "pgd", "epsilon": 2.0})
+    with pytest.raises(InputError, match=r"robustness\.eps: .*did you mean epsilon\?"):
+        spec(robustness={"attack": "pgd", "eps": 0.01})
+    with pytest.raises(InputError, match=r"robustness\.epsilon: '1e-3'.*write 0\.001"):
+        spec(robustness={"attack": "pgd", "epsilon": "1e-3"})
     with pytest.raises(InputError, match=r"robustness: 'pgd' is not allowed; use a mapping; known"):
         spec(robustness="pgd")
 
