@@ -13,8 +13,7 @@ from torch import nn
 from envs.attack import Attack
 from envs.compression import CompressedNetwork
 from envs.quantization import ActivationRange
-from envs.quantization import activation_integers
-from envs.quantization import inverse_steps
+from envs.quantization import in_steps
 from envs.quantization import quantize_activation
 from envs.removal import shrunk_graph
 from envs.trace import TracedNetwork
@@ -36,9 +35,8 @@ class StraightThrough(nn.Module):
             return x
         if self.grid.bits == 16:
             return x + (quantize_activation(x, self.grid) - x).detach()
-        steps = inverse_steps(self.grid, x.ndim)
-        steps = steps if isinstance(steps, float) else steps.to(x.device)
-        scaled, integers = x * steps, activation_integers(x.detach(), self.grid)
+        scaled = in_steps(x, self.grid)
+        integers = scaled.detach().round().clamp_(self.grid.low, self.grid.high)
         # Values at an end of the grid pass too: zeros are at one, of images and after a ReLU.
         passed = scaled * ((scaled - integers).abs() <= 0.5)
         return (passed + (integers - passed).detach()) * self.grid.scale
@@ -112,10 +110,10 @@ def attacked(
     else:
         step, steps = bound * (2.5 / attack.steps), attack.steps
         start = inputs + bound * _random_offsets(inputs, rows)
-        changed = torch.minimum(torch.maximum(start, low), high)
+        changed = start.clamp(low, high)
     for _ in range(steps):
         uphill = _gradient(network, changed, targets).sign()
-        changed = torch.minimum(torch.maximum(changed + step * uphill, low), high)
+        changed = (changed + step * uphill).clamp(low, high)
     return changed
 
 

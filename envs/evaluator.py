@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Iterable
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -24,6 +26,7 @@ from envs.config import uniform
 from envs.early_stopping import AccuracyLimit
 from envs.early_stopping import SequentialTest
 from envs.lowering import lower
+from envs.resident import Part
 from envs.resident import ResidentData
 from envs.resident import images_in_cache
 from envs.tasks import Task
@@ -104,7 +107,8 @@ class Evaluator:
         if limit is not None and self.task.metric is top1 and self._data.is_shuffled(split):
             accuracy, blocks, images, holds = self._until_known(module, split, limit)
         else:
-            outputs, targets = self._run(module, split, self.task.predict)
+            parts = self._data.parts(split)
+            outputs, targets = self._run(module, parts, self.task.predict)
             accuracy, blocks = self._metric(outputs, targets), self._blocks(outputs, targets)
             images, holds = len(outputs), None
             if limit is not None:
@@ -124,7 +128,7 @@ class Evaluator:
 
     def outputs(self, compressed: CompressedNetwork, split: str) -> tuple[Tensor, Tensor]:
         """Outputs of a compressed network on a split, (images, ...), and the targets."""
-        return self._run(self._load(compressed), split)
+        return self._run(self._load(compressed), self._data.parts(split))
 
     def calibration_outputs(self, compressed: CompressedNetwork, images: int) -> Tensor:
         """Outputs of a compressed network for some calibration images, (images, ...)."""
@@ -148,12 +152,12 @@ class Evaluator:
         return lower(self.compressor.network, compressed, integers).to(self.device)
 
     def _run(
-        self, module: nn.Module, split: str, predict: Predict | None = None
+        self, module: nn.Module, parts: Iterable[Part], predict: Predict | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Outputs, or what is predicted from them, and targets of a split in its own order."""
+        """Outputs, or what is predicted from them, and targets of parts in the split's order."""
         outputs, targets, rows = [], [], []
         with torch.inference_mode(), _full_precision():
-            for part in self._data.parts(split):
+            for part in parts:
                 given = module(part.inputs).float()
                 outputs.append((given if predict is None else predict(given)).cpu())
                 targets.append(part.targets)
@@ -166,23 +170,23 @@ class Evaluator:
     ) -> float:
         """The metric on images that are made to mislead this very network."""
         network = differentiable(self.compressor.network, compressed).to(self.device)
-        allowed = self._range_of_inputs()
-        outputs, targets, rows, images = [], [], [], attack.images
-        with _full_precision():
-            for part in self._data.parts(split):
-                inputs = part.inputs[:images].clone()  # what inference mode made has no gradients
-                targets.append(part.targets[:images])
-                rows.append(part.rows[:images])
-                inputs = attacked(network, inputs, targets[-1], rows[-1], allowed, attack)
-                with torch.inference_mode():
-                    given = module(inputs).float()
-                predict = self.task.predict
-                outputs.append((given if predict is None else predict(given)).cpu())
-                images -= len(inputs)
-                if images <= 0:
-                    break
-        order = torch.cat(rows).argsort()
-        return self._metric(torch.cat(outputs)[order], torch.cat(targets)[order])
+        parts = self._attacked(network, self._range_of_inputs(), split, attack)
+        return self._metric(*self._run(module, parts, self.task.predict))
+
+    def _attacked(
+        self, network: nn.Module, allowed: ValueRange, split: str, attack: Attack
+    ) -> Iterator[Part]:
+        """The first images of a split, changed."""
+        left = attack.images
+        for part in self._data.parts(split):
+            targets, rows = part.targets[:left], part.rows[:left]
+            with torch.inference_mode(False), torch.enable_grad():
+                inputs = part.inputs[:left].clone()  # what inference mode made has no gradients
+                changed = attacked(network, inputs, targets, rows, allowed, attack)
+            yield Part(changed, targets, rows)
+            left -= len(rows)
+            if left <= 0:
+                return
 
     def _range_of_inputs(self) -> ValueRange:
         if self._allowed is None:
@@ -216,7 +220,8 @@ class Evaluator:
         """Metric of the uncompressed network, and which images it gets right, (images,)."""
         if split not in self._dense:
             dense = self.compressor.compress(uniform(self.compressor.network.names, 32))
-            outputs, targets = self._run(self._load(dense), split, self.task.predict)
+            parts = self._data.parts(split)
+            outputs, targets = self._run(self._load(dense), parts, self.task.predict)
             scores = _scores(outputs, targets) if self.task.metric is top1 else torch.empty(0)
             self._dense[split] = self._metric(outputs, targets), scores
         return self._dense[split]

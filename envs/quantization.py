@@ -167,9 +167,13 @@ def quantize_activation(x: Tensor, range_: ActivationRange) -> Tensor:
 
 def activation_integers(x: Tensor, range_: ActivationRange) -> Tensor:
     """Integers of the nearest representable values, as floats; not for 16 and 32 bits."""
+    return in_steps(x, range_).round_().clamp_(range_.low, range_.high)
+
+
+def in_steps(x: Tensor, range_: ActivationRange) -> Tensor:
+    """Values in steps of a grid, not rounded yet; not for 16 and 32 bits."""
     steps = inverse_steps(range_, x.ndim)
-    by = steps if isinstance(steps, float) else steps.to(x.device)
-    return x.mul(by).round_().clamp_(range_.low, range_.high)
+    return x.mul(steps if isinstance(steps, float) else steps.to(x.device))
 
 
 def inverse_steps(range_: ActivationRange, rank: int) -> float | Tensor:
