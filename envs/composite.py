@@ -32,12 +32,26 @@ def nearest_entries(space: SearchSpace, amounts: NDArray[np.floating]) -> NDArra
         Indices into the menus of sparsities, weight widths and activation widths, (walks, 3).
     """
     columns = []
-    menus = (space.sparsities, space.weight_bits, space.activation_bits)
-    for amount, menu in zip(np.asarray(amounts, dtype=np.float64).T, menus, strict=True):
+    for amount, menu in zip(np.asarray(amounts, dtype=np.float64).T, _menus(space), strict=True):
         low, high = menu[0], menu[-1]
         value = low + (amount + 1.0) / 2.0 * (high - low)
-        columns.append(np.abs(value[:, None] - np.array(menu)).argmin(axis=1))
+        columns.append(np.abs(value[:, None] - menu).argmin(axis=1))
     return np.stack(columns, axis=1)
+
+
+def amounts_of(space: SearchSpace, entries: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Amounts, (..., 3), whose nearest entries these are, (..., 3); inverse of the above."""
+    amounts = np.zeros(entries.shape, dtype=np.float32)
+    for column, menu in enumerate(_menus(space)):
+        span = menu[-1] - menu[0]
+        if span > 0:
+            amounts[..., column] = 2.0 * (menu[entries[..., column]] - menu[0]) / span - 1.0
+    return amounts
+
+
+def _menus(space: SearchSpace) -> list[NDArray[np.float64]]:
+    menus = (space.sparsities, space.weight_bits, space.activation_bits)
+    return [np.array(menu, dtype=np.float64) for menu in menus]
 
 
 class CompositeEpisode(Episode):

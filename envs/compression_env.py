@@ -1,6 +1,8 @@
-"""The compression game for RLlib: two agents take turns through the layers of a network.
+"""The compression game for RLlib: two agents take turns to compress a network.
 
-``CompressionEnv`` has discrete actions alone, ``CompositeEnv`` one agent with continuous ones.
+``CompressionEnv`` walks through the layers and has discrete actions alone, ``CompositeEnv`` walks
+too and has one agent with continuous ones, and in ``RoundsEnv`` each agent decides about all
+layers at once.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from envs.env_arguments import read_game
 from envs.episode import AGENTS
 from envs.episode import Episode
 from envs.observation import OBSERVATION_SIZE
+from envs.observation import PROPOSAL_SIZE
+from envs.rounds import RoundsEpisode
 
 Spaces: TypeAlias = "dict[str, gymnasium.Space[Any]]"
 
@@ -76,8 +80,9 @@ class CompressionEnv(MultiAgentEnv):
         super().__init__()
         with explained():
             self.game, self.targets = read_game(config or {})
-        sizes = self.game.problem.space.sizes
-        self.observation_spaces, self.action_spaces = self.spaces(sizes)
+        self.observation_spaces, self.action_spaces = self.spaces(
+            self.game.problem.space.sizes, len(self.game.layers)
+        )
         self.possible_agents = list(self.action_spaces)
         self.agents = list(self.action_spaces)
         # RLlib seeds an environment once and then resets it without seed: the state lives here.
@@ -85,13 +90,19 @@ class CompressionEnv(MultiAgentEnv):
         self._episode: Episode | None = None
 
     @staticmethod
-    def spaces(sizes: NDArray[np.int64]) -> tuple[Spaces, Spaces]:
-        """Observation and action spaces of the agents, for menus of these ``SearchSpace.sizes``."""
+    def spaces(sizes: NDArray[np.int64], layers: int) -> tuple[Spaces, Spaces]:
+        """Observation and action spaces of the agents.
+
+        Args:
+            sizes: ``SearchSpace.sizes`` of the menus.
+            layers: How many are decided about; a walk's spaces do not depend on it.
+        """
         pairs = zip(AGENTS, (sizes[:2], sizes[2:]), strict=True)
         actions: Spaces = {agent: gymnasium.spaces.MultiDiscrete(pair) for agent, pair in pairs}
         return dict.fromkeys(actions, _unit_box(OBSERVATION_SIZE)), actions
 
-    def _start(self, targets: NDArray[np.float64]) -> Episode:
+    def start(self, targets: NDArray[np.float64]) -> Episode:
+        """Episodes of this game side by side, one for every target in points."""
         return Episode(self.game, targets)
 
     def use(self, accuracy: AccuracySource) -> None:
@@ -107,7 +118,7 @@ class CompressionEnv(MultiAgentEnv):
             if seed is not None:
                 self._rng = np.random.default_rng(seed)
             target = choose_target(self._rng, self.targets, options)
-            episode = self._episode = self._start(np.array([target]))
+            episode = self._episode = self.start(np.array([target]))
             return {episode.agent: episode.observe()[0]}, {}
 
     def step(
@@ -159,16 +170,51 @@ class CompositeEnv(CompressionEnv):
     """
 
     @staticmethod
-    def spaces(sizes: NDArray[np.int64]) -> tuple[Spaces, Spaces]:
+    def spaces(sizes: NDArray[np.int64], layers: int) -> tuple[Spaces, Spaces]:
         amounts, method = COMPOSITE_AGENTS
         return (
             {amounts: _unit_box(OBSERVATION_SIZE), method: _unit_box(METHOD_OBSERVATION_SIZE)},
             {amounts: _unit_box(len(AMOUNTS)), method: gymnasium.spaces.Discrete(int(sizes[0]))},
         )
 
-    def _start(self, targets: NDArray[np.float64]) -> CompositeEpisode:
+    def start(self, targets: NDArray[np.float64]) -> CompositeEpisode:
         return CompositeEpisode(self.game, targets)
 
 
-def _unit_box(size: int) -> gymnasium.spaces.Box:
-    return gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
+class RoundsEnv(CompressionEnv):
+    """The same game with whole configurations, refined in a few rounds.
+
+    ## Description
+    In each of ``envs.rounds.ROUNDS`` rounds the agent ``pruning`` decides about all layers at
+    once, and then ``precision`` does; both see what the whole configuration costs, and what they
+    decide replaces what they had decided in the round before. Layers that are pinned are neither
+    decided nor seen.
+
+    ## Action Space
+    | Agent | Space | Meaning |
+    |---|---|---|
+    | ``pruning`` | ``MultiDiscrete([methods, sparsities] * layers)`` | indices, layer by layer |
+    | ``precision`` | ``MultiDiscrete([widths, widths] * layers)`` | indices, layer by layer |
+
+    ## Observation Space
+    ``Box(-1, 1, (layers, PROPOSAL_SIZE), float32)`` for both agents: a row for every layer, which
+    ``envs.observation.PROPOSAL_NAMES`` and docs/environment.md explain.
+
+    ## Rewards, Starting State, Episode End
+    As in ``CompressionEnv``; an episode has two decisions a round.
+    """
+
+    @staticmethod
+    def spaces(sizes: NDArray[np.int64], layers: int) -> tuple[Spaces, Spaces]:
+        pairs = zip(AGENTS, (sizes[:2], sizes[2:]), strict=True)
+        actions: Spaces = {
+            agent: gymnasium.spaces.MultiDiscrete(np.tile(pair, layers)) for agent, pair in pairs
+        }
+        return dict.fromkeys(actions, _unit_box(layers, PROPOSAL_SIZE)), actions
+
+    def start(self, targets: NDArray[np.float64]) -> RoundsEpisode:
+        return RoundsEpisode(self.game, targets)
+
+
+def _unit_box(*shape: int) -> gymnasium.spaces.Box:
+    return gymnasium.spaces.Box(-1.0, 1.0, shape, np.float32)

@@ -20,6 +20,8 @@ from hwmodel.errors import InputError
 
 AGENTS: Final = ("pruning", "precision")
 """Who decides, in turn, about every layer."""
+COLUMNS: Final = (slice(0, WEIGHT_BITS), slice(WEIGHT_BITS, None))
+"""Columns of a choice that each agent decides about."""
 TARGETS: Final = (0.2, 10.0)
 """Range of accuracy-drop limits, in points, that episodes draw from (log-uniform)."""
 PENALTY: Final = 2.0
@@ -135,8 +137,13 @@ class Episode:
         return layers[min(self._turn // 2, len(layers) - 1)]
 
     @property
+    def turns(self) -> int:
+        """Decisions of an episode, those of all agents together."""
+        return len(AGENTS) * len(self._game.layers)
+
+    @property
     def is_done(self) -> bool:
-        return self._turn == 2 * len(self._game.layers)
+        return self._turn == self.turns
 
     def observe(self) -> NDArray[np.float32]:
         """What the agent whose turn it is sees, (candidates, OBSERVATION_SIZE) in [-1, 1]."""
@@ -167,6 +174,22 @@ class Episode:
         before = self.score
         self._appraise()
         return self.score - before
+
+    def actions_toward(self, choices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What the agent whose turn it is would do to end with ``choices``.
+
+        Args:
+            choices: Canonical, (candidates, layers, 4).
+
+        Returns:
+            Actions as :meth:`decide` takes them.
+        """
+        return choices[:, self.layer, self._columns]
+
+    @property
+    def _columns(self) -> slice:
+        """Columns of a choice that the agent whose turn it is decides about."""
+        return COLUMNS[AGENTS.index(self.agent)]
 
     def _prune(self, actions: NDArray[np.int64]) -> None:
         """Apply pruning actions the way ``SearchSpace.canonical`` would."""

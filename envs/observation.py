@@ -60,9 +60,28 @@ DYNAMIC_NAMES = (
 OBSERVATION_NAMES = STATIC_NAMES + DAMAGE_NAMES + DYNAMIC_NAMES
 """Meaning of every number of an observation, in order; docs/environment.md explains them."""
 OBSERVATION_SIZE = len(OBSERVATION_NAMES)
+PROPOSAL_NAMES = (
+    *STATIC_NAMES,
+    *DAMAGE_NAMES,
+    *(f"this layer: {name}" for name in DECISION_NAMES),
+    "forced by the group's leader",
+    "input channels left",
+    "energy of this layer",
+    "damage of this layer",
+    "energy of the whole",
+    "drop of the whole",
+    "drop against target",
+    "target",
+    "decisions left",
+)
+"""Meaning of every number that is seen of one layer where all layers are decided at once."""
+PROPOSAL_SIZE = len(PROPOSAL_NAMES)
 
 NO_DAMAGE = 1e-4
 """Points below which damage is not told apart."""
+_STATICS = len(STATIC_NAMES)
+_DAMAGES = _STATICS + len(DAMAGE_NAMES)
+_FOLLOWS = STATIC_NAMES.index("removes filters when its leader does")
 
 
 class Observer:
@@ -96,7 +115,7 @@ class Observer:
         cheap = accuracy if accuracy.is_cheap else AccuracyPredictor(problem.table)
         damage = cheap.accuracy_drop(flat) - cheap.accuracy_drop(start[None])
         damage = np.where(valid, damage.reshape(valid.shape), 0.0)
-        self._log_damage = np.log(np.maximum(damage, NO_DAMAGE))
+        self._log_damage = _log_points(damage)
         start_energy = prices.layer_energy(start[None])[0]
         ratio = prices.layer_energy(flat).sum(axis=1).reshape(valid.shape) / start_energy.sum()
         saving = np.where(valid, np.clip(1.0 - ratio, 0.0, 1.0), 0.0)
@@ -132,31 +151,87 @@ class Observer:
         """
         count = len(choices)
         seen = np.zeros((count, OBSERVATION_SIZE), dtype=np.float32)
-        log_target = np.log(target)
-        statics, damages = len(STATIC_NAMES), len(STATIC_NAMES) + len(DAMAGE_NAMES)
-        seen[:, :statics] = self._static[layer]
-        seen[:, statics:damages] = (self._log_damage[layer] - log_target[:, None]) / 8.0
-        dynamic = seen[:, damages:]
+        seen[:, :_STATICS] = self._static[layer]
+        seen[:, _STATICS:_DAMAGES] = _against(self._log_damage[layer], target[:, None])
+        dynamic = seen[:, _DAMAGES:]
         self._describe(choices[:, layer], dynamic[:, 0:4])
         if previous >= 0:
             self._describe(choices[:, previous], dynamic[:, 4:8])
-        dynamic[:, 8] = self._static[layer, 14] * self._is_filter[choices[:, layer, METHOD]]
+        dynamic[:, 8] = self._static[layer, _FOLLOWS] * self._is_filter[choices[:, layer, METHOD]]
         kept_in, _ = self._channels(choices)
         dynamic[:, 9] = kept_in[:, layer] / self._dense_in[layer]
         dynamic[:, 10] = layer_energy.sum(axis=1) / start_energy
         dynamic[:, 11] = layer_energy[:, undecided].sum(axis=1) / start_energy
         dynamic[:, 12] = np.maximum(drop, 0.0) / 100.0
-        dynamic[:, 13] = np.log(np.maximum(drop, NO_DAMAGE) / target) / 8.0
-        dynamic[:, 14] = (log_target - np.log(0.05)) / np.log(1000.0)
+        dynamic[:, 13] = _against(_log_points(drop), target)
+        dynamic[:, 14] = _target_feature(target)
+        return np.clip(seen, -1.0, 1.0, out=seen)
+
+    def proposal(
+        self,
+        layers: list[int],
+        choices: NDArray[np.int64],
+        layer_energy: NDArray[np.float64],
+        start_energy: float,
+        drop: NDArray[np.float64],
+        layer_drop: NDArray[np.float64],
+        target: NDArray[np.float64],
+        turns_left: float,
+    ) -> NDArray[np.float32]:
+        """Observations of whole configurations.
+
+        Args:
+            layers: Layers that are seen.
+            choices: (candidates, layers, 4), canonical.
+            layer_energy: Of ``choices``, in pJ, (candidates, layers).
+            start_energy: Of the start, in pJ.
+            drop: Predicted, in points, (candidates,); 0 where nobody knows.
+            layer_drop: What of it would be undone by undoing each of ``layers``, in points,
+                (candidates, len(layers)); 0 where nobody knows.
+            target: In points, (candidates,).
+            turns_left: Share of the episode's turns that are still to come, this one among them.
+
+        Returns:
+            Shape (candidates, len(layers), PROPOSAL_SIZE), float32 in [-1, 1].
+        """
+        seen = np.zeros((len(choices), len(layers), PROPOSAL_SIZE), dtype=np.float32)
+        seen[..., :_STATICS] = self._static[layers]
+        seen[..., _STATICS:_DAMAGES] = _against(self._log_damage[layers], target[:, None, None])
+        dynamic = seen[..., _DAMAGES:]
+        rows = choices[:, layers]
+        self._describe(rows, dynamic[..., 0:4])
+        dynamic[..., 4] = self._static[layers, _FOLLOWS] * self._is_filter[rows[..., METHOD]]
+        kept_in, _ = self._channels(choices)
+        dynamic[..., 5] = (kept_in / self._dense_in)[:, layers]
+        dynamic[..., 6] = np.sqrt(layer_energy[:, layers] / start_energy)
+        dynamic[..., 7] = _against(_log_points(layer_drop), target[:, None])
+        dynamic[..., 8] = layer_energy.sum(axis=1, keepdims=True) / start_energy
+        dynamic[..., 9] = np.maximum(drop, 0.0)[:, None] / 100.0
+        dynamic[..., 10] = _against(_log_points(drop), target)[:, None]
+        dynamic[..., 11] = _target_feature(target)[:, None]
+        dynamic[..., 12] = turns_left
         return np.clip(seen, -1.0, 1.0, out=seen)
 
     def _describe(self, rows: NDArray[np.int64], out: NDArray[np.float32]) -> None:
-        """Write what has been decided for one layer, ``rows`` (candidates, 4), into ``out``."""
-        sparsity = self._sparsities[rows[:, SPARSITY]]
-        out[:, 0] = self._is_element[rows[:, METHOD]] * sparsity
-        out[:, 1] = self._is_filter[rows[:, METHOD]] * sparsity
-        out[:, 2] = self._weight_bits[rows[:, WEIGHT_BITS]]
-        out[:, 3] = self._activation_bits[rows[:, ACTIVATION_BITS]]
+        """Write what has been decided for layers, ``rows`` (..., 4), into ``out``, (..., 4)."""
+        sparsity = self._sparsities[rows[..., SPARSITY]]
+        out[..., 0] = self._is_element[rows[..., METHOD]] * sparsity
+        out[..., 1] = self._is_filter[rows[..., METHOD]] * sparsity
+        out[..., 2] = self._weight_bits[rows[..., WEIGHT_BITS]]
+        out[..., 3] = self._activation_bits[rows[..., ACTIVATION_BITS]]
+
+
+def _log_points(drop: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.log(np.maximum(drop, NO_DAMAGE))
+
+
+def _against(log_points: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points, given by their logarithm, against a target in points: 0 where they are equal."""
+    return (log_points - np.log(target)) / 8.0
+
+
+def _target_feature(target: NDArray[np.float64]) -> NDArray[np.float64]:
+    return (np.log(target) - np.log(0.05)) / np.log(1000.0)
 
 
 def _layer_features(

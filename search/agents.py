@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,28 +13,35 @@ import torch
 from numpy.typing import NDArray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
 from envs.accuracy import AccuracySource
 from envs.compression_env import CompressionEnv
+from envs.episode import AGENTS
 from hwmodel.errors import InputError
 from search.run_directory import CHECKPOINT
 from search.walks import GameRunner
 
 EPISODES_PER_ROUND = 32
 """Episodes between two updates of the policies."""
+IMITATION_BATCH = 64
+IMITATION_RATE = 2e-3
+CAUTION = 1.0
+"""Log-odds by which a new policy prefers a milder value of an action to the next harsher one."""
 
 
 class Agents:
     """Agents that play the game of one problem and learn from it, in this process.
 
     Args:
-        algorithm: Trains them; one iteration of it plays ``EPISODES_PER_ROUND`` episodes with a
-            local runner that has ``use``, ``propose`` and ``rng``.
+        algorithm: Trains them, with a local runner that has ``use``, ``propose`` and ``rng``.
+        episodes: That one iteration of it plays.
     """
 
-    def __init__(self, algorithm: Algorithm) -> None:
+    def __init__(self, algorithm: Algorithm, episodes: int = EPISODES_PER_ROUND) -> None:
         self.algorithm = algorithm
+        self._episodes = episodes
 
     def use(self, accuracy: AccuracySource) -> None:
         """Judge the episodes to come by ``accuracy``: a predictor that has learnt more."""
@@ -46,10 +54,26 @@ class Agents:
             Mean return of the latest episodes: their score minus that of the start.
         """
         mean_return = 0.0
-        for _ in range(0, episodes, EPISODES_PER_ROUND):
+        for _ in range(0, episodes, self._episodes):
             result = self.algorithm.train()
             mean_return = float(result["env_runners"]["episode_return_mean"])
         return mean_return
+
+    def imitate(
+        self, choices: NDArray[np.int64], targets: NDArray[np.float64], epochs: int
+    ) -> None:
+        """Learn to take the decisions that lead to given configurations, by their likelihood.
+
+        Args:
+            choices: Canonical, (candidates, layers, 4).
+            targets: Accuracy drops, in points, at which each is the thing to do, (candidates,).
+            epochs: Passes over all decisions.
+        """
+        runner = self.algorithm.env_runner
+        module = self.algorithm.learner_group._learner.module
+        for agent, (seen, actions) in runner.demonstrate(choices, targets).items():
+            _maximize_likelihood(module[agent].unwrapped(), seen, actions, epochs, runner.rng)
+        self._share_weights()
 
     def propose(
         self, targets: NDArray[np.float64], rng: np.random.Generator | None
@@ -96,6 +120,10 @@ class Agents:
             load(torch.load(path, weights_only=True))
         except Exception as error:  # torch and zipfile raise many kinds
             raise InputError("policies", str(path), f"use agents of this run ({error})") from None
+        self._share_weights()
+
+    def _share_weights(self) -> None:
+        """Have the runner play by what the learner has."""
         self.algorithm.env_runner_group.sync_weights(
             from_worker_or_learner_group=self.algorithm.learner_group, inference_only=True
         )
@@ -130,6 +158,46 @@ class Agents:
             for (_, optimizer), values in zip(optimizers, state["optimizers"][agent], strict=True):
                 optimizer.load_state_dict(values)
         self.algorithm.env_runner.rng.bit_generator.state = state["rng"]
+
+
+def _maximize_likelihood(
+    module: Any,
+    seen: NDArray[np.float32],
+    actions: NDArray[np.int64],
+    epochs: int,
+    rng: np.random.Generator,
+) -> None:
+    """Raise the probability of actions (decisions, ...) after observations (decisions, ...)."""
+    observations, wanted = torch.from_numpy(seen), torch.from_numpy(actions)
+    distribution = module.get_train_action_dist_cls()
+    optimizer = torch.optim.Adam(module.parameters(), lr=IMITATION_RATE)
+    for _ in range(epochs):
+        for rows in torch.from_numpy(rng.permutation(len(seen))).split(IMITATION_BATCH):
+            logits = module.forward_train({Columns.OBS: observations[rows]})
+            likelihood = distribution.from_logits(logits[Columns.ACTION_DIST_INPUTS]).logp(
+                wanted[rows]
+            )
+            optimizer.zero_grad()
+            (-likelihood.mean()).backward()
+            optimizer.step()
+
+
+def cautious_logits(agent: str, sizes: Sequence[int]) -> torch.Tensor:
+    """Logits of a policy that changes little: wide numbers, few weights removed.
+
+    A network decided uniformly at random guesses; all that such episodes teach is that.
+
+    Args:
+        agent: One of ``AGENTS``.
+        sizes: Number of values of its two actions.
+
+    Returns:
+        Of both actions, joined, (sum of sizes,).
+    """
+    first, second = (torch.arange(float(size)) for size in sizes)
+    if agent == AGENTS[0]:  # no method first, then low sparsities
+        first, second = -first.clamp(max=1), -second
+    return CAUTION * torch.cat([first, second])  # widths ascend
 
 
 def in_process(

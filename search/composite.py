@@ -40,6 +40,7 @@ from search.composite_modules import Rainbow
 from search.composite_modules import RainbowCatalog
 from search.composite_walks import EPSILON
 from search.composite_walks import CompositeRunner
+from search.composite_walks import demonstrate
 from search.replay import WalkReplay
 
 HIDDEN = (64, 64)
@@ -155,6 +156,14 @@ class CompositeAgents(Agents):
         super().use(accuracy)
         self.algorithm.walks.appraise()
 
+    def imitate(
+        self, choices: NDArray[np.int64], targets: NDArray[np.float64], epochs: int
+    ) -> None:
+        """Replay the walks that lead to given configurations beside their own, once in the replay
+        whatever ``epochs`` says: both learn from anyone's walks.
+        """
+        self.algorithm.walks.add(demonstrate(self.algorithm.env_runner.game, choices, targets))
+
     def _state(self) -> dict[str, Any]:
         learner = self.algorithm.learner_group._learner
         return super()._state() | {
@@ -176,7 +185,7 @@ class CompositeAgents(Agents):
 
 def composite_modules(sizes: NDArray[np.int64]) -> MultiRLModuleSpec:
     """Both agents' networks, for menus of these ``SearchSpace.sizes``."""
-    observations, actions = CompositeEnv.spaces(sizes)
+    observations, actions = CompositeEnv.spaces(sizes, layers=1)
     network = DefaultModelConfig(fcnet_hiddens=list(HIDDEN))
     actor = RLModuleSpec(
         Actor,

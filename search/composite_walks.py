@@ -15,7 +15,10 @@ from ray.rllib.core.columns import Columns
 from envs.composite import AMOUNTS_AGENT
 from envs.composite import METHOD_AGENT
 from envs.composite import CompositeEpisode
+from envs.composite import amounts_of
 from envs.episode import Game
+from envs.space import METHOD
+from envs.space import SPARSITY
 from search.walks import GameRunner
 
 EPSILON = 0.05
@@ -73,6 +76,17 @@ def replay(game: Game, walks: Walks) -> Walks:
         METHOD_AGENT: walks.methods,
     }
     return play(game, walks.targets, lambda agent, position, _: decided[agent][:, position])
+
+
+def demonstrate(game: Game, choices: NDArray[np.int64], targets: NDArray[np.float64]) -> Walks:
+    """The walks that lead to ``choices``, canonical, (walks, layers, 4)."""
+    decided = choices[:, game.layers]
+    amounts = amounts_of(game.problem.space, decided[..., SPARSITY:])
+
+    def decide(agent: str, position: int, _: NDArray[np.float32]) -> NDArray[Any]:
+        return (amounts if agent == AMOUNTS_AGENT else decided[..., METHOD])[:, position]
+
+    return play(game, targets, decide)
 
 
 class CompositeRunner(GameRunner):

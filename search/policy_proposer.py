@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.accuracy import AccuracySource
 from envs.problem import CompressionProblem
-from search.agents import Agents
 from search.measurements import Measurements
 from search.measurements import Reference
 from search.proposers import Front
@@ -21,10 +19,17 @@ from search.storage import Storage
 from search.storage import local_copy
 from search.storage import write_error
 
+if TYPE_CHECKING:
+    from search.learners import MakeAgents
+
 FIRST_EPISODES = 1024
 """Episodes against the predictor before anything but the baselines was measured."""
 ROUND_EPISODES = 384
 """Episodes between two batches of true evaluations."""
+FIRST_EPOCHS = 60
+"""Passes over the allocations that new policies imitate."""
+ROUND_EPOCHS = 10
+"""Passes over the allocations between two batches of true evaluations."""
 CANDIDATES = 1024
 """Walks of the trained policies from which a batch is picked."""
 TARGET_POINTS = (0.1, 12.0)
@@ -32,14 +37,13 @@ TARGET_POINTS = (0.1, 12.0)
 REFINED = 48
 """Walks that are refined: as many as the predicted front has prices."""
 
-MakeAgents = Callable[[CompressionProblem, AccuracySource, int], Agents]
-
 
 class PolicyProposer:
     """Agents that train against a predictor, which true evaluations keep honest.
 
-    The policies' walks, the same walks after local search on the predictor, and the allocations
-    of ``dp+local`` are candidates alike; the expected growth of the front picks among them.
+    The agents first imitate the allocations of ``dp+local``, then learn from what they do
+    themselves. Their walks, the same walks after local search on the predictor, and the
+    allocations are candidates alike; the expected growth of the front picks among them.
 
     Args:
         problem: What is decided and how it is priced.
@@ -63,12 +67,12 @@ class PolicyProposer:
         self._policies = policies.child(f"seed-{seed}")
         self._agents = make_agents(problem, self._known.predictor, seed)
         self._seed = seed
-        self._episodes = FIRST_EPISODES
+        self._episodes, self._epochs = FIRST_EPISODES, FIRST_EPOCHS
         initial = policies.child(INITIAL_POLICIES)
         if CHECKPOINT in self._policies.names():
             with local_copy(self._policies) as directory:
                 self._agents.restore(directory)
-            self._episodes = ROUND_EPISODES
+            self._episodes, self._epochs = ROUND_EPISODES, ROUND_EPOCHS
         elif CHECKPOINT in initial.names():
             with local_copy(initial) as directory:
                 self._agents.start_from(directory)
@@ -77,10 +81,12 @@ class PolicyProposer:
         known = self._known
         known.fit()
         self._agents.use(known.predictor)
-        self._agents.train(self._episodes)
-        self._episodes = ROUND_EPISODES
         # Seeded by what is known, so that a resumed search does not repeat its draws.
         rng = np.random.default_rng([self._seed, len(known.accuracy)])
+        allocations = self._front.candidates(known, rng)
+        self._imitate(allocations)
+        self._agents.train(self._episodes)
+        self._episodes, self._epochs = ROUND_EPISODES, ROUND_EPOCHS
         low, high = np.log(TARGET_POINTS)
         targets = np.exp(rng.uniform(low, high, size=CANDIDATES))
         walks = np.concatenate(
@@ -90,9 +96,16 @@ class PolicyProposer:
             ]
         )
         best = known.select(walks, REFINED)
-        allocations = self._front.candidates(known, rng)
         refined = self._front.refine(known, best)
         return known.select(np.concatenate([walks, refined, allocations]), count)
+
+    def _imitate(self, allocations: NDArray[np.int64]) -> None:
+        """Have the agents do what allocation does where the drop that it leads to is asked for."""
+        drops = self._known.predictor.accuracy_drop(allocations)
+        low, high = TARGET_POINTS
+        asked = (drops >= low) & (drops <= high)
+        if asked.any():
+            self._agents.imitate(allocations[asked], drops[asked], self._epochs)
 
     def learn(self, choices: NDArray[np.int64], accuracy: NDArray[np.float64]) -> None:
         self._known.add(choices, accuracy)

@@ -21,36 +21,27 @@ from envs.problem import CompressionProblem
 from search.agents import EPISODES_PER_ROUND
 from search.agents import Agents
 from search.agents import build
+from search.agents import cautious_logits
 from search.agents import in_process
-from search.walks import WalkRunner
+from search.walks import EpisodeRunner
 
 HIDDEN = (64, 64)
-CAUTION = 1.0
-"""Log-odds by which a new policy prefers a milder value of an action to the next harsher one."""
 
 
 class CautiousModule(DefaultPPOTorchRLModule):
-    """PPO's module, whose new policy changes little: wide numbers, few weights removed.
-
-    A network decided uniformly at random guesses; all that such episodes teach is that.
-    """
+    """PPO's module, whose new policy changes little; see :func:`cautious_logits`."""
 
     def setup(self) -> None:
         super().setup()
         output = [layer for layer in self.pi.modules() if isinstance(layer, torch.nn.Linear)][-1]
         with torch.no_grad():
             output.weight.mul_(0.01)
-            first, second = (torch.arange(size) for size in self.action_space.nvec)
-            if self.model_config["agent"] == "pruning":  # no method first, then low sparsities
-                steps = [-first.clamp(max=1), -second]
-            else:  # widths ascend
-                steps = [first, second]
-            output.bias.copy_(CAUTION * torch.cat(steps))
+            output.bias.copy_(cautious_logits(self.model_config["agent"], self.action_space.nvec))
 
 
 def ppo_modules(sizes: NDArray[np.int64]) -> MultiRLModuleSpec:
     """Both agents' networks, for menus of these ``SearchSpace.sizes``."""
-    observations, actions = CompressionEnv.spaces(sizes)
+    observations, actions = CompressionEnv.spaces(sizes, layers=1)
     network = DefaultModelConfig(fcnet_hiddens=list(HIDDEN), vf_share_layers=False)
     modules = {
         agent: RLModuleSpec(
@@ -86,11 +77,11 @@ def ppo_agents(
     config = PPOConfig().training(
         train_batch_size_per_learner=batch,
         minibatch_size=min(320, batch),
-        num_epochs=10,
-        lr=2e-3,
+        num_epochs=4,
+        lr=3e-4,
         gamma=1.0,
         lambda_=0.7,
-        entropy_coeff=0.01,
+        entropy_coeff=0.003,
         use_kl_loss=False,
         clip_param=0.3,
         vf_clip_param=100.0,
@@ -98,4 +89,6 @@ def ppo_agents(
     )
     env_config = {"problem": problem, "accuracy": accuracy, "targets": targets}
     modules = ppo_modules(problem.space.sizes)
-    return Agents(build(in_process(config, CompressionEnv, env_config, WalkRunner, modules, seed)))
+    return Agents(
+        build(in_process(config, CompressionEnv, env_config, EpisodeRunner, modules, seed))
+    )

@@ -12,6 +12,8 @@ from envs.episode import start_choice
 from envs.problem import CompressionProblem
 from envs.space import SearchSpace
 from search.allocation import Allocator
+from search.learners import LEARNERS
+from search.learners import learner
 from search.measurements import Measurements
 from search.measurements import Reference
 from search.proposals import propose_random
@@ -205,17 +207,11 @@ def make_proposer(
         seed: The same seed draws the same.
         policies: Folder of a run's learned policies, see :class:`PolicyProposer`.
     """
-    if algorithm == "ppo":
-        # RLlib takes seconds to import, and only the policies need it.
-        from search.policy_proposer import PolicyProposer
-        from search.ppo import ppo_agents
-
-        return PolicyProposer(problem, reference, seed, ppo_agents, policies)
-    if algorithm == "composite":
-        from search.composite import composite_agents
+    if algorithm in LEARNERS:
         from search.policy_proposer import PolicyProposer
 
-        return PolicyProposer(problem, reference, seed, composite_agents, policies)
+        make_agents, _ = learner(algorithm)
+        return PolicyProposer(problem, reference, seed, make_agents, policies)
     if algorithm.startswith("optuna"):
         from search.optuna_proposer import OptunaProposer
 

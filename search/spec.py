@@ -47,7 +47,15 @@ MIN_BUDGET = 16
 """Room for the baselines and a few proposals of the search."""
 
 Algorithm = Literal[
-    "ppo", "composite", "dp", "dp+local", "random", "uniform", "optuna-tpe", "optuna-nsga2"
+    "ppo",
+    "ppo-rounds",
+    "composite",
+    "dp",
+    "dp+local",
+    "random",
+    "uniform",
+    "optuna-tpe",
+    "optuna-nsga2",
 ]
 """What proposes configurations; see ``search.proposers``."""
 

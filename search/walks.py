@@ -1,10 +1,11 @@
-"""Walks of the agents through a network, many at a time: for proposals and for RLlib's samples."""
+"""Episodes of the agents, many at a time: for proposals and for RLlib's samples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import KeysView
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,10 @@ from envs.accuracy import AccuracySource
 from envs.compression_env import CompressionEnv
 from envs.episode import AGENTS
 from envs.episode import Episode
-from envs.episode import Game
 from envs.episode import draw_target
 
 Policy = Callable[[str, NDArray[np.float32]], NDArray[np.float32]]
-"""From an agent and its observations (walks, numbers) to the logits of both actions, joined."""
+"""From an agent and its observations (episodes, ...) to the logits of both actions, joined."""
 
 
 def sample_actions(
@@ -31,12 +31,13 @@ def sample_actions(
     """Draw independent categorical actions, one per entry of ``sizes``.
 
     Args:
-        logits: Unnormalized log-probabilities of all actions side by side, (walks, sum of sizes).
+        logits: Unnormalized log-probabilities of all actions side by side, (episodes, sum of
+            sizes).
         sizes: Number of values of each action.
         rng: Draws the actions; None takes the likeliest.
 
     Returns:
-        Actions, (walks, actions), and the logarithm of their joint probability, (walks,).
+        Actions, (episodes, actions), and the logarithm of their joint probability, (episodes,).
     """
     actions, log_probability = [], np.zeros(len(logits), dtype=np.float32)
     for part in np.split(logits, np.cumsum(sizes)[:-1], axis=1):
@@ -50,39 +51,44 @@ def sample_actions(
     return np.stack(actions, axis=1), log_probability
 
 
+def module_outputs(
+    module: Mapping[str, Any], agent: str, observations: NDArray[np.float32]
+) -> dict[str, NDArray[np.float32]]:
+    """What the network of an agent says, by column; (episodes, ...) each."""
+    with torch.no_grad():
+        outputs = module[agent].forward_inference({Columns.OBS: torch.from_numpy(observations)})
+    return {column: tensor.numpy() for column, tensor in outputs.items()}
+
+
 def module_policy(module: Mapping[str, Any]) -> Policy:
     """The policy of RLlib's modules, one per agent."""
 
     def policy(agent: str, observations: NDArray[np.float32]) -> NDArray[np.float32]:
-        with torch.no_grad():
-            batch = {Columns.OBS: torch.from_numpy(observations)}
-            outputs = module[agent].forward_inference(batch)
-        return outputs[Columns.ACTION_DIST_INPUTS].numpy()
+        return module_outputs(module, agent, observations)[Columns.ACTION_DIST_INPUTS]
 
     return policy
 
 
-def walk(
-    game: Game,
-    targets: NDArray[np.float64],
+def play(
+    episode: Episode,
+    sizes: Mapping[str, NDArray[np.int64]],
     policy: Policy,
     rng: np.random.Generator | None,
 ) -> NDArray[np.int64]:
-    """Choices that a policy takes at the given targets.
+    """Choices that a policy takes in episodes that begin.
 
     Args:
-        game: The rules.
-        targets: Accepted accuracy drops in points, (walks,).
+        episode: Many side by side, each with its target.
+        sizes: Number of values of each action of every agent.
         policy: Takes the decisions.
         rng: Draws the actions; None takes the likeliest.
 
     Returns:
-        Canonical choices, (walks, layers, 4).
+        Canonical choices, (candidates, layers, 4).
     """
-    episode = Episode(game, targets)
     while not episode.is_done:
         logits = policy(episode.agent, episode.observe())
-        actions, _ = sample_actions(logits, game.action_sizes[episode.agent], rng)
+        actions, _ = sample_actions(logits, sizes[episode.agent], rng)
         episode.decide(actions)
     return episode.choices
 
@@ -103,7 +109,7 @@ class GameRunner(MultiAgentEnvRunner):
     """A runner in this process that plays the game of its environment by itself.
 
     RLlib steps environments one by one through its connectors, about a millisecond a step. Here
-    every step is taken by all walks of a batch together.
+    every step is taken by all episodes of a batch together.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -116,19 +122,67 @@ class GameRunner(MultiAgentEnvRunner):
         """Judge by ``accuracy`` from the next episode on."""
         self.game.use(accuracy)
 
-    def draw_targets(self, walks: int) -> NDArray[np.float64]:
-        """Targets from the environment's range, in points, (walks,)."""
-        return np.array([draw_target(self.rng, self._env.targets) for _ in range(walks)])
+    def draw_targets(self, count: int) -> NDArray[np.float64]:
+        """Targets from the environment's range, in points, (count,)."""
+        return np.array([draw_target(self.rng, self._env.targets) for _ in range(count)])
 
 
-class WalkRunner(GameRunner):
-    """Samples batches of episodes of ``CompressionEnv``, the same as RLlib would."""
+@dataclass(frozen=True)
+class Turn:
+    """One agent's decision in many episodes side by side.
+
+    Attributes:
+        agent: Who decided.
+        seen: Its observations, (episodes, ...).
+        actions: (episodes, actions).
+        rewards: Of the team, (episodes,).
+        columns: What the learner is told besides, by name, (episodes, ...) each.
+    """
+
+    agent: str
+    seen: NDArray[np.float32]
+    actions: NDArray[np.int64]
+    rewards: NDArray[np.float64]
+    columns: dict[str, NDArray[np.float32]]
+
+
+class EpisodeRunner(GameRunner):
+    """Samples batches of episodes of its environment, the same as RLlib would.
+
+    The environment's actions are discrete, its agents act in turn.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._sizes = {agent: space.nvec for agent, space in self._env.action_spaces.items()}
 
     def propose(
         self, targets: NDArray[np.float64], rng: np.random.Generator | None
     ) -> NDArray[np.int64]:
-        """Choices that the policies take; see :func:`walk`."""
-        return walk(self.game, targets, module_policy(self.module), rng)
+        """Choices that the policies take; see :func:`play`."""
+        return play(self._env.start(targets), self._sizes, module_policy(self.module), rng)
+
+    def demonstrate(
+        self, choices: NDArray[np.int64], targets: NDArray[np.float64]
+    ) -> dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]]:
+        """What each agent sees and does in the episodes that lead to ``choices``.
+
+        Args:
+            choices: Canonical, (candidates, layers, 4).
+            targets: Accepted accuracy drops in points, (candidates,).
+
+        Returns:
+            By agent: observations, (decisions, ...), and actions, (decisions, actions).
+        """
+        played = self._env.start(targets)
+        seen: dict[str, list[NDArray[np.float32]]] = {agent: [] for agent in AGENTS}
+        done: dict[str, list[NDArray[np.int64]]] = {agent: [] for agent in AGENTS}
+        while not played.is_done:
+            agent = played.agent
+            seen[agent].append(played.observe())
+            done[agent].append(played.actions_toward(choices))
+            played.decide(done[agent][-1])
+        return {a: (np.concatenate(seen[a]), np.concatenate(done[a])) for a in AGENTS}
 
     def _sample(
         self,
@@ -139,45 +193,49 @@ class WalkRunner(GameRunner):
         random_actions: bool = False,
         force_reset: bool = False,
     ) -> list[MultiAgentEpisode]:
-        steps = len(AGENTS) * len(self.game.layers)
-        walks = num_episodes or -(-(num_timesteps or 1) // steps)
-        episodes = self._walk(self.draw_targets(walks), explore)
+        turns = self._env.start(np.ones(1)).turns
+        count = num_episodes or -(-(num_timesteps or 1) // turns)
+        episodes = self._play(self._env.start(self.draw_targets(count)), explore)
         self._done_episodes_for_metrics.extend(episodes)
         for episode in episodes:
-            self._increase_sampled_metrics(steps, {}, episode)
+            self._increase_sampled_metrics(turns, {}, episode)
             episode.to_numpy()
         return episodes
 
-    def _walk(self, targets: NDArray[np.float64], explore: bool) -> list[MultiAgentEpisode]:
-        policy = module_policy(self.module)
-        walks = Episode(self.game, targets)
-        episodes = [self._empty_episode() for _ in targets]
-        seen = walks.observe()
-        for episode, observation in zip(episodes, seen, strict=True):
-            episode.add_env_reset(observations={walks.agent: observation}, infos={})
-        while not walks.is_done:
-            agent = walks.agent
-            logits = policy(agent, seen)
-            sizes = self.game.action_sizes[agent]
-            actions, log_probability = sample_actions(logits, sizes, self.rng if explore else None)
-            rewards = walks.decide(actions)
-            seen = walks.observe()
-            for index, episode in enumerate(episodes):
-                episode.add_env_step(
-                    observations={} if walks.is_done else {walks.agent: seen[index]},
-                    actions={agent: actions[index]},
-                    rewards=dict.fromkeys(AGENTS, float(rewards[index])),
-                    infos={},
-                    terminateds={"__all__": walks.is_done},
-                    truncateds={"__all__": False},
-                    extra_model_outputs={
-                        agent: {
-                            Columns.ACTION_DIST_INPUTS: logits[index],
-                            Columns.ACTION_LOGP: log_probability[index],
-                        }
-                    },
-                )
-        return episodes
+    def _play(self, played: Episode, explore: bool) -> list[MultiAgentEpisode]:
+        turns = []
+        while not played.is_done:
+            agent, seen = played.agent, played.observe()
+            columns = module_outputs(self.module, agent, seen)
+            logits = columns[Columns.ACTION_DIST_INPUTS]
+            actions, columns[Columns.ACTION_LOGP] = sample_actions(
+                logits, self._sizes[agent], self.rng if explore else None
+            )
+            turns.append(Turn(agent, seen, actions, played.decide(actions), columns))
+        self._add_columns(played, turns)
+        return [self._episode(turns, index) for index in range(len(played.targets))]
+
+    def _add_columns(self, played: Episode, turns: list[Turn]) -> None:
+        """Add to the columns of every turn what else the learner wants to know."""
+
+    def _episode(self, turns: list[Turn], index: int) -> MultiAgentEpisode:
+        """RLlib's form of one of the episodes."""
+        episode = self._empty_episode()
+        first = turns[0]
+        episode.add_env_reset(observations={first.agent: first.seen[index]}, infos={})
+        for turn, following in zip(turns, [*turns[1:], None], strict=True):
+            episode.add_env_step(
+                observations={following.agent: following.seen[index]} if following else {},
+                actions={turn.agent: turn.actions[index]},
+                rewards=dict.fromkeys(AGENTS, float(turn.rewards[index])),
+                infos={},
+                terminateds={"__all__": following is None},
+                truncateds={"__all__": False},
+                extra_model_outputs={
+                    turn.agent: {name: rows[index] for name, rows in turn.columns.items()}
+                },
+            )
+        return episode
 
     def _empty_episode(self) -> MultiAgentEpisode:
         return OrderedEpisode(

@@ -15,13 +15,13 @@ from search.front import accuracy_drop
 from search.front import baseline
 from search.front import distinct
 from search.front import hypervolume
+from search.learners import LEARNERS
+from search.learners import learner
 from search.ledger import MEASURED
 from search.run_directory import CHECKPOINT
 from search.run_directory import RunDirectory
 from search.spec import Spec
 
-LEARNERS = ("ppo", "composite")
-"""Algorithms that have policies."""
 _MENUS = ("methods", "sparsities", "weight_bits", "activation_bits")
 
 
@@ -38,7 +38,7 @@ def initial_policies(spec: Spec) -> dict[str, bytes]:
     if spec.init_from is None:
         return {}
     if spec.algorithm not in LEARNERS:
-        allowed = f"{spec.algorithm} has no policies, only {' and '.join(LEARNERS)} have"
+        allowed = f"{spec.algorithm} has no policies; {', '.join(LEARNERS)} have"
         raise InputError("init_from", spec.init_from, allowed)
     try:
         run = RunDirectory.open(spec.init_from)
@@ -93,12 +93,7 @@ def _check_shapes(content: bytes, spec: Spec) -> None:
     """Raise ValueError or KeyError unless a checkpoint's networks are those of the algorithm."""
     import torch
 
-    # RLlib takes seconds to import, and only who starts from policies needs it here.
-    if spec.algorithm == "ppo":
-        from search.ppo import ppo_modules as modules
-    else:
-        from search.composite import composite_modules as modules
-
+    _, modules = learner(spec.algorithm)
     # It warns of its own use of what it is about to give up.
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     # Weights only: a run directory may come from someone else, and pickles run code.

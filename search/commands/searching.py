@@ -53,7 +53,8 @@ def add_verbs(verbs: Verbs) -> None:
     search.add_argument("--level", help="level of the hardware model")
     search.add_argument(
         "--algorithm",
-        help="ppo, composite, dp, dp+local, uniform, random, optuna-tpe or optuna-nsga2",
+        help="ppo, ppo-rounds, composite, dp, dp+local, uniform, random, optuna-tpe or "
+        "optuna-nsga2",
     )
     search.add_argument("--init-from", metavar="RUN", help="start from the policies of this run")
     search.add_argument("--seeds", type=_seeds, help="how many (2 means 0,1), or a list: 0,5,7")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ray.rllib.utils.pre_checks.env import check_multiagent_environments
 
 from envs.composite import COMPOSITE_AGENTS
+from envs.composite import amounts_of
 from envs.composite import nearest_entries
 from envs.compression_env import CompositeEnv
 from envs.compression_env import CompressionEnv
@@ -45,6 +46,7 @@ def test_every_entry_of_every_menu_can_be_reached(
         amounts[:, column] = 2 * (np.array(menu) - menu[0]) / span - 1
         entries = nearest_entries(space, amounts)
         assert entries[:, column].tolist() == list(range(len(menu)))
+        assert np.array_equal(nearest_entries(space, amounts_of(space, entries)), entries)
 
 
 @given(st.lists(st.tuples(*[st.floats(-1, 1)] * 3), min_size=1, max_size=20))

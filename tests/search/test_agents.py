@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from envs.episode import Episode
 from envs.episode import Game
+from envs.episode import score
+from envs.observation import OBSERVATION_NAMES
+from envs.observation import PROPOSAL_NAMES
 from hwmodel import InputError
-from search.ppo import ppo_agents
+from search.agents import Agents
+from search.learners import learner
 from search.run_directory import CHECKPOINT
-from search.walks import module_policy
 from search.walks import sample_actions
-from search.walks import walk
 from tests.envs.synthetic import SyntheticAccuracy
 from tests.envs.synthetic import synthetic_problem
 
@@ -21,38 +22,56 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 PROBLEM = synthetic_problem(blocks=2)
 ACCURACY = SyntheticAccuracy(PROBLEM)
+GAME = Game(PROBLEM, ACCURACY)
 TARGETS = np.repeat([1.0, 5.0], 32)
 
 
 def mean_score(choices: np.ndarray) -> float:
     """Mean score over the targets of choices that were made for them."""
-    rows = iter(np.moveaxis(choices, 1, 0))
-    episode = Episode(Game(PROBLEM, ACCURACY), TARGETS)
-    while not episode.is_done:
-        row = next(rows)
-        episode.decide(row[:, :2])
-        episode.decide(row[:, 2:])
-    return float(episode.score.mean())
+    ratio = PROBLEM.cost(choices).energy_pj / GAME.start_energy
+    return float(score(ratio, ACCURACY.accuracy_drop(choices), TARGETS).mean())
 
 
-def test_agents_learn_to_do_better_than_nothing_and_far_better_than_chance() -> None:
-    agents = ppo_agents(PROBLEM, ACCURACY, seed=0)
+@pytest.fixture(params=["ppo", "ppo-rounds"])
+def algorithm(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def make(algorithm: str, seed: int = 0) -> Agents:
+    make_agents, _ = learner(algorithm)
+    return make_agents(PROBLEM, ACCURACY, seed)
+
+
+def test_agents_learn_to_do_better_than_nothing_and_far_better_than_chance(algorithm: str) -> None:
+    agents = make(algorithm)
     rng = np.random.default_rng(0)
     untrained = mean_score(agents.propose(TARGETS, rng))
-    returns = [agents.train(320) for _ in range(2)]
+    returns = [agents.train(768) for _ in range(2)]
     trained = mean_score(agents.propose(TARGETS, rng))
     chance = mean_score(PROBLEM.space.sample(rng, len(TARGETS)))
     assert returns[-1] > returns[0]
-    assert trained > 0.2  # leaving everything dense scores 0
-    assert trained > untrained + 0.2
+    assert trained > 0.05  # leaving everything dense scores 0
+    assert trained > untrained + 0.1
     assert trained > chance + 1.0
     agents.stop()
 
 
-def test_training_is_the_same_for_the_same_seed_and_differs_between_seeds() -> None:
+def test_what_is_imitated_is_done(algorithm: str) -> None:
+    rng = np.random.default_rng(0)
+    space = PROBLEM.space
+    shown = space.canonical(space.sample(rng, 2))
+    targets = np.array([0.5, 8.0])
+    agents = make(algorithm)
+    agents.imitate(np.repeat(shown, 32, axis=0), np.repeat(targets, 32), epochs=60)
+    assert np.array_equal(agents.propose(targets, None), shown)
+    agents.stop()
+
+
+def test_training_is_the_same_for_the_same_seed_and_differs_between_seeds(algorithm: str) -> None:
     proposals = []
     for seed in (1, 1, 2):
-        agents = ppo_agents(PROBLEM, ACCURACY, seed=seed)
+        agents = make(algorithm, seed)
+        agents.imitate(GAME.start_choice[None], np.ones(1), epochs=2)
         agents.train(16)
         proposals.append(agents.propose(TARGETS, np.random.default_rng(0)))
         agents.stop()
@@ -60,11 +79,11 @@ def test_training_is_the_same_for_the_same_seed_and_differs_between_seeds() -> N
     assert not np.array_equal(proposals[0], proposals[2])
 
 
-def test_saved_agents_go_on_where_they_stopped(tmp_path: Path) -> None:
-    first = ppo_agents(PROBLEM, ACCURACY, seed=0)
+def test_saved_agents_go_on_where_they_stopped(algorithm: str, tmp_path: Path) -> None:
+    first = make(algorithm)
     first.train(16)
     first.save(tmp_path)
-    second = ppo_agents(PROBLEM, ACCURACY, seed=5)
+    second = make(algorithm, seed=5)
     second.restore(tmp_path)
 
     def proposals() -> list[np.ndarray]:
@@ -79,7 +98,7 @@ def test_saved_agents_go_on_where_they_stopped(tmp_path: Path) -> None:
 
 
 def test_damaged_or_foreign_agents_are_named(tmp_path: Path) -> None:
-    agents = ppo_agents(PROBLEM, ACCURACY, seed=0)
+    agents = make("ppo")
     with pytest.raises(InputError, match="policies"):
         agents.restore(tmp_path)
     (tmp_path / CHECKPOINT).write_bytes(b"half a fi")
@@ -92,7 +111,7 @@ def test_damaged_or_foreign_agents_are_named(tmp_path: Path) -> None:
 
 
 def test_a_new_accuracy_judges_the_episodes_that_follow() -> None:
-    agents = ppo_agents(PROBLEM, ACCURACY, seed=0)
+    agents = make("ppo")
     harsh = SyntheticAccuracy(PROBLEM, scales=np.full((1, 2), 1000.0))
     before = agents.train(16)
     agents.use(harsh)
@@ -101,37 +120,40 @@ def test_a_new_accuracy_judges_the_episodes_that_follow() -> None:
     agents.stop()
 
 
-def test_batched_episodes_are_those_of_the_environment() -> None:
+def test_batched_episodes_are_those_of_the_environment(algorithm: str) -> None:
     """Every sampled episode, played again decision by decision, sees and earns the same."""
-    agents = ppo_agents(PROBLEM, ACCURACY, seed=0)
+    agents = make(algorithm)
     runner = agents.algorithm.env_runner
     env = runner.env.envs[0].unwrapped
+    names = PROPOSAL_NAMES if algorithm == "ppo-rounds" else OBSERVATION_NAMES
     for episode in runner.sample(num_episodes=2):
         assert episode.is_terminated
         parts = episode.agent_episodes
         seen = {agent: part.get_observations() for agent, part in parts.items()}
-        target = float(0.05 * np.exp(seen["pruning"][0][-1] * np.log(1000.0)))
+        told = seen["pruning"][0][..., names.index("target")].max()
+        target = float(0.05 * np.exp(told * np.log(1000.0)))
         observations, _ = env.reset(options={"target": target})
         earned = 0.0
-        for step in range(len(PROBLEM.space.layers)):
+        for step in range(len(parts["pruning"])):
             for agent in ("pruning", "precision"):
                 assert np.allclose(observations[agent], seen[agent][step], atol=1e-5)
                 action = parts[agent].get_actions(step)
                 observations, rewards, *_ = env.step({agent: action})
                 earned += rewards[agent]
+        assert not observations
         assert parts["pruning"].get_return() == pytest.approx(earned, abs=1e-4)
     agents.stop()
 
 
-def test_log_probabilities_are_those_of_rllib() -> None:
-    agents = ppo_agents(PROBLEM, ACCURACY, seed=0)
+def test_log_probabilities_are_those_of_rllib(algorithm: str) -> None:
+    agents = make(algorithm)
     module = agents.algorithm.env_runner.module["pruning"]
-    sizes = PROBLEM.space.sizes[:2]
+    sizes = module.action_space.nvec
     logits = np.random.default_rng(0).normal(size=(50, sizes.sum())).astype(np.float32)
     actions, log_probability = sample_actions(logits, sizes, np.random.default_rng(1))
     distribution = module.get_train_action_dist_cls().from_logits(torch.from_numpy(logits))
     expected = distribution.logp(torch.from_numpy(actions)).numpy()
-    assert np.allclose(log_probability, expected, atol=1e-5)
+    assert np.allclose(log_probability, expected, atol=1e-4)
     agents.stop()
 
 
@@ -144,9 +166,21 @@ def test_actions_are_drawn_with_the_probabilities_of_their_logits() -> None:
     assert not likeliest.any()
 
 
-def test_a_new_policy_is_cautious() -> None:
-    agents = ppo_agents(PROBLEM, ACCURACY, seed=0)
-    game = Game(PROBLEM, ACCURACY)
-    choices = walk(game, TARGETS, module_policy(agents.algorithm.env_runner.module), None)
-    assert np.array_equal(choices, np.broadcast_to(game.start_choice, choices.shape))
+def test_a_new_policy_is_cautious(algorithm: str) -> None:
+    agents = make(algorithm)
+    choices = agents.propose(TARGETS, None)
+    assert np.array_equal(choices, np.broadcast_to(GAME.start_choice, choices.shape))
+    agents.stop()
+
+
+def test_attention_does_not_care_how_many_layers_there_are_or_in_what_order() -> None:
+    agents = make("ppo-rounds")
+    module = agents.algorithm.env_runner.module["pruning"]
+    seen = torch.rand(3, 11, module.observation_space.shape[1])
+    order = torch.randperm(11)
+    said, shuffled = (
+        module.forward_inference({"obs": rows})["action_dist_inputs"].view(3, 11, -1)
+        for rows in (seen, seen[:, order])
+    )
+    assert torch.allclose(said[:, order], shuffled, atol=1e-5)
     agents.stop()

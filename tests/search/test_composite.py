@@ -15,6 +15,7 @@ from hwmodel import InputError
 from search.composite import CompositeAgents
 from search.composite import composite_agents
 from search.composite_walks import Walks
+from search.composite_walks import demonstrate
 from search.composite_walks import play
 from search.composite_walks import replay
 from search.replay import WalkReplay
@@ -53,6 +54,18 @@ def test_the_agents_learn_to_do_better_than_nothing_and_far_better_than_chance(
     learnt = mean_score(trained.propose(TARGETS, None))
     assert learnt > 0.05  # leaving everything dense scores 0
     assert learnt > mean_score(PROBLEM.space.sample(rng, len(TARGETS))) + 1.0
+
+
+def test_what_is_to_be_imitated_is_replayed() -> None:
+    shown = PROBLEM.space.canonical(PROBLEM.space.sample(np.random.default_rng(0), 3))
+    walks = demonstrate(GAME, shown, np.ones(3))
+    assert np.array_equal(walks.choices, shown)
+    agents = composite_agents(PROBLEM, ACCURACY, seed=1)
+    agents.imitate(shown, np.ones(3), epochs=1)
+    assert len(agents.algorithm.walks) == 3
+    agents.train(32)
+    assert len(agents.algorithm.walks) == 35
+    agents.stop()
 
 
 def test_saved_agents_go_on_exactly_where_they_stopped(

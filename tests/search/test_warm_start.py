@@ -17,10 +17,11 @@ from test_spec import spec
 from envs.episode import start_choice
 from hwmodel import InputError
 from search.agents import Agents
-from search.composite import composite_agents
+from search.learners import LEARNERS
+from search.learners import learner
 from search.measurements import Reference
 from search.policy_proposer import PolicyProposer
-from search.ppo import ppo_agents
+from search.rounds_modules import LayersModule
 from search.run_directory import CHECKPOINT
 from search.run_directory import INITIAL_POLICIES
 from search.run_directory import RunDirectory
@@ -42,7 +43,7 @@ SPACE = {
     "weight_bits": BITS,
     "activation_bits": BITS,
 }
-LEARNERS = {"ppo": ppo_agents, "composite": composite_agents}
+MAKERS = {name: learner(name)[0] for name in LEARNERS}
 
 
 @pytest.fixture(scope="module", params=LEARNERS)
@@ -53,7 +54,7 @@ def algorithm(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def trained(algorithm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agents]:
     """Agents that have played the small problem."""
-    agents = LEARNERS[algorithm](SMALL, SyntheticAccuracy(SMALL), 0)
+    agents = MAKERS[algorithm](SMALL, SyntheticAccuracy(SMALL), 0)
     agents.train(32)
     yield agents
     agents.stop()
@@ -64,8 +65,10 @@ def outputs(agents: Agents) -> dict[str, torch.Tensor]:
     module = agents.algorithm.env_runner.module
     found = {}
     for agent in ("pruning", "precision") if "pruning" in module else ("amounts", "method"):
-        size = module[agent].observation_space.shape[0]
-        seen = torch.rand(16, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        shape = module[agent].observation_space.shape[-1:]
+        if isinstance(module[agent].unwrapped(), LayersModule):
+            shape = (7, *shape)
+        seen = torch.rand(16, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
         with torch.no_grad():
             said = module[agent].forward_inference({"obs": seen})
         found |= {f"{agent} {name}": tensor for name, tensor in said.items()}
@@ -80,7 +83,7 @@ def test_agents_of_another_network_start_with_the_policies_and_nothing_else(
     algorithm: str, trained: Agents, tmp_path: Path
 ) -> None:
     trained.save(tmp_path)
-    new = LEARNERS[algorithm](LARGE, SyntheticAccuracy(LARGE), 5)
+    new = MAKERS[algorithm](LARGE, SyntheticAccuracy(LARGE), 5)
     fresh = copy.deepcopy(new._state())
     assert not are_equal(outputs(new), outputs(trained))
 
@@ -170,7 +173,7 @@ def test_nothing_is_taken_unless_asked_for() -> None:
 def test_a_seed_starts_from_the_initial_policies_and_resumes_from_its_own(
     tmp_path: Path, stopped: Callable[[Agents], None]
 ) -> None:
-    trained = ppo_agents(SMALL, SyntheticAccuracy(SMALL), 0)
+    trained = MAKERS["ppo"](SMALL, SyntheticAccuracy(SMALL), 0)
     stopped(trained)
     policies = Storage.at(tmp_path)
     trained.save(tmp_path / INITIAL_POLICIES)
@@ -178,7 +181,7 @@ def test_a_seed_starts_from_the_initial_policies_and_resumes_from_its_own(
     def proposer() -> PolicyProposer:
         energy = float(LARGE.cost(start_choice(LARGE.space)[None]).energy_pj[0])
         reference = Reference(0.9, 0.1, energy, (1.0,))
-        made = PolicyProposer(LARGE, reference, 7, ppo_agents, policies)
+        made = PolicyProposer(LARGE, reference, 7, MAKERS["ppo"], policies)
         stopped(made._agents)
         return made
 

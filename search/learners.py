@@ -1,0 +1,45 @@
+"""The algorithms that have policies: what makes their agents and their networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+
+    from envs.accuracy import AccuracySource
+    from envs.problem import CompressionProblem
+    from search.agents import Agents
+
+    MakeAgents = Callable[[CompressionProblem, AccuracySource, int], Agents]
+    MakeModules = Callable[[NDArray[np.int64]], MultiRLModuleSpec]
+
+LEARNERS = ("ppo", "ppo-rounds", "composite")
+"""Algorithms that have policies."""
+
+
+def learner(algorithm: str) -> tuple[MakeAgents, MakeModules]:
+    """What makes agents of a problem, a judge of accuracy and a seed, and what makes the networks
+    of all agents for menus of given ``SearchSpace.sizes``.
+
+    Args:
+        algorithm: One of ``LEARNERS``.
+    """
+    # RLlib takes seconds to import, and only the policies need it.
+    if algorithm == "ppo":
+        from search.ppo import ppo_agents
+        from search.ppo import ppo_modules
+
+        return ppo_agents, ppo_modules
+    if algorithm == "ppo-rounds":
+        from search.rounds import rounds_agents
+        from search.rounds import rounds_modules
+
+        return rounds_agents, rounds_modules
+    from search.composite import composite_agents
+    from search.composite import composite_modules
+
+    return composite_agents, composite_modules
