@@ -22,9 +22,9 @@ from search.storage import write_error
 if TYPE_CHECKING:
     from search.learners import MakeAgents
 
-FIRST_EPISODES = 1024
+FIRST_EPISODES = 512
 """Episodes against the predictor before anything but the baselines was measured."""
-ROUND_EPISODES = 384
+ROUND_EPISODES = 256
 """Episodes between two batches of true evaluations."""
 FIRST_EPOCHS = 60
 """Passes over the allocations that new policies imitate."""

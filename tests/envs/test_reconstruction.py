@@ -86,7 +86,12 @@ def brain_surgeon(row: Tensor, moment: Tensor, kept: int) -> Tensor:
     return row
 
 
-def test_sparse_comes_close_to_the_best_of_all_masks_and_to_the_exact_surgeon() -> None:
+@pytest.mark.parametrize("memory", [reconstruction._INVERSES_BYTES, 0])
+def test_sparse_comes_close_to_the_best_of_all_masks_and_to_the_exact_surgeon(
+    memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With inverses for all rows and without."""
+    monkeypatch.setattr(reconstruction, "_INVERSES_BYTES", memory)
     totals = {"best": 0.0, "surgeon": 0.0, "ours": 0.0}
     for seed in range(12):
         weight, moment = layer(rows=1, columns=8, seed=seed)
@@ -101,7 +106,41 @@ def test_sparse_comes_close_to_the_best_of_all_masks_and_to_the_exact_surgeon() 
         totals["best"] += min(error(least_squares(row, full, mask)) for mask in masks)
         totals["surgeon"] += error(brain_surgeon(row, full, 4))
         totals["ours"] += error(reconstruct_sparse(weight, moment, [0.5])[0, 0, 0])
-    assert totals["best"] <= totals["ours"] <= 1.15 * totals["surgeon"]
+    assert totals["best"] <= totals["ours"] <= (1.0 if memory else 1.15) * totals["surgeon"]
+
+
+def test_rows_with_inverses_lose_the_weights_that_the_exact_surgeon_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One weight at a time and without exchanges, the very same are left."""
+    monkeypatch.setattr(reconstruction, "_STAYS_EXACTLY", 0.999)
+    monkeypatch.setattr(reconstruction, "_EXCHANGES", 0)
+    for seed in SEEDS:
+        weight, moment = layer(rows=1, columns=24, seed=seed)
+        found = reconstruct_sparse(weight, moment, [0.5])[0, 0, 0]
+        exact = brain_surgeon(weight[0, 0].double(), damped(moment)[0], 12)
+        assert torch.equal(found != 0, exact != 0)
+        torch.testing.assert_close(found, exact.float(), atol=1e-3, rtol=1e-3)
+
+
+def test_factors_of_single_rows_round_pruned_weights_better(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def errors() -> Tensor:
+        """Of dense and of pruned weights, (2,)."""
+        total = torch.zeros(2)
+        for seed in SEEDS:
+            weight, moment = layer(rows=8, columns=24, seed=seed)
+            sparse = reconstruct_sparse(weight, moment, [0.0, 0.5])
+            rounded, _ = reconstruct_rounded(sparse, moment, [3])
+            total += output_error(rounded[:, 0] - weight, moment, weight)
+        return total
+
+    own = errors()
+    monkeypatch.setattr(reconstruction, "_ROUNDED_INVERSES_BYTES", 0)
+    shared = errors()
+    torch.testing.assert_close(own[0], shared[0])
+    assert own[1] < 0.97 * shared[1]
 
 
 def test_rounded_follows_optimal_brain_surgeon_in_order_of_power(
