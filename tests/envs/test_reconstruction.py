@@ -81,8 +81,8 @@ def brain_surgeon(row: Tensor, moment: Tensor, kept: int) -> Tensor:
         row -= row[gone] / inverse[gone, gone] * inverse[:, gone]
         inverse -= torch.outer(inverse[:, gone], inverse[gone]) / inverse[gone, gone]
         alive.remove(gone)
-        row[gone] = 0
         inverse[gone, gone] = 1
+    row[[place for place in range(len(row)) if place not in alive]] = 0
     return row
 
 
@@ -106,7 +106,7 @@ def test_sparse_comes_close_to_the_best_of_all_masks_and_to_the_exact_surgeon(
         totals["best"] += min(error(least_squares(row, full, mask)) for mask in masks)
         totals["surgeon"] += error(brain_surgeon(row, full, 4))
         totals["ours"] += error(reconstruct_sparse(weight, moment, [0.5])[0, 0, 0])
-    assert totals["best"] <= totals["ours"] <= (1.0 if memory else 1.15) * totals["surgeon"]
+    assert totals["best"] <= totals["ours"] <= (1.0001 if memory else 1.15) * totals["surgeon"]
 
 
 def test_rows_with_inverses_lose_the_weights_that_the_exact_surgeon_takes(
@@ -123,24 +123,24 @@ def test_rows_with_inverses_lose_the_weights_that_the_exact_surgeon_takes(
         torch.testing.assert_close(found, exact.float(), atol=1e-3, rtol=1e-3)
 
 
-def test_factors_of_single_rows_round_pruned_weights_better(
+def test_pruned_rows_are_rounded_as_if_what_is_gone_had_never_been(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def errors() -> Tensor:
-        """Of dense and of pruned weights, (2,)."""
-        total = torch.zeros(2)
-        for seed in SEEDS:
-            weight, moment = layer(rows=8, columns=24, seed=seed)
-            sparse = reconstruct_sparse(weight, moment, [0.0, 0.5])
-            rounded, _ = reconstruct_rounded(sparse, moment, [3])
-            total += output_error(rounded[:, 0] - weight, moment, weight)
-        return total
-
-    own = errors()
-    monkeypatch.setattr(reconstruction, "_ROUNDED_INVERSES_BYTES", 0)
-    shared = errors()
-    torch.testing.assert_close(own[0], shared[0])
-    assert own[1] < 0.97 * shared[1]
+    """Before the sweeps."""
+    monkeypatch.setattr(reconstruction, "_SWEEPS", 0)
+    weight, moment = layer(rows=3, columns=16)
+    sparse = reconstruct_sparse(weight, moment, [0.5])
+    result, scales = reconstruct_rounded(sparse, moment, [4])
+    order = moment[0].diagonal().argsort(descending=True)
+    ordered = damped(moment)[0][order][:, order]
+    for row in range(3):
+        pruned, rounded = sparse[0, 0, row, order], result[0, 0, 0, row, order]
+        left = pruned != 0
+        expected = column_by_column(
+            pruned[left], ordered[left][:, left], scales[0, 0, 0, row].item()
+        )
+        assert torch.allclose(rounded[left], expected, atol=1e-4)
+        assert not rounded[~left].any()
 
 
 def test_rounded_follows_optimal_brain_surgeon_in_order_of_power(
