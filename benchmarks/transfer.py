@@ -1,21 +1,24 @@
-"""How good policies are on a problem that they were not trained on, by option tables alone.
+"""How fast policies learn a problem, with and without what another one taught, by option tables.
 
     python benchmarks/transfer.py --source cifar10-resnet20 eyeriss-like \
         --target cifar10-resnet20 nvdla-small --algorithm ppo --seeds 0 1 2 --database ~/options
 
 Policies play the source for ``--source-episodes``. Then the target is played by those that start
-from them ("warm") and by new ones ("cold"), against the predictor that a search has before it
-measured anything; no configuration is truly evaluated. Printed for every number of episodes
-played there: the mean score (docs/environment.md) of the likeliest walks at 0.5, 1 and 2 points,
-and the hypervolume of as many drawn walks, at targets from 0.1 to 10 points, as ``--walks`` says
-(share of the box energy ratio to dense INT8 <= 1, loss <= 10 points); both as predicted. "random"
-are uniformly random configurations.
+from them ("warm"), by new ones ("cold"), and by new ones that imitate the allocations along the
+predicted front first, as those of a search do ("shown"), against the predictor that a search has
+before it measured anything; no configuration is truly evaluated. Printed for every number of
+episodes played there: the seconds that learning took, imitation included, the mean score
+(docs/environment.md) of the likeliest walks at 0.5, 1 and 2 points, and the hypervolume of as many
+drawn walks, at targets from 0.1 to 10 points, as ``--walks`` says (share of the box energy ratio to
+dense INT8 <= 1, loss <= 10 points); both as predicted. "random" are uniformly random
+configurations, "front" is what is imitated.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +34,18 @@ from envs.setup import prepare_evaluator
 from envs.setup import prepare_problem
 from envs.tasks import TaskSpec
 from hwmodel import load_accelerator
-from search.composite import composite_agents
+from search.allocation import Allocator
 from search.front import hypervolume
-from search.ppo import ppo_agents
+from search.learners import LEARNERS
+from search.learners import learner
+from search.policy_proposer import FIRST_EPOCHS
+from search.policy_proposer import TARGET_POINTS
+from search.proposers import DAMAGE_PRICES
+from search.proposers import FRONT_PRICES
 
 TARGETS = (0.5, 1.0, 2.0)
 EPISODES = (0, 128, 384, 1024)
 """Played on the target before each line."""
-AGENTS = {"ppo": ppo_agents, "composite": composite_agents}
 
 
 class Judge:
@@ -57,14 +64,24 @@ class Judge:
         drops = self.predictor.accuracy_drop(choices)
         return float(score(self.energy_pj(choices) / self._start_pj, drops, targets).mean())
 
+    def front(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Allocations along the predicted front, and what they lose in points, up to 12."""
+        allocator = Allocator(self.problem, self._start_pj)
+        prices = np.geomspace(*DAMAGE_PRICES, FRONT_PRICES)
+        start = np.repeat(start_choice(self.problem.space)[None], FRONT_PRICES, axis=0)
+        found = allocator.front(self.predictor.layer_damage(), prices, start)
+        drops = self.predictor.accuracy_drop(found)
+        asked = (drops >= TARGET_POINTS[0]) & (drops <= TARGET_POINTS[1])
+        return found[asked], drops[asked]
+
     def hypervolume(self, choices: NDArray[np.int64]) -> float:
         drops = self.predictor.accuracy_drop(choices)
         return hypervolume(self.energy_pj(choices) / self._start_pj, drops)
 
 
-def prepare(task: str, accelerator: str, database: Path | None) -> Judge:
+def prepare(task: TaskSpec, accelerator: str, database: Path | None) -> Judge:
     """The problem of a task on an accelerator, with the default menu."""
-    evaluator = prepare_evaluator(TaskSpec(task).load(), database)
+    evaluator = prepare_evaluator(task.load(), database)
     problem = prepare_problem(evaluator, load_accelerator(accelerator), Menu())
     return Judge(problem, evaluator.task.chance)
 
@@ -75,32 +92,45 @@ def compare(
     """Train on the source, then play the target with and without what was learnt."""
     fixed, spread = np.array(TARGETS), np.geomspace(0.1, 10.0, walks)
 
-    def show(name: str, played: int, best: NDArray[np.int64], drawn: NDArray[np.int64]) -> None:
-        reached = f"{target.score(best, fixed):8.3f} {target.hypervolume(drawn):8.4f}"
-        print(f"{algorithm:10} {seed:4} {name:7} {played:9} {reached}", flush=True)
+    def show(name: str, progress: str, value: float, found: NDArray[np.int64]) -> None:
+        reached = f"{value:8.3f} {target.hypervolume(found):8.4f}"
+        print(f"{algorithm:10} {seed:4} {name:7} {progress:>16} {reached}", flush=True)
 
     sample = target.problem.space.sample(np.random.default_rng(seed), walks)
     at_random = sample[: walks // len(fixed) * len(fixed)]
-    value = target.score(at_random, np.resize(fixed, len(at_random)))
-    reached = f"{value:8.3f} {target.hypervolume(sample):8.4f}"
-    print(f"{algorithm:10} {seed:4} random  {'':9} {reached}", flush=True)
-    make = AGENTS[algorithm]
+    show("random", "", target.score(at_random, np.resize(fixed, len(at_random))), sample)
+    front, drops = target.front()
+    show("front", "", max_score(target, front, fixed), front)
+    make, _ = learner(algorithm)
     with tempfile.TemporaryDirectory() as temporary:
         learnt = make(source.problem, source.predictor, seed)
         learnt.train(episodes)
         learnt.save(Path(temporary))
         learnt.stop()
-        for name in ("cold", "warm"):
+        for name in ("cold", "shown", "warm"):
             agents = make(target.problem, target.predictor, seed + 1000)
             if name == "warm":
                 agents.start_from(Path(temporary))
-            played = 0
+            played, seconds = 0, 0.0
             for until in EPISODES:
+                start = time.perf_counter()
+                if name == "shown" and not until:
+                    agents.imitate(front, drops, FIRST_EPOCHS)
                 agents.train(until - played)
+                seconds += time.perf_counter() - start
                 played = until
-                rng = np.random.default_rng(seed)
-                show(name, played, agents.propose(fixed, None), agents.propose(spread, rng))
+                drawn = agents.propose(spread, np.random.default_rng(seed))
+                value = target.score(agents.propose(fixed, None), fixed)
+                show(name, f"{played:9} {seconds:6.1f}", value, drawn)
             agents.stop()
+
+
+def max_score(judge: Judge, choices: NDArray[np.int64], targets: NDArray[np.float64]) -> float:
+    """Mean score over the targets of the choice that is best at each."""
+    scores = [
+        [judge.score(choice[None], np.array([target])) for choice in choices] for target in targets
+    ]
+    return float(np.max(scores, axis=1).mean())
 
 
 def main() -> None:
@@ -108,15 +138,24 @@ def main() -> None:
     pair = dict(nargs=2, metavar=("TASK", "ACCELERATOR"))
     parser.add_argument("--source", default=["cifar10-resnet20", "eyeriss-like"], **pair)
     parser.add_argument("--target", default=["cifar10-resnet20", "nvdla-small"], **pair)
-    parser.add_argument("--algorithm", choices=sorted(AGENTS), default="ppo")
+    parser.add_argument("--data", help="folder of the data set of both")
+    parser.add_argument("--source-weights", metavar="FILE")
+    parser.add_argument("--target-weights", metavar="FILE")
+    parser.add_argument("--algorithm", choices=LEARNERS, default="ppo")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--source-episodes", type=int, default=2048)
     parser.add_argument("--walks", type=int, default=50)
     parser.add_argument("--database", type=Path, help="folder of an option database")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    source, target = (prepare(*names, args.database) for names in (args.source, args.target))
-    print("algorithm  seed policies episodes    score   volume")
+    source, target = (
+        prepare(TaskSpec(task, data=args.data, weights=weights), accelerator, args.database)
+        for (task, accelerator), weights in (
+            (args.source, args.source_weights),
+            (args.target, args.target_weights),
+        )
+    )
+    print("algorithm  seed policies episodes seconds    score   volume")
     for seed in args.seeds:
         compare(args.algorithm, seed, source, target, args.source_episodes, args.walks)
 

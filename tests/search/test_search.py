@@ -174,17 +174,18 @@ def test_one_evaluator_gives_the_same_ledger_of_fine_prices_twice(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_the_composite_agent_searches_and_keeps_its_replay(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path, algorithm="composite", seeds=[0], budget=16)
+@pytest.mark.parametrize("algorithm", ["composite", "ppo-rounds"])
+def test_the_other_agents_search_and_are_kept(algorithm: str, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, algorithm=algorithm, seeds=[0], budget=16)
     assert joulecut("search", spec).returncode == 0
     rows = pd.read_parquet(tmp_path / "run" / "ledger")
     searched = rows[rows["role"] == "search"]
     assert len(searched) == 16 - BASELINES
-    assert set(searched["algorithm"]) == {"composite"}
+    assert set(searched["algorithm"]) == {algorithm}
     dense = rows[(rows["split"] == "search") & (rows["role"] == "baseline")]
     assert searched["energy_pj"].min() < dense["energy_pj"].min()
     state = torch.load(tmp_path / "run" / "policies" / "seed-0" / CHECKPOINT, weights_only=True)
-    assert len(state["replay"]["targets"]) > 0
+    assert algorithm != "composite" or len(state["replay"]["targets"]) > 0
 
 
 def evaluations(run: Path) -> int:
