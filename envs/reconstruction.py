@@ -299,8 +299,11 @@ def reconstruct_rounded(
     options = len(weights)
     result = weights.new_empty(options, len(bits), *weights.shape[1:])
     scales = []
-    exactly = _inverses_bytes(weights[0]) <= _ROUNDED_INVERSES_BYTES
-    for part in _parts(weights):
+    own_bytes = _inverses_bytes(weights[0])
+    exactly = own_bytes <= _ROUNDED_INVERSES_BYTES
+    # Of an option's weights, at the peak.
+    working = 8 * weights[0].numel() * weights.element_size() + exactly * 6 * own_bytes
+    for part in _parts(options, working):
         found = [find_scales(weights[part], width) for width in bits]
         scales.append(torch.stack([scale for scale, _ in found], dim=1))
         dense = _to_columns(weights[part], order)
@@ -338,10 +341,9 @@ class _Grid:
             self.step[:, place], self.bits, None if self.low is None else self.low[:, place]
         )
 
-    def of_rows(self, option: int) -> _Grid:
-        """Of one option, in the shape of :func:`_by_row`."""
-        low = None if self.low is None else _by_row(self.low, option)
-        return _Grid(_by_row(self.step, option), self.bits, low)
+    def by_row(self) -> _Grid:
+        """In the shape of :func:`_by_row`."""
+        return _Grid(_by_row(self.step), self.bits, None if self.low is None else _by_row(self.low))
 
     def round(self, weight: Tensor) -> Tensor:
         return round_weights(weight, self.step, self.bits, self.low)
@@ -379,32 +381,22 @@ def _round_rows(
 
     The factor of all rows moves a part of every error to weights that are gone, where it is lost.
     """
-    options = []
-    for option in range(dense.shape[2]):
-        weight = _by_row(dense, option)
-        keep = weight[:, :, 0, 0] != 0
-        own_factor, own_matrix = (
-            each.repeat_interleave(dense.shape[3], dim=0) for each in (factor, matrix)
-        )
-        if not bool(keep.all()):
-            own_matrix = own_matrix * keep[:, :, None] * keep[:, None]
-            own_matrix.diagonal(dim1=1, dim2=2).masked_fill_(~keep, 1.0)
-            own_factor = inverse_factor(own_matrix, _DAMPED_ALREADY)
-        rows = [grid.of_rows(option) for grid in grids]
-        options.append(list(_round_columns(weight, own_factor, own_matrix, rows)))
-    for widths in zip(*options, strict=True):
-        yield torch.cat([_from_rows(rounded, dense) for rounded in widths], dim=2)
+    columns, options, rows = dense.shape[1:]
+    weight = _by_row(dense)
+    keep = (weight != 0).flatten(1)
+    own = matrix.repeat_interleave(rows, dim=0).repeat(options, 1, 1)
+    own *= keep[:, :, None] & keep[:, None]
+    own.diagonal(dim1=1, dim2=2).masked_fill_(~keep, 1.0)
+    own_factor = inverse_factor(own, _DAMPED_ALREADY)
+    for rounded in _round_columns(weight, own_factor, own, [grid.by_row() for grid in grids]):
+        by_row = rounded.view(options, len(dense), rows, columns)
+        yield by_row.permute(1, 3, 0, 2)
 
 
-def _by_row(columns: Tensor, option: int) -> Tensor:
-    """One option of (groups, columns, options, rows), a group for each row: (.., columns, 1, 1)."""
-    return columns[:, :, option].transpose(1, 2).flatten(0, 1)[:, :, None, None].contiguous()
-
-
-def _from_rows(rows: Tensor, like: Tensor) -> Tensor:
-    """Inverse of :func:`_by_row`, (groups, columns, 1, rows)."""
-    groups, columns, _, count = like.shape
-    return rows.view(groups, count, columns).transpose(1, 2)[:, :, None]
+def _by_row(columns: Tensor) -> Tensor:
+    """(groups, columns, options, rows) with a group for each row: (.., columns, 1, 1)."""
+    rows = columns.permute(2, 0, 3, 1).reshape(-1, columns.shape[1])
+    return rows[:, :, None, None].contiguous()
 
 
 def _inverses_bytes(weight: Tensor) -> int:
@@ -702,10 +694,8 @@ def _from_columns(columns: Tensor, order: Tensor) -> Tensor:
     return columns.gather(1, back.expand_as(columns)).permute(2, 0, 3, 1)
 
 
-def _parts(weights: Tensor) -> Iterator[slice]:
-    """Slices of the options, (options, groups, rows, columns), that fit the working memory."""
-    copies = 8  # of an option's weights, at the peak
-    option_bytes = copies * weights[0].numel() * weights.element_size()
+def _parts(options: int, option_bytes: int) -> Iterator[slice]:
+    """Slices of the options that fit the working memory."""
     size = max(1, _WORKING_BYTES // option_bytes)
-    for start in range(0, len(weights), size):
+    for start in range(0, options, size):
         yield slice(start, start + size)
