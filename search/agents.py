@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,9 +16,11 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from envs.accuracy import AccuracySource
 from envs.compression_env import CompressionEnv
+from envs.compression_env import Spaces
 from envs.episode import AGENTS
 from hwmodel.errors import InputError
 from search.run_directory import CHECKPOINT
@@ -198,6 +201,29 @@ def cautious_logits(agent: str, sizes: Sequence[int]) -> torch.Tensor:
     if agent == AGENTS[0]:  # no method first, then low sparsities
         first, second = -first.clamp(max=1), -second
     return CAUTION * torch.cat([first, second])  # widths ascend
+
+
+def two_modules(
+    module: type, spaces: tuple[Spaces, Spaces], network: Mapping[str, Any]
+) -> MultiRLModuleSpec:
+    """A network of one class for each of ``AGENTS``.
+
+    Args:
+        module: The class.
+        spaces: Observation and action spaces of the agents.
+        network: The class's configuration, to which ``agent`` is added.
+    """
+    observations, actions = spaces
+    modules = {
+        agent: RLModuleSpec(
+            module_class=module,
+            observation_space=observations[agent],
+            action_space=actions[agent],
+            model_config={**network, "agent": agent},
+        )
+        for agent in AGENTS
+    }
+    return MultiRLModuleSpec(rl_module_specs=modules)
 
 
 def in_process(

@@ -11,7 +11,6 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
-from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from envs.accuracy import AccuracySource
 from envs.compression_env import CompressionEnv
@@ -23,6 +22,7 @@ from search.agents import Agents
 from search.agents import build
 from search.agents import cautious_logits
 from search.agents import in_process
+from search.agents import two_modules
 from search.walks import EpisodeRunner
 
 HIDDEN = (64, 64)
@@ -41,18 +41,8 @@ class CautiousModule(DefaultPPOTorchRLModule):
 
 def ppo_modules(sizes: NDArray[np.int64]) -> MultiRLModuleSpec:
     """Both agents' networks, for menus of these ``SearchSpace.sizes``."""
-    observations, actions = CompressionEnv.spaces(sizes, layers=1)
     network = DefaultModelConfig(fcnet_hiddens=list(HIDDEN), vf_share_layers=False)
-    modules = {
-        agent: RLModuleSpec(
-            module_class=CautiousModule,
-            observation_space=observations[agent],
-            action_space=actions[agent],
-            model_config=asdict(network) | {"agent": agent},
-        )
-        for agent in AGENTS
-    }
-    return MultiRLModuleSpec(rl_module_specs=modules)
+    return two_modules(CautiousModule, CompressionEnv.spaces(sizes, layers=1), asdict(network))
 
 
 def ppo_agents(

@@ -11,7 +11,6 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
-from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from torch import Tensor
 
 from envs.accuracy import AccuracySource
@@ -25,6 +24,7 @@ from envs.rounds import RoundsEpisode
 from search.agents import Agents
 from search.agents import build
 from search.agents import in_process
+from search.agents import two_modules
 from search.rounds_modules import LAYER_VALUES
 from search.rounds_modules import LayersModule
 from search.walks import EpisodeRunner
@@ -97,17 +97,7 @@ def _log_probability(logits: Tensor, actions: Tensor, sizes: list[int]) -> tuple
 
 def rounds_modules(sizes: NDArray[np.int64], layers: int = 1) -> MultiRLModuleSpec:
     """Both agents' networks, for menus of these ``SearchSpace.sizes``."""
-    observations, actions = RoundsEnv.spaces(sizes, layers)
-    modules = {
-        agent: RLModuleSpec(
-            module_class=LayersModule,
-            observation_space=observations[agent],
-            action_space=actions[agent],
-            model_config={"agent": agent},
-        )
-        for agent in AGENTS
-    }
-    return MultiRLModuleSpec(rl_module_specs=modules)
+    return two_modules(LayersModule, RoundsEnv.spaces(sizes, layers), {})
 
 
 def rounds_agents(
