@@ -34,14 +34,15 @@ from envs.setup import prepare_evaluator
 from envs.setup import prepare_problem
 from envs.tasks import TaskSpec
 from hwmodel import load_accelerator
-from search.allocation import Allocator
 from search.front import hypervolume
 from search.learners import LEARNERS
 from search.learners import learner
+from search.measurements import Measurements
+from search.measurements import Reference
 from search.policy_proposer import FIRST_EPOCHS
 from search.policy_proposer import TARGET_POINTS
-from search.proposers import DAMAGE_PRICES
 from search.proposers import FRONT_PRICES
+from search.proposers import Front
 
 TARGETS = (0.5, 1.0, 2.0)
 EPISODES = (0, 128, 384, 1024)
@@ -66,10 +67,9 @@ class Judge:
 
     def front(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Allocations along the predicted front, and what they lose in points, up to 12."""
-        allocator = Allocator(self.problem, self._start_pj)
-        prices = np.geomspace(*DAMAGE_PRICES, FRONT_PRICES)
-        start = np.repeat(start_choice(self.problem.space)[None], FRONT_PRICES, axis=0)
-        found = allocator.front(self.predictor.layer_damage(), prices, start)
+        reference = Reference(1.0, self.predictor.chance, self._start_pj, TARGETS)
+        known = Measurements(self.problem, reference)
+        found = Front(self.problem, reference).allocate(known, FRONT_PRICES)
         drops = self.predictor.accuracy_drop(found)
         asked = (drops >= TARGET_POINTS[0]) & (drops <= TARGET_POINTS[1])
         return found[asked], drops[asked]

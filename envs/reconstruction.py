@@ -103,15 +103,17 @@ def reconstruct_sparse(
     importance = _importance(problem, pattern.together(candidates))
     order = sorted(range(len(sparsities)), key=lambda option: sparsities[option])
     goals = [1 - sparsities[option] for option in order]
-    thin = _thin_exactly if _inverses_bytes(weight) <= _INVERSES_BYTES else _thin
+    starts = (
+        _thin_exactly(problem, candidates, pattern, goals)
+        if _inverses_bytes(weight) <= _INVERSES_BYTES
+        else _thin(problem, candidates, pattern, importance, goals)
+    )
     result = weight.new_empty(len(sparsities), *weight.shape)
-    starts = thin(problem, candidates, pattern, importance, goals)
     for option, goal, best in zip(order, goals, starts, strict=True):
         found, least = best, problem.error(best)
         for _ in range(_EXCHANGES):
             moved = found + problem.steps_alone(found)
-            scores = torch.where(candidates, moved * (moved @ importance), -1.0)
-            keep = candidates & pattern.keep(scores, candidates, goal)
+            keep = _kept(moved, candidates, candidates, pattern, importance, goal)
             found = problem.solve(found, keep, _STEPS)
             error = problem.error(found)
             best, least = (found, error) if error < least else (best, least)
@@ -138,31 +140,35 @@ def _thin(
     Yields:
         Weights of each goal, (groups, rows, columns).
     """
-
-    def kept(weights: Tensor, among: Tensor, density: float) -> Tensor:
-        scores = torch.where(among, weights * (weights @ importance), -1.0)
-        return among & pattern.keep(scores, candidates, density)
-
     left, keep, density = problem.target, candidates, 1.0
     for goal in goals:
         while density * _STAYS > goal:
             density *= _STAYS
-            keep = kept(left, keep, density)
+            keep = _kept(left, keep, candidates, pattern, importance, density)
             left = problem.solve(left, keep, _STEPS)
-        yield problem.solve(left, kept(left, keep, goal), _STEPS)
+        last = _kept(left, keep, candidates, pattern, importance, goal)
+        yield problem.solve(left, last, _STEPS)
 
 
-def _thin_exactly(
-    problem: _LeastSquares,
+def _kept(
+    weights: Tensor,
+    among: Tensor,
     candidates: Tensor,
     pattern: Pattern,
     importance: Tensor,
-    goals: Sequence[float],
+    density: float,
+) -> Tensor:
+    """Which of the weights ``among``, bool (groups, rows, columns), stay by their importance."""
+    scores = torch.where(among, weights * (weights @ importance), -1.0)
+    return among & pattern.keep(scores, candidates, density)
+
+
+def _thin_exactly(
+    problem: _LeastSquares, candidates: Tensor, pattern: Pattern, goals: Sequence[float]
 ) -> Iterator[Tensor]:
     """As :func:`_thin`, with an inverse for every row: exact losses, and the rest at its optimum.
 
     Optimal Brain Compression (Frantar and Alistarh, 2022), a few weights of every row at a time.
-    ``importance`` is not used.
     """
     rows = candidates.shape[1]
     factor = inverse_factor(problem.matrix, _DAMPED_ALREADY)
@@ -294,13 +300,13 @@ def reconstruct_rounded(
     power = second_moment.diagonal(dim1=1, dim2=2)
     order = _descending(torch.where(removed, torch.inf, power))
     moment = _in_order(order, second_moment)
-    factor = inverse_factor(moment, damping)
     matrix = moment + _ridge(moment, damping)
     options = len(weights)
     result = weights.new_empty(options, len(bits), *weights.shape[1:])
     scales = []
     own_bytes = _inverses_bytes(weights[0])
     exactly = own_bytes <= _ROUNDED_INVERSES_BYTES
+    factor = None if exactly else inverse_factor(moment, damping)
     # Of an option's weights, at the peak.
     working = 8 * weights[0].numel() * weights.element_size() + exactly * 6 * own_bytes
     for part in _parts(options, working):
@@ -315,8 +321,12 @@ def reconstruct_rounded(
             )
             for width, (scale, low) in zip(bits, found, strict=True)
         ]
-        rounding = _round_rows if exactly else _round_columns
-        for index, columns in enumerate(rounding(dense, factor, matrix, grids)):
+        rounded = (
+            _round_rows(dense, matrix, grids)
+            if factor is None
+            else _round_columns(dense, factor, matrix, grids)
+        )
+        for index, columns in enumerate(rounded):
             result[part, index] = _from_columns(columns, order)
     return result, torch.cat(scales)
 
@@ -374,9 +384,7 @@ def _round_columns(
         yield columns
 
 
-def _round_rows(
-    dense: Tensor, factor: Tensor, matrix: Tensor, grids: Sequence[_Grid]
-) -> Iterator[Tensor]:
+def _round_rows(dense: Tensor, matrix: Tensor, grids: Sequence[_Grid]) -> Iterator[Tensor]:
     """As :func:`_round_columns`, with a factor for every row: pruned weights make up for nothing.
 
     The factor of all rows moves a part of every error to weights that are gone, where it is lost.

@@ -155,6 +155,7 @@ class EpisodeRunner(GameRunner):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._sizes = {agent: space.nvec for agent, space in self._env.action_spaces.items()}
+        self._turns = self._env.start(np.ones(1)).turns
 
     def propose(
         self, targets: NDArray[np.float64], rng: np.random.Generator | None
@@ -193,12 +194,11 @@ class EpisodeRunner(GameRunner):
         random_actions: bool = False,
         force_reset: bool = False,
     ) -> list[MultiAgentEpisode]:
-        turns = self._env.start(np.ones(1)).turns
-        count = num_episodes or -(-(num_timesteps or 1) // turns)
+        count = num_episodes or -(-(num_timesteps or 1) // self._turns)
         episodes = self._play(self._env.start(self.draw_targets(count)), explore)
         self._done_episodes_for_metrics.extend(episodes)
         for episode in episodes:
-            self._increase_sampled_metrics(turns, {}, episode)
+            self._increase_sampled_metrics(self._turns, {}, episode)
             episode.to_numpy()
         return episodes
 
