@@ -90,12 +90,6 @@ class Game:
         self.accuracy = accuracy
         self.observer = Observer(self.problem, accuracy, self.prices, self.start_choice)
 
-    @property
-    def action_sizes(self) -> dict[str, NDArray[np.int64]]:
-        """Number of values of both actions of every agent."""
-        sizes = self.problem.space.sizes
-        return {"pruning": sizes[:2], "precision": sizes[2:]}
-
 
 class Episode:
     """Walks through the layers of one problem, side by side, each with its own target.

@@ -39,8 +39,8 @@ def play(
     rewards, seen = [], []
     while not episode.is_done:
         seen.append(episode.observe())
-        actions = rng.integers(0, game.action_sizes[episode.agent], (len(targets), 2))
         columns = slice(0, 2) if episode.agent == "pruning" else slice(2, 4)
+        actions = rng.integers(0, game.problem.space.sizes[columns], (len(targets), 2))
         raw[:, episode.layer, columns] = actions
         rewards.append(episode.decide(actions))
     return episode, np.array(rewards), seen, raw
@@ -124,7 +124,8 @@ def test_walks_side_by_side_are_the_same_as_alone() -> None:
     both = Episode(GAME, targets)
     alone = [Episode(GAME, targets[i : i + 1]) for i in range(2)]
     while not both.is_done:
-        actions = rng.integers(0, GAME.action_sizes[both.agent], (2, 2))
+        sizes = PROBLEM.space.sizes
+        actions = rng.integers(0, sizes[:2] if both.agent == "pruning" else sizes[2:], (2, 2))
         seen = np.concatenate([episode.observe() for episode in alone])
         assert np.array_equal(both.observe(), seen)
         rewards = np.concatenate([e.decide(actions[i : i + 1]) for i, e in enumerate(alone)])
