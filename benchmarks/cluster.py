@@ -153,6 +153,7 @@ def overhead(evaluations: int) -> None:
     from search.board import News
     from search.events import EventLog
     from search.events import evaluation_fields
+    from search.goals import Goals
     from search.metrics import SeedMetrics
     from search.permit import grant
     from search.pool import EvaluatorPool
@@ -163,7 +164,7 @@ def overhead(evaluations: int) -> None:
         folder = f"{directory}/ledger"
         board: Any = BoardActor.remote({})
         log = EventLog(Storage.at(directory), "seed-0")
-        metrics = SeedMetrics(directory, 0, 2, (0.5, 1.0, 2.0))
+        metrics = SeedMetrics(directory, 0, 2, Goals((0.5, 1.0, 2.0)))
         permit = grant(Storage.at(f"{directory}/permits"), "seed-0")
         pool = EvaluatorPool(partial(Nothing, folder), 2, 0.4, 0, permit)
         list(pool.evaluate([10**9, 10**9 + 1]))

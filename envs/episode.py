@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.accuracy import AccuracySource
+from envs.limits import excess
 from envs.observation import Observer
 from envs.prices import LayerPrices
 from envs.problem import CompressionProblem
@@ -25,7 +26,7 @@ COLUMNS: Final = (slice(0, WEIGHT_BITS), slice(WEIGHT_BITS, None))
 TARGETS: Final = (0.2, 10.0)
 """Range of accuracy-drop limits, in points, that episodes draw from (log-uniform)."""
 PENALTY: Final = 2.0
-"""Loss of score for every factor of e by which the drop exceeds its target."""
+"""Loss of score for every factor of e by which the drop exceeds its target, or a cost its limit."""
 LEAST_RATIO: Final = 1e-3
 """Energy ratios below this count as this."""
 
@@ -34,20 +35,23 @@ def score(
     energy_ratio: NDArray[np.float64],
     accuracy_drop: NDArray[np.float64],
     target: NDArray[np.float64],
+    over_limits: NDArray[np.float64] | float = 0.0,
 ) -> NDArray[np.float64]:
     """What a configuration is worth: ``-ln(energy_ratio) - 2 * ln(max(1, drop / target))``.
 
     Saving a tenth of the energy is worth the same everywhere, and so is exceeding the target by
-    a tenth. The penalty outweighs what such an excess can save. Bounded, since ratios are at
-    least 0.001 and drops at most 100 points.
+    a tenth. The penalty outweighs what such an excess can save. Costs that exceed their limits
+    count as the drop does. Bounded, since ratios are at least 0.001 and drops at most 100 points.
 
     Args:
         energy_ratio: Energy over that of the start, (candidates,).
         accuracy_drop: In points, (candidates,).
         target: Accepted drop in points, > 0, (candidates,).
+        over_limits: See :func:`envs.limits.excess`, (candidates,).
     """
-    excess = np.clip(accuracy_drop, target, np.maximum(100.0, target)) / target
-    return -np.log(np.maximum(energy_ratio, LEAST_RATIO)) - PENALTY * np.log(excess)
+    over_target = np.log(np.clip(accuracy_drop, target, np.maximum(100.0, target)) / target)
+    penalty = PENALTY * (over_target + over_limits)
+    return -np.log(np.maximum(energy_ratio, LEAST_RATIO)) - penalty
 
 
 class Game:
@@ -108,6 +112,8 @@ class Episode:
         score: Of ``choices``, (candidates,); exact after the last decision.
         energy_ratio: Energy over that of the start, (candidates,); exact after the last decision.
         accuracy_drop: In points, (candidates,); 0 before the last decision where it is expensive.
+        over_limits: How far costs exceed their limits, see :func:`envs.limits.excess`,
+            (candidates,); exact after the last decision.
     """
 
     def __init__(self, game: Game, targets: NDArray[np.float64]) -> None:
@@ -207,13 +213,17 @@ class Episode:
         game, final = self._game, self.is_done
         self._layer_energy = game.prices.layer_energy(self.choices)
         if final:
-            energy = game.problem.cost(self.choices).energy_pj
+            report = game.problem.cost(self.choices)
+            energy, usage = report.energy_pj, game.problem.limits.usage(report)
         else:
-            energy = self._layer_energy.sum(axis=1)
+            energy, usage = self._layer_energy.sum(axis=1), game.prices.usage(self.choices)
         self.energy_ratio = energy / game.start_energy
+        self.over_limits = excess(usage)
         if final or game.accuracy.is_cheap:
             self.accuracy_drop = game.accuracy.accuracy_drop(self.choices)
-            self.score = score(self.energy_ratio, self.accuracy_drop, self.targets)
+            self.score = score(
+                self.energy_ratio, self.accuracy_drop, self.targets, self.over_limits
+            )
         else:
             self.accuracy_drop = np.zeros(len(self.choices))
             self.score = np.zeros(len(self.choices))

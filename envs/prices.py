@@ -1,4 +1,4 @@
-"""Energy of unfinished configurations, looked up by layer instead of run through the model."""
+"""Costs of unfinished configurations, looked up by layer instead of run through the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEAST_FRACTION = 0.01
 
 
 class LayerPrices:
-    """Energy of every option of every layer, priced once.
+    """Energy of every option of every layer, and its shares of the problem's limits, priced once.
 
     A price depends on the layer's own option and, linearly between two priced points (all input
     channels and half of them), on the input channels left. What it leaves out is the width at
@@ -44,11 +44,11 @@ class LayerPrices:
 
     def layer_energy(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
         """Energy in pJ, (candidates, layers), of canonical choices (candidates, layers, 4)."""
-        option = choices @ self._strides
-        kept_in, _ = self._table.channels(choices)
-        energy = self._without_inputs[option, self._row]
-        energy += self._per_input_fraction[option, self._row] * (kept_in / self._table.dense_in)
-        return np.maximum(energy, self._least)
+        return self._of_layers(choices)[..., 0]
+
+    def usage(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Shares of the limits that canonical choices take, (candidates, limits)."""
+        return self._of_layers(choices)[..., 1:].sum(axis=1)
 
     def option_energy(self, layer: int, choices: NDArray[np.int64]) -> NDArray[np.float64]:
         """Energy in pJ of all options of one layer, with the input channels that choices leave.
@@ -60,20 +60,42 @@ class LayerPrices:
         Returns:
             Shape (candidates, options), options in the order of the columns of a choice.
         """
+        return self._of_options(layer, choices)[..., 0]
+
+    def option_usage(self, layer: int, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """As :meth:`option_energy`, shares of the limits, (candidates, options, limits)."""
+        return self._of_options(layer, choices)[..., 1:]
+
+    def _of_layers(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        option = choices @ self._strides
         kept_in, _ = self._table.channels(choices)
-        fraction = kept_in[:, layer, None] / self._table.dense_in[layer]
-        energy = self._without_inputs[:, layer] + self._per_input_fraction[:, layer] * fraction
-        return np.maximum(energy, self._least[layer])
+        fraction = (kept_in / self._table.dense_in)[..., None]
+        price = self._without_inputs[option, self._row]
+        price += self._per_input_fraction[option, self._row] * fraction
+        return np.maximum(price, self._least)
+
+    def _of_options(self, layer: int, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        kept_in, _ = self._table.channels(choices)
+        fraction = (kept_in[:, layer] / self._table.dense_in[layer])[:, None, None]
+        price = self._without_inputs[:, layer] + self._per_input_fraction[:, layer] * fraction
+        return np.maximum(price, self._least[layer])
 
 
 def _price(
     problem: CompressionProblem, states: LayerStates, fraction: float
 ) -> NDArray[np.float64]:
-    """Energy (options, layers) with ``fraction`` of the dense input channels everywhere."""
+    """Energy and shares of limits, (options, layers, 1 + limits), of a share of the inputs.
+
+    Args:
+        problem: What is priced.
+        states: Of every option, taken by all layers.
+        fraction: Of the dense input channels that are left everywhere.
+    """
     in_channels = np.broadcast_to(problem.table.dense_in * fraction, states.in_channels.shape)
     depthwise = np.array([layer.is_depthwise for layer in problem.workload.layers])
     # A depthwise layer has as many inputs as outputs, so its price follows from its own option.
     in_channels = np.where(depthwise, states.out_channels, in_channels)
     states = replace(states, in_channels=in_channels)
     report = cost(problem.workload, states, problem.accelerator, level=problem.level)
-    return report.layer_energy_pj
+    energy = report.layer_energy_pj[..., None]
+    return np.concatenate([energy, problem.limits.layer_usage(report)], axis=-1)

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.config import run_of
+from envs.limits import NO_LIMITS
+from envs.limits import CostLimits
 from envs.options import OptionTable
 from envs.space import ACTIVATION_BITS
 from envs.space import METHOD
@@ -36,6 +38,7 @@ class CompressionProblem:
         space: What may be decided.
         table: What each option of each layer does to weights and outputs.
         level: Level of the hardware model, see ``hwmodel.cost``.
+        limits: What an inference may cost at most at that level, besides energy.
     """
 
     workload: Workload
@@ -43,6 +46,7 @@ class CompressionProblem:
     space: SearchSpace
     table: OptionTable
     level: Level = "mid"
+    limits: CostLimits = NO_LIMITS
 
     def cost(self, choices: NDArray[np.int64]) -> CostReport:
         """Price choices of shape (candidates, layers, 4), which must be canonical."""

@@ -12,6 +12,7 @@ from envs.episode import COLUMNS
 from envs.episode import Episode
 from envs.episode import Game
 from envs.episode import score
+from envs.limits import excess
 
 ROUNDS: Final = 2
 """Times that every agent decides about all layers."""
@@ -93,10 +94,16 @@ class RoundsEpisode(Episode):
         others = self._with_parts_of(self._round_start, columns)
         flat = others.reshape(-1, *others.shape[2:])
         ratio = game.prices.layer_energy(flat).sum(axis=1) / game.start_energy
-        without = score(ratio.reshape(others.shape[:2]), self._drops(others), self.targets[:, None])
+        without = score(
+            ratio.reshape(others.shape[:2]),
+            self._drops(others),
+            self.targets[:, None],
+            excess(game.prices.usage(flat)).reshape(others.shape[:2]),
+        )
         # By the table of layers on both sides, whatever the score of a finished episode is by.
         here = self._layer_energy.sum(axis=1) / game.start_energy
-        return score(here, self.accuracy_drop, self.targets)[:, None] - without
+        over_limits = excess(game.prices.usage(self.choices))
+        return score(here, self.accuracy_drop, self.targets, over_limits)[:, None] - without
 
     def _with_parts_of(self, others: NDArray[np.int64], columns: slice) -> NDArray[np.int64]:
         """What stands, with these columns of one layer at a time taken from ``others``.

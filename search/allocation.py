@@ -5,6 +5,9 @@ the convex hull of the predicted front (Shoham and Gersho, IEEE ASSP 36(9), 1988
 quite a sum over layers: a map is written at the width of its widest reader, and a removed channel
 is gone from all layers that read it. So layers are decided in turn, each by what the whole network
 then costs, until nothing changes any more.
+
+Limits of other costs have prices, too (Everett, Operations Research 11(3), 1963): the share of a
+limit that a configuration takes counts at its price, and the price is found at which it just holds.
 """
 
 from __future__ import annotations
@@ -26,6 +29,10 @@ MOST_SWEEPS = 12
 """Sweeps over the layers after which a descent ends, settled or not; most take five."""
 _LEAST_GAIN = 1e-9
 """Improvements below this are rounding errors."""
+_FIRST_LIMIT_PRICE = 0.1
+"""Of all of a limit, in units of the baseline's energy: the first that is tried."""
+_LIMIT_PRICE_STEP = 4.0
+"""By how much prices of limits change at once before they are known from both sides."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +42,16 @@ class _Descent:
     Attributes:
         damage: Of every option.
         prices: Of damage, one for each configuration, (candidates,).
+        limit_prices: Of all of each of the problem's limits, in units of the baseline's energy,
+            (candidates, limits).
         choices: Where they are, (candidates, layers, 4).
-        objective: ``energy / baseline + price * damage`` there, (candidates,).
+        objective: ``energy / baseline + price * damage`` there, and what is taken of the limits
+            at their prices, (candidates,).
     """
 
     damage: LayerDamage
     prices: NDArray[np.float64]
+    limit_prices: NDArray[np.float64]
     choices: NDArray[np.int64]
     objective: NDArray[np.float64]
 
@@ -63,7 +74,11 @@ class Allocator:
         self._shared_readers = _shared_readers(problem, self._free)
 
     def front(
-        self, damage: LayerDamage, prices: NDArray[np.float64], choices: NDArray[np.int64]
+        self,
+        damage: LayerDamage,
+        prices: NDArray[np.float64],
+        choices: NDArray[np.int64],
+        limit_prices: NDArray[np.float64] | None = None,
     ) -> NDArray[np.int64]:
         """One configuration for every price.
 
@@ -71,25 +86,78 @@ class Allocator:
             damage: Of every option of every layer.
             prices: Of a unit of damage, in units of the baseline's energy, (prices,).
             choices: Where the descents begin, canonical, (prices, layers, 4).
+            limit_prices: Of all of each of the problem's limits, in the same units,
+                (prices, limits); nothing if None.
 
         Returns:
             Canonical choices, (prices, layers, 4).
         """
-        choices = self.descend(damage, prices, choices)
+        limit_prices = self._limit_prices(limit_prices, len(prices))
+        choices = self.descend(damage, prices, choices, limit_prices)
         # A descent may end where its neighbour found a way on: go on from the best at each price.
-        objective = self._energy_ratio(choices) + prices[:, None] * damage.total(choices)
-        return self.descend(damage, prices, choices[objective.argmin(axis=1)])
+        ratio, usage = self._costs(choices)
+        objective = ratio + prices[:, None] * damage.total(choices) + limit_prices @ usage.T
+        return self.descend(damage, prices, choices[objective.argmin(axis=1)], limit_prices)
+
+    def front_within_limits(
+        self,
+        damage: LayerDamage,
+        prices: NDArray[np.float64],
+        choices: NDArray[np.int64],
+        limit_prices: NDArray[np.float64],
+        trials: int,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """As :meth:`front`, with the prices at which limits just hold.
+
+        Args:
+            damage: Of every option of every layer.
+            prices: Of a unit of damage, (prices,).
+            choices: Where the descents begin, canonical, (prices, layers, 4).
+            limit_prices: The first that are tried, (prices, limits).
+            trials: How many are tried, if there are limits.
+
+        Returns:
+            The best choices that hold all limits, or the last ones where none were found, and the
+            prices of limits that led there.
+        """
+        found, at_prices, least = choices, limit_prices, np.full(len(prices), np.inf)
+        too_low, high_enough = np.zeros_like(limit_prices), np.full_like(limit_prices, np.inf)
+        for _ in range(trials if limit_prices.shape[1] else 1):
+            choices = self.front(damage, prices, choices, limit_prices)
+            ratio, usage = self._costs(choices)
+            exceeds = usage > 1
+            holds = ~exceeds.any(axis=1)
+            objective = np.where(holds, ratio + prices * damage.total(choices), np.inf)
+            better = (objective < least) | np.isinf(least)
+            found = np.where(better[:, None, None], choices, found)
+            at_prices = np.where(better[:, None], limit_prices, at_prices)
+            least = np.minimum(least, objective)
+            too_low = np.where(exceeds, limit_prices, too_low)
+            high_enough = np.where(exceeds, high_enough, limit_prices)
+            limit_prices = _between(too_low, high_enough)
+        return found, at_prices
 
     def descend(
         self,
         damage: LayerDamage,
         prices: NDArray[np.float64],
         choices: NDArray[np.int64],
+        limit_prices: NDArray[np.float64] | None = None,
         sweeps: int = MOST_SWEEPS,
     ) -> NDArray[np.int64]:
-        """Improve canonical choices, (prices, layers, 4), each at its price, till no move helps."""
-        objective = self._energy_ratio(choices) + prices * damage.total(choices)
-        descent = _Descent(damage, prices, choices.copy(), objective)
+        """Improve choices, each at its prices, till no move helps.
+
+        Args:
+            damage: Of every option of every layer.
+            prices: Of a unit of damage, (prices,).
+            choices: Canonical, (prices, layers, 4).
+            limit_prices: See :meth:`front`.
+            sweeps: Over the layers, at most.
+        """
+        limit_prices = self._limit_prices(limit_prices, len(prices))
+        ratio, usage = self._costs(choices)
+        objective = ratio + prices * damage.total(choices) + (limit_prices * usage).sum(axis=1)
+        descent = _Descent(damage, prices, limit_prices, choices.copy(), objective)
         active = np.arange(len(choices))
         for _ in range(sweeps):
             before = descent.objective[active]
@@ -102,8 +170,16 @@ class Allocator:
                 break
         return descent.choices
 
-    def _energy_ratio(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
-        return self._problem.cost(choices).energy_pj / self._baseline_energy_pj
+    def _limit_prices(
+        self, limit_prices: NDArray[np.float64] | None, count: int
+    ) -> NDArray[np.float64]:
+        free = np.zeros((count, len(self._problem.limits.given)))
+        return free if limit_prices is None else limit_prices
+
+    def _costs(self, choices: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Energy over the baseline's, (candidates,), and shares of limits, (candidates, limits)."""
+        report = self._problem.cost(choices)
+        return report.energy_pj / self._baseline_energy_pj, self._problem.limits.usage(report)
 
     def _take_best(
         self, descent: _Descent, active: NDArray[np.intp], moves: NDArray[np.int64]
@@ -117,9 +193,11 @@ class Allocator:
         """
         moves = self._problem.space.canonical(moves)
         flat = moves.reshape(-1, *moves.shape[2:])
-        ratio = self._energy_ratio(flat).reshape(moves.shape[:2])
+        ratio, usage = self._costs(flat)
         damage = descent.damage.total(flat).reshape(moves.shape[:2])
-        value = ratio + descent.prices[active, None] * damage
+        value = ratio.reshape(moves.shape[:2]) + descent.prices[active, None] * damage
+        usage = usage.reshape(*moves.shape[:2], -1)
+        value += np.einsum("aml,al->am", usage, descent.limit_prices[active])
         best = value.argmin(axis=1)
         lowest = value[np.arange(len(active)), best]
         moving = np.flatnonzero(lowest < descent.objective[active] - _LEAST_GAIN)
@@ -163,10 +241,12 @@ class Allocator:
         Damage of the weights is in it, that of the input is not.
         """
         choices = descent.choices[active]
-        energy = self._prices.option_energy(layer, choices) / self._baseline_energy_pj
+        spent = self._prices.option_energy(layer, choices) / self._baseline_energy_pj
+        usage = self._prices.option_usage(layer, choices)
+        spent += np.einsum("aol,al->ao", usage, descent.limit_prices[active])
         damage = descent.damage.weight[layer][..., None]
         price = descent.prices[active, None, None, None, None]
-        return energy.reshape(-1, *self._problem.space.sizes) + price * damage
+        return spent.reshape(-1, *self._problem.space.sizes) + price * damage
 
     def _weight_options(
         self, value: NDArray[np.float64], here: NDArray[np.int64]
@@ -201,6 +281,14 @@ class Allocator:
         moves[:, : len(widths), readers, ACTIVATION_BITS] = np.minimum(now, widths)
         moves[:, len(widths) :, readers, ACTIVATION_BITS] = np.maximum(now, widths)
         return moves
+
+
+def _between(too_low: NDArray[np.float64], high_enough: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Prices of limits to try next, where 0 is too low and infinity high enough for sure."""
+    up = np.maximum(_LIMIT_PRICE_STEP * too_low, _FIRST_LIMIT_PRICE)
+    down = np.where(high_enough > _FIRST_LIMIT_PRICE / 64, high_enough / _LIMIT_PRICE_STEP, 0.0)
+    both = np.sqrt(too_low * np.where(np.isinf(high_enough), 0.0, high_enough))
+    return np.where(np.isinf(high_enough), up, np.where(too_low == 0, down, both))
 
 
 def _shared_readers(problem: CompressionProblem, free: list[int]) -> list[tuple[int, ...]]:

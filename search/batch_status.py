@@ -80,6 +80,6 @@ def _experiment(
         "evaluations": len(distinct(rows, "search")),
         "budget": spec.budget,
         "gpu_hours": float(rows["seconds"].sum()) / 3600 * spec.resources.evaluator_gpus,
-        "best": best_so_far(rows, spec.targets),
+        "best": best_so_far(rows, spec.goals),
     }
     return entry, rows

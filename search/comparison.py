@@ -14,6 +14,7 @@ from search.baselines import DENSE_FP32
 from search.baselines import DENSE_INT8
 from search.front import accuracy_drop
 from search.front import baseline
+from search.front import holds_limits
 from search.front import hypervolume
 from search.front import pick
 from search.ledger import MEASURED
@@ -129,6 +130,7 @@ def _run_curves(run: RunDirectory) -> list[dict[str, object]]:
         own = own.sort_values("seed", key=lambda seeds: seeds != -1, kind="stable")
         given = int((own["seed"] == -1).sum())
         drops = np.nan_to_num(accuracy_drop(own, dense), nan=np.inf)
+        drops[~holds_limits(own, spec.goals.limits)] = np.inf
         ratios = own["energy_pj"].to_numpy(dtype=float) / int8["energy_pj"]
         for count in range(given, len(own) + 1):
             row: dict[str, object] = {
@@ -159,7 +161,7 @@ def _run_picks(run: RunDirectory) -> list[dict[str, object]]:
     for seed in spec.seeds:
         row: dict[str, object] = {"run": run.location, "seed": seed}
         for target in spec.targets:
-            picked = pick(rows[rows["seed"].isin([seed, -1])], dense, target)
+            picked = pick(rows[rows["seed"].isin([seed, -1])], dense, target, spec.goals.limits)
             if picked is None or picked["config_hash"] not in verified:
                 continue
             expected = 100 * (dense["accuracy"] - picked["accuracy"])

@@ -94,7 +94,9 @@ def export(run: RunDirectory, max_accuracy_drop: float, directory: str | Path) -
     """
     spec, rows = run.spec(), run.ledger.read()
     reference = baseline(rows, DENSE_FP32, "search")
-    picked = None if reference is None else pick(rows, reference, max_accuracy_drop)
+    picked = (
+        None if reference is None else pick(rows, reference, max_accuracy_drop, spec.goals.limits)
+    )
     if reference is None or picked is None:
         allowed = "no configuration of the run holds it; allow more"
         raise InputError("--max-accuracy-drop", max_accuracy_drop, allowed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +18,8 @@ from search.front import baseline
 from search.front import distinct
 from search.front import non_dominated
 from search.front import pick
+from search.front import within
+from search.goals import Goals
 from search.ledger import MEASURED
 from search.ledger import Ledger
 from search.run_directory import RunDirectory
@@ -34,27 +35,27 @@ _FRONT_LOSS = 10.0
 """Points of accuracy lost up to which the front is of interest."""
 
 
-def picks(ledger: Ledger, targets: Sequence[float]) -> list[pd.Series]:
+def picks(ledger: Ledger, goals: Goals) -> list[pd.Series]:
     """The configuration taken at every target, by the search split alone, without repeats."""
-    return _picks(ledger.read(MEASURED), targets)
+    return _picks(ledger.read(MEASURED), goals)
 
 
-def _picks(rows: pd.DataFrame, targets: Sequence[float]) -> list[pd.Series]:
+def _picks(rows: pd.DataFrame, goals: Goals) -> list[pd.Series]:
     reference = baseline(rows, DENSE_FP32, "search")
     if reference is None:
         return []
-    found = [pick(rows, reference, limit) for limit in targets]
+    found = [pick(rows, reference, target, goals.limits) for target in goals.targets]
     by_hash = {row["config_hash"]: row for row in found if row is not None}
     return list(by_hash.values())
 
 
-def finalists(ledger: Ledger, targets: Sequence[float]) -> list[tuple[CompressionConfig, str]]:
+def finalists(ledger: Ledger, goals: Goals) -> list[tuple[CompressionConfig, str]]:
     """Baselines, picks and a spread of the front, with the names of the baselines."""
     rows = ledger.read(MEASURED)
     reference = baseline(rows, DENSE_FP32, "search")
     assert reference is not None
-    chosen = {row["config_hash"]: "" for row in _picks(rows, targets)}
-    search = distinct(rows, "search")
+    chosen = {row["config_hash"]: "" for row in _picks(rows, goals)}
+    search = within(distinct(rows, "search"), goals.limits)
     drops = accuracy_drop(search, reference)
     front = [int(i) for i in non_dominated(search, reference) if drops[i] <= _FRONT_LOSS]
     spread = np.linspace(0, len(front) - 1, min(FRONT_POINTS, len(front))).round().astype(int)
@@ -73,7 +74,7 @@ def finalists(ledger: Ledger, targets: Sequence[float]) -> list[tuple[Compressio
 
 def write_layer_tables(run: RunDirectory, spec: Spec, worker: EvaluationWorker) -> None:
     """Write ``report/layers-<hash>.parquet`` for every pick: what it decides and costs."""
-    chosen = [row["config_hash"] for row in picks(run.ledger, spec.targets)]
+    chosen = [row["config_hash"] for row in picks(run.ledger, spec.goals)]
     for text in run.ledger.configs(chosen).values():
         config = CompressionConfig.from_json(json.loads(text))
         states = worker.states(config)

@@ -6,7 +6,6 @@ lost against the uncompressed network on the same split, in points (1 point = 1 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,11 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from numpy.typing import NDArray
 
+from envs.limits import NO_LIMITS
+from envs.limits import CostLimits
 from search.baselines import DENSE_FP32
 from search.baselines import DENSE_INT8
+from search.goals import Goals
 
 ONE_SIDED_99 = 2.33
 """Standard errors between an estimate and its one-sided 99 % confidence bound. So strict because
@@ -135,46 +137,62 @@ def smallest_provable_drop(images: int) -> float:
     return 100 * ONE_SIDED_99 / images
 
 
-def pick(rows: pd.DataFrame, reference: pd.Series, limit: float) -> pd.Series | None:
-    """The configuration of lowest energy that holds an accuracy limit on the search split.
+def pick(
+    rows: pd.DataFrame, reference: pd.Series, target: float, limits: CostLimits = NO_LIMITS
+) -> pd.Series | None:
+    """The configuration of lowest energy that holds a target on the search split.
 
-    It holds the limit if :func:`drop_upper_bound` does. The cheapest of many candidates that
-    just hold a limit is more often lucky than good, hence the bound instead of the estimate.
-    A limit below :func:`smallest_provable_drop` is taken as that: on so few images nothing could
+    It holds the target if :func:`drop_upper_bound` does. The cheapest of many candidates that
+    just hold a target is more often lucky than good, hence the bound instead of the estimate.
+    A target below :func:`smallest_provable_drop` is taken as that: on so few images nothing could
     hold it, not even a configuration that loses none of them.
 
     Args:
         rows: Ledger rows of any split and role; only the search split is looked at.
         reference: Row of the uncompressed network on the search split.
-        limit: Points of accuracy that may be lost.
+        target: Points of accuracy that may be lost.
+        limits: Of its other costs.
 
     Returns:
-        The row, or None where no configuration holds the limit.
+        The row, or None where no configuration holds the target and the limits.
     """
-    candidates = distinct(rows, "search")
-    provable = max(limit, smallest_provable_drop(int(reference["images"])))
+    candidates = within(distinct(rows, "search"), limits)
+    provable = max(target, smallest_provable_drop(int(reference["images"])))
     # Whatever the last digit of the bound of one that loses nothing; False for NaN.
     holds = drop_upper_bound(candidates, reference) <= provable + 1e-9
     candidates = candidates[holds & candidates["energy_pj"].notna()]
     return None if candidates.empty else candidates.iloc[int(candidates["energy_pj"].argmin())]
 
 
-def best_so_far(rows: pd.DataFrame, targets: Sequence[float]) -> list[dict[str, Any]]:
+def holds_limits(rows: pd.DataFrame, limits: CostLimits) -> NDArray[np.bool_]:
+    """Whether the costs of each row hold all limits; those of a failed one do not."""
+    holds = np.ones(len(rows), dtype=np.bool_)
+    for name, limit in limits.given.items():
+        holds &= rows[name].to_numpy(dtype=float) <= limit
+    return holds
+
+
+def within(rows: pd.DataFrame, limits: CostLimits) -> pd.DataFrame:
+    """The rows that hold all limits."""
+    return rows[holds_limits(rows, limits)]
+
+
+def best_so_far(rows: pd.DataFrame, goals: Goals) -> list[dict[str, Any]]:
     """Best so far at every target, on the search split; targets that nothing holds are left out."""
     reference = baseline(rows, DENSE_FP32, "search")
     int8 = baseline(rows, DENSE_INT8, "search")
     if reference is None:
         return []
-    picks = [(limit, pick(rows, reference, limit)) for limit in targets]
+    picks = [(target, pick(rows, reference, target, goals.limits)) for target in goals.targets]
     return [
         {
-            "max_accuracy_drop": limit,
+            "max_accuracy_drop": target,
             "config_hash": row["config_hash"],
             "search_accuracy_drop": float((reference["accuracy"] - row["accuracy"]) * 100),
             "energy_pj": float(row["energy_pj"]),
             "energy_ratio_int8": None if int8 is None else row["energy_pj"] / int8["energy_pj"],
         }
-        for limit, row in picks
+        for target, row in picks
         if row is not None
     ]
 

@@ -89,14 +89,15 @@ class Measurements:
 
     def select(self, candidates: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """At most ``count`` of the candidates that were not measured; see :func:`select`."""
+        counts = self.problem.limits.hold(self.problem.cost(self.choices))
         return select(
             self.problem,
             self.predictor,
             candidates,
             count,
             self.seen,
-            self.energy_ratio,
-            self.accuracy_drop,
+            self.energy_ratio[counts],
+            self.accuracy_drop[counts],
             self.reference.energy_pj,
             self.reference.limits,
         )

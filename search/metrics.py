@@ -16,6 +16,7 @@ from ray.util import metrics as prometheus
 from search.baselines import DENSE_FP32
 from search.front import best_so_far
 from search.front import smallest_provable_drop
+from search.goals import Goals
 from search.ledger import Evaluation
 
 _COUNTERS = {
@@ -44,10 +45,10 @@ class SeedMetrics:
         run: The run's directory, which tells its metrics from others'.
         seed: The seed.
         evaluators: How many it has.
-        targets: Points that may be lost, for which the least energy is reported.
+        goals: At whose targets the least energy is reported.
     """
 
-    def __init__(self, run: str, seed: int, evaluators: int, targets: Sequence[float]) -> None:
+    def __init__(self, run: str, seed: int, evaluators: int, goals: Goals) -> None:
         tags = {"run": run, "seed": str(seed)}
         self._counters = {
             name: _tagged(prometheus.Counter, name, text, tags) for name, text in _COUNTERS.items()
@@ -58,7 +59,7 @@ class SeedMetrics:
         text = "Least energy within a target's loss, over that of dense INT8"
         self._best = _tagged(prometheus.Gauge, "best_energy_ratio", text, tags, "target")
         self._evaluators = evaluators
-        self._targets = targets
+        self._goals = goals
         self._dense: Evaluation | None = None
         self._rows: list[Evaluation] = []  # of which few stay after every round
         self._ratios: dict[str, float] = {}
@@ -128,12 +129,12 @@ class SeedMetrics:
         if self._dense is None or self._dense.accuracy is None or row.accuracy is None:
             return False
         drop = 100 * (self._dense.accuracy - row.accuracy)
-        loosest = max(*self._targets, smallest_provable_drop(self._dense.images))
+        loosest = max(*self._goals.targets, smallest_provable_drop(self._dense.images))
         return drop <= loosest and row.energy_pj < self._to_beat
 
     def _update_best(self) -> None:
         """Best by target, as the status of the run has them; forgets rows that were beaten."""
-        best = best_so_far(pd.DataFrame(self._rows), self._targets) if self._rows else []
+        best = best_so_far(pd.DataFrame(self._rows), self._goals) if self._rows else []
         kept = {entry["config_hash"] for entry in best}
         self._rows = [
             row for row in self._rows if row.role == "baseline" or row.config_hash in kept
@@ -143,7 +144,7 @@ class SeedMetrics:
             for entry in best
             if entry["energy_ratio_int8"] is not None
         }
-        if len(best) == len(self._targets):
+        if len(best) == len(self._goals.targets):
             self._to_beat = max(entry["energy_pj"] for entry in best)
         self._is_stale = False
 

@@ -56,6 +56,8 @@ def select(
 ) -> NDArray[np.int64]:
     """Pick candidates by the expected growth of the dominated part of the box, one by one.
 
+    Those that exceed the problem's limits are left out.
+
     A candidate's damage is uncertain by ``predictor.relative_std``, so an uncertain one may be
     expected to add more than a certain one that is predicted the same: that is what explores.
     Picks take turns between a linear and a logarithmic drop axis, so that small drops get their
@@ -77,7 +79,9 @@ def select(
         At most ``count`` choices, (picked, layers, 4), best first.
     """
     candidates = np.unique(candidates, axis=0)
-    ratio = problem.cost(candidates).energy_pj / baseline_energy_pj
+    report = problem.cost(candidates)
+    holds = problem.limits.hold(report)
+    candidates, ratio = candidates[holds], report.energy_pj[holds] / baseline_energy_pj
     outcomes = np.stack([predictor.optimistic_drop(candidates, -node) for node in _NODES], axis=1)
     middle = outcomes[:, len(_NODES) // 2]
     axes: tuple[Axis, ...] = (linear_axis, log_axis, limit_axis(limits))

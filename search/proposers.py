@@ -26,6 +26,9 @@ FRONT_PRICES = 48
 """Prices at which the predicted front is computed."""
 POSTERIOR_DRAWS = 3
 """Damage tables drawn for each batch of refined allocations."""
+_FIRST_TRIALS = 10
+_TRIALS = 4
+"""Prices of limits that are tried for the first and for every later front."""
 
 
 class Proposer(Protocol):
@@ -148,14 +151,20 @@ class Front:
     def __init__(self, problem: CompressionProblem, reference: Reference) -> None:
         self._allocator = Allocator(problem, reference.energy_pj)
         self._latest = np.repeat(start_choice(problem.space)[None], FRONT_PRICES, axis=0)
+        self._limit_prices = np.zeros((FRONT_PRICES, len(problem.limits.given)))
+        self._trials = _FIRST_TRIALS
 
     def allocate(self, known: Measurements, count: int) -> NDArray[np.int64]:
         """For each of ``count`` prices the best that the predictor knows, (count, layers, 4)."""
         damage = known.predictor.layer_damage()
-        start = np.repeat(self._latest, count // FRONT_PRICES, axis=0)  # of the nearest price
-        choices = self._allocator.front(damage, _prices(count), start)
-        if count == FRONT_PRICES:
-            self._latest = choices  # the next front lies near
+        repeats = count // FRONT_PRICES
+        start = np.repeat(self._latest, repeats, axis=0)  # of the nearest price
+        limit_prices = np.repeat(self._limit_prices, repeats, axis=0)
+        choices, limit_prices = self._allocator.front_within_limits(
+            damage, _prices(count), start, limit_prices, self._trials
+        )
+        if count == FRONT_PRICES:  # the next front lies near
+            self._latest, self._limit_prices, self._trials = choices, limit_prices, _TRIALS
         return choices
 
     def candidates(self, known: Measurements, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -163,7 +172,11 @@ class Front:
         fronts = [self.allocate(known, FRONT_PRICES)]
         for _ in range(POSTERIOR_DRAWS):
             damage = known.predictor.layer_damage(rng)
-            fronts.append(self._allocator.descend(damage, _prices(FRONT_PRICES), self._latest))
+            fronts.append(
+                self._allocator.descend(
+                    damage, _prices(FRONT_PRICES), self._latest, self._limit_prices
+                )
+            )
         return np.concatenate(fronts)
 
     def refine(self, known: Measurements, choices: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -174,10 +187,11 @@ class Front:
         """
         drops = known.predictor.accuracy_drop(self._latest)  # falls while prices rise
         order = np.argsort(drops)
-        price = np.interp(
-            known.predictor.accuracy_drop(choices), drops[order], _prices(FRONT_PRICES)[order]
-        )
-        return self._allocator.descend(known.predictor.layer_damage(), price, choices, sweeps=1)
+        reached = known.predictor.accuracy_drop(choices)
+        price = np.interp(reached, drops[order], _prices(FRONT_PRICES)[order])
+        nearest = order[np.searchsorted(drops[order], reached).clip(max=len(order) - 1)]
+        damage, limit_prices = known.predictor.layer_damage(), self._limit_prices[nearest]
+        return self._allocator.descend(damage, price, choices, limit_prices, sweeps=1)
 
 
 def _prices(count: int) -> NDArray[np.float64]:

@@ -25,6 +25,8 @@ from search.front import distinct
 from search.front import hypervolume
 from search.front import non_dominated
 from search.front import pick
+from search.front import within
+from search.goals import Goals
 from search.ledger import MEASURED
 from search.run_directory import RunDirectory
 from search.timing import Timing
@@ -85,6 +87,7 @@ class Report:
     Attributes:
         level: Level of the hardware model that energies and cycles are of.
         attack: What robust accuracies are under; None where none were measured.
+        limits: What picks and the front hold, by name of the cost.
         evaluations: Distinct configurations evaluated on the search split.
         search_images: Images of the search split; None before anything was evaluated.
         hypervolume: Of the search split, see ``search.front.hypervolume``; None without baselines.
@@ -104,6 +107,7 @@ class Report:
     level: str
     algorithm: str
     attack: Attack | None
+    limits: dict[str, float]
     seeds: tuple[int, ...]
     budget: int
     evaluations: int
@@ -136,7 +140,7 @@ def build_report(run: RunDirectory) -> Report:
     spec, rows = run.spec(), run.ledger.read(MEASURED)
     search = distinct(rows, "search")
     measure = _Measure(rows)
-    picks = measure.picks(spec.targets)
+    picks = measure.picks(spec.goals)
     drops = measure.drops(search)
     ratios = search["energy_pj"] / (measure.int8_pj or math.nan)
     return Report(
@@ -146,6 +150,7 @@ def build_report(run: RunDirectory) -> Report:
         level=spec.level,
         algorithm=spec.algorithm,
         attack=spec.attack,
+        limits=spec.goals.limits.given,
         seeds=spec.seeds,
         budget=spec.budget,
         evaluations=len(search),
@@ -153,7 +158,7 @@ def build_report(run: RunDirectory) -> Report:
         hypervolume=hypervolume(ratios, drops) if measure.is_complete else None,
         baselines=measure.baselines(),
         best=picks,
-        front=measure.front(search),
+        front=measure.front(within(search, spec.goals.limits)),
         points=pd.DataFrame(
             {"name": search["name"], "energy_ratio_int8": ratios, "accuracy_drop": drops}
         ),
@@ -200,17 +205,17 @@ class _Measure:
         found = (baseline(self.rows, name, "search") for name in BASELINES)
         return [self.entry(row) for row in found if row is not None]
 
-    def picks(self, limits: Sequence[float]) -> list[Pick]:
+    def picks(self, goals: Goals) -> list[Pick]:
         if self.search_reference is None:
             return []
         picks = []
-        for limit in limits:
-            row = pick(self.rows, self.search_reference, limit)
+        for target in goals.targets:
+            row = pick(self.rows, self.search_reference, target, goals.limits)
             if row is not None:
                 facts = self._facts(row)
                 verified = facts["accuracy"] is not None
-                name = f"best at {limit:g}"
-                picks.append(Pick(name, **facts, max_accuracy_drop=limit, verified=verified))
+                name = f"best at {target:g}"
+                picks.append(Pick(name, **facts, max_accuracy_drop=target, verified=verified))
         return picks
 
     def _facts(self, row: pd.Series) -> dict[str, Any]:

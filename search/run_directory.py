@@ -195,7 +195,7 @@ class RunDirectory:
             "accelerator": spec.accelerator,
             "algorithm": spec.algorithm,
             "seeds": seeds,
-            "best": best_so_far(rows, spec.targets),
+            "best": best_so_far(rows, spec.goals),
             "driver": state.get("driver"),
             "heartbeat": state.get("heartbeat"),
         }

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -30,6 +31,7 @@ from search.baselines import DENSE_INT8
 from search.board import BoardActor
 from search.board import accuracies
 from search.evaluation import EvaluationWorker
+from search.evaluation import total_costs
 from search.events import EventLog
 from search.events import one_line
 from search.failure import RunError
@@ -43,6 +45,7 @@ from search.progress import Progress
 from search.ray_session import evaluators_that_fit
 from search.ray_session import on_this_node
 from search.ray_session import ray_session
+from search.reachable import require_reachable
 from search.report import build_report
 from search.requests import WorkerSpec
 from search.run_directory import RunDirectory
@@ -128,6 +131,7 @@ def run_search(
             problem = prepare_problem(
                 evaluator, accelerator, menu, level=GUIDE_LEVEL, progress=progress.step
             )
+            problem = _limited(problem, spec, worker)
             share(database)
             evaluators = _evaluators(spec, trials or len(spec.seeds))
             try:
@@ -136,6 +140,25 @@ def run_search(
                 _write_results(run, spec, worker)
                 raise
             _write_results(run, spec, worker)
+
+
+def _limited(
+    problem: CompressionProblem, spec: Spec, worker: EvaluationWorker
+) -> CompressionProblem:
+    """The problem with the limits of a specification, as they are at the problem's level.
+
+    Raises:
+        InputError: a limit is out of reach.
+    """
+    limits = spec.goals.limits
+    if not limits.given:
+        return problem
+    int8 = baseline_config(worker, spec, BASELINES[DENSE_INT8])
+    here, there = (total_costs(worker.price(int8, level)) for level in (problem.level, spec.level))
+    factors = {name: here[name] / there[name] for name in limits.given}
+    problem = replace(problem, limits=limits.scaled(factors))
+    require_reachable(problem, limits)
+    return problem
 
 
 def _write_results(run: RunDirectory, spec: Spec, worker: EvaluationWorker) -> None:
@@ -225,7 +248,7 @@ def _search(
     baselines = {name: baseline_config(worker, spec, bits) for name, bits in BASELINES.items()}
     measured = accuracies(rows)
     has_baselines = all(config.hash in measured["search"] for config in baselines.values())
-    if has_baselines and (not seeds or left <= 0) and not unverified(run.ledger, spec.targets):
+    if has_baselines and (not seeds or left <= 0) and not unverified(run.ledger, spec.goals):
         return
     seeds = seeds or list(spec.seeds)
     board = BoardActor.options(scheduling_strategy=on_this_node()).remote(measured, seeds, left)
@@ -238,7 +261,7 @@ def _search(
         baselines=baselines,
         int8_energy_pj=float(worker.price(baselines[DENSE_INT8], GUIDE_LEVEL).energy_pj[0]),
         chance=worker.evaluator.task.chance,
-        targets=spec.targets,
+        goals=spec.goals,
         evaluators=evaluators,
         evaluator_cpus=resources.evaluator_cpus,
         evaluator_gpus=resources.evaluator_gpus,
@@ -274,7 +297,7 @@ def _search(
             restarts=_RESTARTS,
             callbacks=[ClaimsReleased(board)],
         )
-    require_verified(run.ledger, spec.targets)
+    require_verified(run.ledger, spec.goals)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from envs.config import LayerDecision
 from envs.config import Repair
 from envs.config import check_keys
 from envs.config import read_quantizer
+from envs.limits import CostLimits
 from envs.quantizer import DEFAULT_QUANTIZER
 from envs.quantizer import Quantizer
 from envs.space import DEFAULT_METHODS
@@ -39,6 +40,7 @@ from envs.space import Method
 from envs.task_spec import TaskSpec
 from hwmodel.errors import InputError
 from search._spec_errors import validated
+from search.goals import Goals
 
 if TYPE_CHECKING:
     from envs.setup import Menu
@@ -118,6 +120,7 @@ _Bits = Annotated[int, Field(ge=min(INTEGER_BITS), le=max(INTEGER_BITS), strict=
 _Widths = Annotated[tuple[_Bits, ...], Field(min_length=1), AfterValidator(_ascending)]
 _Sparsity = Annotated[float, Field(gt=0, lt=1, strict=True)]
 _Points = Annotated[float, Field(gt=0, le=100, strict=True)]
+_Limit = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
 _Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 _Text = Annotated[str, Field(min_length=1)]
 _Decision = Annotated[LayerDecision, BeforeValidator(_decision), PlainSerializer(asdict)]
@@ -202,6 +205,19 @@ class RobustnessSection(_Section):
     images: Annotated[int, Field(ge=1, strict=True)] = Attack.images
 
 
+class LimitSection(_Section):
+    """What an inference may cost at most, besides energy.
+
+    Attributes:
+        latency_cycles, bops, model_bytes, dram_bytes: As in the ledger, at the run's level.
+    """
+
+    latency_cycles: _Limit | None = None
+    bops: _Limit | None = None
+    model_bytes: _Limit | None = None
+    dram_bytes: _Limit | None = None
+
+
 class ResourceSection(_Section):
     """What a run takes of the machines; may change when it is resumed.
 
@@ -249,6 +265,7 @@ class Spec(_Section):
         time_budget: Wall time, such as 90s, 30m or 2h, after which the search stops; None for
             no limit.
         targets: Accuracy drops, in points, for which the best configuration is reported.
+        limits: What the best, and the front, may cost besides energy; None for no limits.
         space: What may be decided.
         robustness: Attack whose accuracy is a third objective; None for none.
         resources: What it takes of the machines.
@@ -268,6 +285,7 @@ class Spec(_Section):
         1.0,
         2.0,
     )
+    limits: LimitSection | None = None
     space: SpaceSection = SpaceSection()
     robustness: RobustnessSection | None = None
     resources: ResourceSection = ResourceSection()
@@ -310,11 +328,17 @@ class Spec(_Section):
     def hash(self) -> str:
         """Hash of :meth:`identity`, 16 hexadecimal digits."""
         identity = self.identity()
-        for field in ("init_from", "robustness"):
+        for field in ("init_from", "limits", "robustness"):
             if identity[field] is None:  # specifications from before this field keep their hash
                 del identity[field]
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @property
+    def goals(self) -> Goals:
+        """What the run is asked for."""
+        limits = CostLimits() if self.limits is None else CostLimits(**self.limits.model_dump())
+        return Goals(self.targets, limits)
 
     @property
     def attack(self) -> Attack | None:

@@ -24,6 +24,7 @@ from search.board import accuracy
 from search.events import EventLog
 from search.events import evaluation_fields
 from search.front import baseline
+from search.goals import Goals
 from search.ledger import Evaluation
 from search.ledger import Ledger
 from search.ledger import evaluations
@@ -65,7 +66,7 @@ class TrialSetup:
         baselines: What accuracies are compared to, and is measured first, by name.
         int8_energy_pj: Energy of dense INT8 at the problem's level.
         chance: Accuracy of guessing, 0..1; failed evaluations count as that.
-        targets: Points that may be lost, at which the least energy is asked for.
+        goals: What is asked for.
         evaluators: Number of evaluator actors of a trial.
         evaluator_cpus, evaluator_gpus: What each reserves.
         evaluation_timeout: Seconds after which an evaluation counts as hanging; None for no limit.
@@ -80,7 +81,7 @@ class TrialSetup:
     baselines: dict[str, CompressionConfig]
     int8_energy_pj: float
     chance: float
-    targets: tuple[float, ...]
+    goals: Goals
     evaluators: int
     evaluator_cpus: float
     evaluator_gpus: float
@@ -105,7 +106,7 @@ def search_trial(config: dict[str, Any], *, setup: TrialSetup, board: Any) -> No
     seed = config["seed"]
     name = f"seed-{seed}"
     with reported_errors() as report, EventLog(setup.run, name, trial=name) as log:
-        metrics = SeedMetrics(setup.run.root, seed, setup.evaluators, setup.targets)
+        metrics = SeedMetrics(setup.run.root, seed, setup.evaluators, setup.goals)
         pool = _pool(setup, setup.permit.grant_child(name), metrics, log)
         try:
             _measure_baselines(seed, setup, board, pool, metrics, log)
@@ -194,7 +195,7 @@ def _resumed(seed: int, setup: TrialSetup, metrics: SeedMetrics) -> tuple[Propos
         accuracy=float(dense["accuracy"]),
         chance=setup.chance,
         energy_pj=setup.int8_energy_pj,
-        limits=drops_that_hold(setup.targets, baselines, dense),
+        limits=drops_that_hold(setup.goals.targets, baselines, dense),
         images=int(dense["images"]),
     )
     policies = setup.run.child("policies")
@@ -269,7 +270,7 @@ def _verify(seed: int, setup: TrialSetup, board: Any, pool: EvaluatorPool, log: 
     baselines = setup.baselines.items()
     verify_and_log([Request(config, "test", "baseline", name) for name, config in baselines])
     if not ray.get(board.is_searching.remote()):
-        verify_and_log(unverified(Ledger(setup.worker.ledger), setup.targets))
+        verify_and_log(unverified(Ledger(setup.worker.ledger), setup.goals))
 
 
 def claim(board: Any, hashes: list[str], seed: int, deadline: float) -> list[float | Answer]:

@@ -12,24 +12,25 @@ from hwmodel import InputError
 from search.board import News
 from search.finalists import finalists
 from search.front import distinct
+from search.goals import Goals
 from search.ledger import Evaluation
 from search.ledger import Ledger
 from search.pool import EvaluatorPool
 from search.requests import Request
 
 
-def unverified(ledger: Ledger, targets: Sequence[float]) -> list[Request]:
+def unverified(ledger: Ledger, goals: Goals) -> list[Request]:
     """Finalists and baselines that the ledger does not have on the test split.
 
     Args:
         ledger: Of a run whose baselines have been measured on the search split.
-        targets: Points that may be lost, at which the least energy is asked for.
+        goals: What the run was asked for.
     """
     rows = ledger.read(("split", "accuracy", "config_hash"))
     known = set(rows[(rows["split"] == "test") & rows["accuracy"].notna()]["config_hash"])
     return [
         Request(config, "test", "baseline" if name else "finalist", name)
-        for config, name in finalists(ledger, targets)
+        for config, name in finalists(ledger, goals)
         if config.hash not in known
     ]
 
@@ -65,7 +66,7 @@ def verify(
         news.tell()
 
 
-def require_verified(ledger: Ledger, targets: Sequence[float]) -> None:
+def require_verified(ledger: Ledger, goals: Goals) -> None:
     """Refuse a run of which a finalist or a baseline failed on the test split.
 
     Raises:
@@ -76,7 +77,7 @@ def require_verified(ledger: Ledger, targets: Sequence[float]) -> None:
     failed = failed[failed["accuracy"].isna()]
     if failed.empty:  # as nearly always: what is wanted takes reading all of the ledger
         return
-    wanted = {request.config.hash for request in unverified(ledger, targets)}
+    wanted = {request.config.hash for request in unverified(ledger, goals)}
     for _, row in failed[failed["config_hash"].isin(wanted)].iterrows():
         field = f"evaluation of {row['config_hash']} on the test split"
         raise InputError(field, row["error"], "it must succeed")

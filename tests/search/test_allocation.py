@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from envs.config import LayerDecision
 from envs.episode import start_choice
+from envs.limits import CostLimits
 from envs.predictor import AccuracyPredictor
 from envs.predictor import LayerDamage
 from envs.problem import CompressionProblem
@@ -26,6 +29,13 @@ def objective(
 def front(problem: CompressionProblem, prices: np.ndarray) -> np.ndarray:
     starts = np.repeat(start_choice(problem.space)[None], len(prices), axis=0)
     return Allocator(problem, BASELINE).front(DAMAGE, prices, starts)
+
+
+def front_within(limits: CostLimits) -> np.ndarray:
+    problem = replace(PROBLEM, limits=limits)
+    starts = np.repeat(start_choice(problem.space)[None], len(PRICES), axis=0)
+    free = np.zeros((len(PRICES), len(limits.given)))
+    return Allocator(problem, BASELINE).front_within_limits(DAMAGE, PRICES, starts, free, 10)[0]
 
 
 def single_changes(problem: CompressionProblem, choice: np.ndarray) -> np.ndarray:
@@ -82,3 +92,26 @@ def test_a_shared_map_gets_narrow_only_with_all_its_readers() -> None:
     starts = start_choice(PROBLEM.space)[None]
     choice = Allocator(PROBLEM, BASELINE).descend(cheap, np.ones(1), starts)[0]
     assert np.all(choice[:, 3] == 0)
+
+
+@pytest.mark.parametrize("share", [0.6, 0.3, 0.15])
+@pytest.mark.parametrize("name", ["latency_cycles", "bops", "model_bytes", "dram_bytes"])
+def test_a_front_within_a_limit_holds_it_and_uses_it(name: str, share: float) -> None:
+    dense = CostLimits(**{name: 1.0}).usage(PROBLEM.cost(start_choice(PROBLEM.space)[None]))
+    limits = CostLimits(**{name: share * float(dense[0, 0])})
+    free = front(PROBLEM, PRICES)
+    over = limits.usage(PROBLEM.cost(free))[:, 0] > 1
+    within = front_within(limits)
+    assert np.all(limits.usage(PROBLEM.cost(within)) <= 1)
+    assert np.array_equal(within[~over], free[~over])
+    # No limited allocation is worse than the best free one that happens to hold the limit.
+    for price, reached in zip(PRICES, objective(PROBLEM, DAMAGE, PRICES, within), strict=True):
+        assert reached <= objective(PROBLEM, DAMAGE, price, free[~over]).min() + 1e-3
+
+
+def test_all_of_several_limits_hold() -> None:
+    report = PROBLEM.cost(start_choice(PROBLEM.space)[None])
+    limits = CostLimits(
+        model_bytes=0.2 * float(report.model_bytes[0]), bops=0.1 * float(report.total_bops[0])
+    )
+    assert np.all(limits.usage(PROBLEM.cost(front_within(limits))) <= 1)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ledger_rows import baselines
 from ledger_rows import evaluation
 
+from envs.limits import CostLimits
 from search.baselines import DENSE_FP32
 from search.front import baseline
 from search.front import distinct
@@ -192,6 +193,22 @@ def test_pick_is_the_cheapest_whose_bound_holds(limit: float, number: int) -> No
     picked = pick(rows, reference, limit)
     assert picked is not None
     assert picked["config_hash"] == f"{number:016x}"
+
+
+def test_a_pick_holds_the_limits_of_its_other_costs() -> None:
+    rows = rows_for_pick()
+    rows["model_bytes"] = 3000.0
+    rows.loc[rows["config_hash"] == f"{2:016x}", "model_bytes"] = np.nan
+    reference = baseline(rows, DENSE_FP32, "search")
+    assert reference is not None
+
+    def picked(limits: CostLimits) -> object:
+        found = pick(rows, reference, 1.4, limits)
+        return None if found is None else int(found["config_hash"], 16)
+
+    assert picked(CostLimits()) == 2
+    assert picked(CostLimits(model_bytes=3000.0)) == 1
+    assert picked(CostLimits(model_bytes=2999.0)) is None
 
 
 def test_nothing_holds_an_impossible_limit() -> None:

@@ -22,6 +22,7 @@ from tensorboardX.record_writer import masked_crc32c
 from hwmodel import InputError
 from search.events import EventLog
 from search.front import best_so_far
+from search.goals import Goals
 from search.ledger import Evaluation
 from search.metrics import SeedMetrics
 from search.metrics import tensorboard_record
@@ -37,7 +38,7 @@ TARGETS = (0.5, 5.0)
 
 
 def metrics(evaluators: int = 2) -> SeedMetrics:
-    seed = SeedMetrics("runs/1", 0, evaluators, TARGETS)
+    seed = SeedMetrics("runs/1", 0, evaluators, Goals(TARGETS))
     seed.known(baselines())
     return seed
 
@@ -81,7 +82,7 @@ def test_the_best_of_all_rounds_is_that_of_the_status(rounds: list[list[Evaluati
             seed.evaluated(row, waiting=0)
         seen += new
         reported = seed.end_round()
-    expected = best_so_far(pd.DataFrame(seen), TARGETS)
+    expected = best_so_far(pd.DataFrame(seen), Goals(TARGETS))
     if rounds:
         for entry in expected:
             name = f"best_energy_ratio/{entry['max_accuracy_drop']:g}"

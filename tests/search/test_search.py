@@ -23,6 +23,8 @@ from search.agents import CHECKPOINT
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 BASELINES = 6
+MOST_BYTES = 20_000
+"""Model size that the search is given as a limit: dense INT8 has 34 kB."""
 
 
 def command(*arguments: str | Path) -> list[str]:
@@ -67,7 +69,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("search")
     # Policies take longer to train than all else together; the slow tests search with them.
     attack = {"attack": "fgsm", "epsilon": 0.1, "images": 200}
-    changes = {"budget": 18, "algorithm": "dp+local", "robustness": attack}
+    limits = {"model_bytes": MOST_BYTES}
+    changes = {"budget": 18, "algorithm": "dp+local", "robustness": attack, "limits": limits}
     result = joulecut("search", write_spec(folder, **changes))
     assert result.returncode == 0, result.stderr
     assert all(text in result.stdout for text in ("dense INT8", "best at 1", "attacked %"))
@@ -95,7 +98,21 @@ def test_the_report_has_baselines_and_verified_picks(run: Path) -> None:
         assert entry["verified"]
         assert entry["energy_pj"] <= int8["energy_pj"]
         assert entry["search_accuracy_drop"] <= entry["max_accuracy_drop"]
+    assert report["limits"] == {"model_bytes": MOST_BYTES}
+    assert all(entry["model_bytes"] <= MOST_BYTES for entry in report["best"] + report["front"])
     assert (run / "report" / "report.html").stat().st_size > 10_000
+
+
+def test_what_a_search_proposes_holds_its_limits(run: Path) -> None:
+    rows = pd.read_parquet(run / "ledger")
+    assert rows[rows["role"] == "search"]["model_bytes"].max() <= MOST_BYTES
+
+
+def test_a_limit_that_nothing_holds_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    result = joulecut("search", write_spec(tmp_path, limits={"bops": 1000}))
+    assert result.returncode == 2
+    assert "limits.bops: 1000.0 is not allowed" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
 
 
 def test_every_evaluation_was_attacked(run: Path) -> None:

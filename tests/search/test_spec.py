@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from envs.attack import Attack
 from envs.config import LayerDecision
+from envs.limits import CostLimits
 from envs.quantizer import Quantizer
 from hwmodel.errors import InputError
+from search.goals import Goals
 from search.spec import Spec
 from search.spec import parse_duration
 
@@ -91,14 +93,28 @@ def test_where_and_how_long_do_not_change_the_hash(change) -> None:
         {"space": {"repair": "none"}},
         {"space": {"quantizer": {"activation_range": "kl"}}},
         {"robustness": {"attack": "fgsm", "epsilon": 0.01}},
+        {"limits": {"model_bytes": 1000}},
     ],
 )
 def test_what_decides_the_result_changes_the_hash(change) -> None:
     assert spec(**change).hash != spec().hash
 
 
-def test_a_specification_from_before_warm_starts_and_attacks_keeps_its_hash() -> None:
-    assert spec(init_from=None, robustness=None).hash == "a372585114768d0d"
+def test_a_specification_from_before_what_may_be_left_out_keeps_its_hash() -> None:
+    assert spec(init_from=None, limits=None, robustness=None).hash == "a372585114768d0d"
+
+
+def test_limits_are_read_and_written(tmp_path: Path) -> None:
+    told = spec(targets=[1.0], limits={"model_bytes": 1000, "latency_cycles": 2.5e5})
+    assert told.goals == Goals((1.0,), CostLimits(model_bytes=1000.0, latency_cycles=2.5e5))
+    assert not spec().goals.limits.given
+    path = tmp_path / "spec.yaml"
+    path.write_text(told.to_yaml())
+    assert Spec.load(path) == told
+    with pytest.raises(InputError, match=r"limits\.model_byte: .*did you mean model_bytes\?"):
+        spec(limits={"model_byte": 1000})
+    with pytest.raises(InputError, match=r"limits\.bops: 0 .*greater than 0"):
+        spec(limits={"bops": 0})
 
 
 def test_an_attack_is_read_and_written(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from envs.config import CompressionConfig
 from envs.config import uniform
 from hwmodel import InputError
 from search.board import BoardActor
+from search.goals import Goals
 from search.ledger import Evaluation
 from search.ledger import Ledger
 from search.requests import Request
@@ -73,12 +74,12 @@ def test_what_failed_on_the_test_split_is_asked_for_again(tmp_path: Path) -> Non
         for bits, row in zip((32, 8), baselines(), strict=False)
     ]
     ledger.append([*measured, found, *(replace(row, split="test") for row in measured)])
-    require_verified(ledger, TARGETS)
-    assert unverified(ledger, TARGETS) == [Request(config(4), "test", "finalist")]
+    require_verified(ledger, Goals(TARGETS))
+    assert unverified(ledger, Goals(TARGETS)) == [Request(config(4), "test", "finalist")]
     ledger.append([replace(found, split="test", accuracy=None, error="out of memory")])
-    assert unverified(ledger, TARGETS) == [Request(config(4), "test", "finalist")]
+    assert unverified(ledger, Goals(TARGETS)) == [Request(config(4), "test", "finalist")]
     with pytest.raises(InputError, match=f"{config(4).hash} on the test split: 'out of memory'"):
-        require_verified(ledger, TARGETS)
+        require_verified(ledger, Goals(TARGETS))
     ledger.append([replace(found, split="test")])
-    assert unverified(ledger, TARGETS) == []
-    require_verified(ledger, TARGETS)
+    assert unverified(ledger, Goals(TARGETS)) == []
+    require_verified(ledger, Goals(TARGETS))

@@ -1,0 +1,39 @@
+"""Whether a problem's limits can be held, before anything is evaluated."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from envs.episode import start_choice
+from envs.limits import CostLimits
+from envs.predictor import AccuracyPredictor
+from envs.problem import CompressionProblem
+from hwmodel.errors import InputError
+from search.allocation import Allocator
+
+_DOMINATES = 1e6
+"""Price of a limit against which energy counts for nothing."""
+
+
+def require_reachable(problem: CompressionProblem, asked: CostLimits) -> None:
+    """Refuse a limit that no configuration of the space is found to hold.
+
+    Args:
+        problem: With limits.
+        asked: The same limits as the user gave them, at whatever level.
+
+    Raises:
+        InputError: names the limit, and the least that the network can be brought to.
+    """
+    limits = asked.given
+    start = np.repeat(start_choice(problem.space)[None], len(limits), axis=0)
+    energy_pj = float(problem.cost(start[:1]).energy_pj[0])
+    damage = AccuracyPredictor(problem.table, reference=1.0, chance=0.0).layer_damage()
+    free = np.zeros(len(limits))
+    allocator = Allocator(problem, energy_pj)
+    least = allocator.descend(damage, free, start, _DOMINATES * np.eye(len(limits)))
+    usage = problem.limits.usage(problem.cost(least)).diagonal()
+    for (name, limit), share in zip(limits.items(), usage, strict=True):
+        if share > 1:
+            allowed = f"the smallest network of this space needs {limit * share:.3g}"
+            raise InputError(f"limits.{name}", limit, allowed)
