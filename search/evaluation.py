@@ -200,6 +200,7 @@ class EvaluationWorker:
             time=datetime.now(timezone.utc),
             code_version=COMPRESSION_VERSION,
             error=error,
+            predicted_drop=request.predicted_drop,
         )
 
 

@@ -17,11 +17,14 @@ from envs.limits import NO_LIMITS
 from envs.limits import CostLimits
 from search.baselines import DENSE_FP32
 from search.baselines import DENSE_INT8
+from search.estimates import estimate_drops
 from search.goals import Goals
 
+ONE_SIDED_95 = 1.645
+"""Standard deviations between an estimate and its one-sided 95 % bound."""
 ONE_SIDED_99 = 2.33
-"""Standard errors between an estimate and its one-sided 99 % confidence bound. So strict because
-the cheapest of hundreds of candidates near a limit is among the luckiest of them."""
+"""Standard errors between what was measured and its one-sided 99 % confidence bound. So strict
+because the cheapest of hundreds of candidates near a target is among the luckiest of them."""
 
 
 def pareto_front(energy: ArrayLike, loss: ArrayLike) -> NDArray[np.int64]:
@@ -125,11 +128,17 @@ def drop_error(rows: pd.DataFrame, reference: pd.Series) -> NDArray[np.float64]:
 
 
 def drop_upper_bound(rows: pd.DataFrame, reference: pd.Series) -> NDArray[np.float64]:
-    """One-sided 99 % confidence bound on the drop of every row, in points.
+    """Bound on the drop of every row, in points.
 
+    One-sided 95 % by what was measured and what was expected before, see
+    :func:`search.estimates.estimate_drops`. Where nothing was expected of a row, or too little is
+    known of how far expectations are off, one-sided 99 % by what was measured alone:
     ``drop + 2.33 * standard_error``, see :func:`drop_error`.
     """
-    return accuracy_drop(rows, reference) + ONE_SIDED_99 * drop_error(rows, reference)
+    measured, error = accuracy_drop(rows, reference), drop_error(rows, reference)
+    known = estimate_drops(rows, reference, measured, error)
+    bound = known.drop + ONE_SIDED_95 * known.std
+    return np.where(np.isnan(bound), measured + ONE_SIDED_99 * error, bound)
 
 
 def smallest_provable_drop(images: int) -> float:
@@ -142,8 +151,8 @@ def pick(
 ) -> pd.Series | None:
     """The configuration of lowest energy that holds a target on the search split.
 
-    It holds the target if :func:`drop_upper_bound` does. The cheapest of many candidates that
-    just hold a target is more often lucky than good, hence the bound instead of the estimate.
+    It holds the target if :func:`drop_upper_bound` and what was measured do. The cheapest of many candidates that
+    just hold a target is more often lucky than good, hence the bound instead of what was measured.
     A target below :func:`smallest_provable_drop` is taken as that: on so few images nothing could
     hold it, not even a configuration that loses none of them.
 
@@ -159,7 +168,10 @@ def pick(
     candidates = within(distinct(rows, "search"), limits)
     provable = max(target, smallest_provable_drop(int(reference["images"])))
     # Whatever the last digit of the bound of one that loses nothing; False for NaN.
-    holds = drop_upper_bound(candidates, reference) <= provable + 1e-9
+    bound = np.maximum(
+        drop_upper_bound(candidates, reference), accuracy_drop(candidates, reference)
+    )
+    holds = bound <= provable + 1e-9
     candidates = candidates[holds & candidates["energy_pj"].notna()]
     return None if candidates.empty else candidates.iloc[int(candidates["energy_pj"].argmin())]
 

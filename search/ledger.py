@@ -61,11 +61,12 @@ SCHEMA = pa.schema(
         pa.field("time", pa.timestamp("us", tz="UTC"), nullable=False),
         pa.field("code_version", pa.string(), nullable=False),
         pa.field("error", pa.string()),
+        pa.field("predicted_drop", pa.float64()),
     ]
 )
 """Columns of the data set, in the order of the fields of :class:`Evaluation`."""
 _ROW = pa.struct(list(SCHEMA))
-_LATER = {"robust_accuracy"}
+_LATER = {"robust_accuracy", "predicted_drop"}
 """Columns that parts from before they were known lack: null there."""
 
 
@@ -95,6 +96,8 @@ class Evaluation:
         time: When it ended, with time zone.
         code_version: Version of the code that compressed and ran the network.
         error: Why it failed; None where it did not.
+        predicted_drop: Points that it was expected to lose, by what its seed had measured before;
+            None for baselines and on the test split.
     """
 
     config_hash: str
@@ -121,6 +124,7 @@ class Evaluation:
     time: datetime
     code_version: str
     error: str | None = None
+    predicted_drop: float | None = None
 
 
 COLUMNS = tuple(field.name for field in fields(Evaluation))
@@ -348,7 +352,7 @@ def evaluations(rows: pd.DataFrame) -> list[Evaluation]:
 
 
 def _evaluation(row: dict[str, Any]) -> Evaluation:
-    optional = ("accuracy", "robust_accuracy", "error")
+    optional = ("accuracy", "robust_accuracy", "error", "predicted_drop")
     missing = {key: None for key in optional if pd.isna(row[key])}
     blocks = tuple(row["block_accuracies"])
     return Evaluation(**{**row, **missing, "block_accuracies": blocks})

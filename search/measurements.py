@@ -13,14 +13,16 @@ from envs.predictor import USUAL_IMAGES
 from envs.predictor import AccuracyPredictor
 from envs.predictor import noise_points
 from envs.problem import CompressionProblem
-from search.front import ONE_SIDED_99
+from search.estimates import COMPARABLE_DROP
+from search.front import ONE_SIDED_95
 from search.front import accuracy_drop
 from search.front import drop_error
 from search.front import smallest_provable_drop
 from search.proposals import select
 
-_COMPARABLE_DROP = 5.0
-"""Points lost beyond which a network errs in other ways than one that a user would take."""
+_USUAL_SHARE = 0.6
+"""Of the variance of a measured drop, what is left where a predictor knows the configuration: above
+all the luck of the images that all configurations have in common."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,14 @@ class Measurements:
 def drops_that_hold(
     limits: Sequence[float], baselines: pd.DataFrame, dense: pd.Series
 ) -> tuple[float, ...]:
-    """Measured drops, in points, whose upper bound is expected to be each of the limits.
+    """Drops, in points, whose upper bound is expected to be each of the limits.
 
     Of the images that compression makes right or wrong most cancel out, so a drop's standard error
     is larger than the drop alone tells. It is that of the predictor's noise, whose variance is
     taken to grow with the drop d as (1 + d) / 2, times what the baselines show of this network and
-    these images; the predictor's own counts as one more baseline. Below zero where not even a
-    network that loses nothing is expected to hold a limit.
+    these images; the predictor's own counts as one more baseline. Of that variance the predictor
+    is expected to take its part. Below zero where not even a network that loses nothing is expected
+    to hold a limit.
 
     Args:
         limits: Points that may be lost.
@@ -122,10 +125,10 @@ def drops_that_hold(
     images = int(dense["images"])
     variance = noise_points(images) ** 2 / 2
     drops, errors = accuracy_drop(baselines, dense), drop_error(baselines, dense)
-    shown = (errors > 0) & (np.abs(drops) < _COMPARABLE_DROP)
+    shown = (errors > 0) & (np.abs(drops) < COMPARABLE_DROP)
     ratios = errors[shown] ** 2 / (variance * (1 + np.maximum(drops[shown], 0.0)))
     variance *= (1 + ratios.sum()) / (1 + len(ratios))
-    margin = ONE_SIDED_99**2 * variance
+    margin = ONE_SIDED_95**2 * _USUAL_SHARE * variance
     return tuple(_drop_at(max(limit, smallest_provable_drop(images)), margin) for limit in limits)
 
 

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 from ray.util import metrics as prometheus
 
 from search.baselines import DENSE_FP32
+from search.estimates import COMPARABLE_DROP
 from search.front import best_so_far
 from search.front import smallest_provable_drop
 from search.goals import Goals
@@ -61,9 +63,8 @@ class SeedMetrics:
         self._evaluators = evaluators
         self._goals = goals
         self._dense: Evaluation | None = None
-        self._rows: list[Evaluation] = []  # of which few stay after every round
+        self._rows: list[Evaluation] = []
         self._ratios: dict[str, float] = {}
-        self._to_beat = float("inf")
         self._is_stale = False
         self._totals = dict.fromkeys(_COUNTERS, 0.0)
         self._at_round = dict(self._totals)
@@ -73,7 +74,7 @@ class SeedMetrics:
     def known(self, rows: Sequence[Evaluation]) -> None:
         """What the ledger has on the search split of the baselines and of the seed."""
         self._dense = next((row for row in rows if row.name == DENSE_FP32), None)
-        self._rows = [row for row in rows if row.role == "baseline" or self._may_be_best(row)]
+        self._rows = [_without_config(row) for row in rows if self._counts(row)]
         self._is_stale = True
 
     def count(self, name: str, amount: float = 1) -> None:
@@ -97,8 +98,8 @@ class SeedMetrics:
             self.count("failed_evaluations")
         self._gauges["queue_depth"].set(waiting)
         self._depths.append(waiting)
-        if self._may_be_best(row):
-            self._rows.append(row)
+        if self._counts(row):
+            self._rows.append(_without_config(row))
             self._is_stale = True
 
     def end_round(self) -> dict[str, float]:
@@ -124,29 +125,31 @@ class SeedMetrics:
         ratios = {f"best_energy_ratio/{target}": ratio for target, ratio in self._ratios.items()}
         return self._totals | figures | ratios
 
-    def _may_be_best(self, row: Evaluation) -> bool:
-        """False where no target can be held, or none at less energy; this takes no time."""
+    def _counts(self, row: Evaluation) -> bool:
+        """False where a row neither can be best nor tells what others lose; this takes no time."""
+        if row.role == "baseline":
+            return True
         if self._dense is None or self._dense.accuracy is None or row.accuracy is None:
             return False
+        if row.predicted_drop is not None and row.predicted_drop < COMPARABLE_DROP:
+            return True
         drop = 100 * (self._dense.accuracy - row.accuracy)
-        loosest = max(*self._goals.targets, smallest_provable_drop(self._dense.images))
-        return drop <= loosest and row.energy_pj < self._to_beat
+        return drop <= max(*self._goals.targets, smallest_provable_drop(self._dense.images))
 
     def _update_best(self) -> None:
-        """Best by target, as the status of the run has them; forgets rows that were beaten."""
+        """Best by target, as the status of the run has them."""
         best = best_so_far(pd.DataFrame(self._rows), self._goals) if self._rows else []
-        kept = {entry["config_hash"] for entry in best}
-        self._rows = [
-            row for row in self._rows if row.role == "baseline" or row.config_hash in kept
-        ]
         self._ratios = {
             f"{entry['max_accuracy_drop']:g}": entry["energy_ratio_int8"]
             for entry in best
             if entry["energy_ratio_int8"] is not None
         }
-        if len(best) == len(self._goals.targets):
-            self._to_beat = max(entry["energy_pj"] for entry in best)
         self._is_stale = False
+
+
+def _without_config(row: Evaluation) -> Evaluation:
+    """The row without its longest text, since thousands are kept."""
+    return replace(row, config="")
 
 
 def tensorboard_record(step: int, values: Mapping[str, float]) -> bytes:

@@ -25,6 +25,7 @@ class Request:
     name: str = ""
     seed: int = -1
     algorithm: str = ""
+    predicted_drop: float | None = None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from search.goals import Goals
 from search.ledger import Evaluation
 from search.ledger import Ledger
 from search.ledger import evaluations
+from search.measurements import Measurements
 from search.measurements import Reference
 from search.measurements import drops_that_hold
 from search.metrics import SeedMetrics
@@ -111,8 +112,8 @@ def search_trial(config: dict[str, Any], *, setup: TrialSetup, board: Any) -> No
         try:
             _measure_baselines(seed, setup, board, pool, metrics, log)
             with metrics.learning():
-                proposer, spent = _resumed(seed, setup, metrics)
-            run_seed(seed, setup, board, pool, proposer, spent, metrics, log)
+                seeker = _resumed(seed, setup, metrics)
+            run_seed(seed, setup, board, pool, seeker, metrics, log)
             _verify(seed, setup, board, pool, log)
         finally:
             pool.close()
@@ -182,8 +183,36 @@ def _measure_baselines(
         news.tell()
 
 
-def _resumed(seed: int, setup: TrialSetup, metrics: SeedMetrics) -> tuple[Proposer, int]:
-    """A proposer that knows what the ledger has of the seed, and what was spent.
+class _Seeker:
+    """What proposes, and beside it, whatever the algorithm, what foretells what that will lose.
+
+    Args:
+        proposer: Proposes.
+        known: Has measured nothing yet.
+
+    Attributes:
+        proposer: Proposes.
+        spent: Evaluations of the seed so far.
+    """
+
+    def __init__(self, proposer: Proposer, known: Measurements) -> None:
+        self.proposer = proposer
+        self.spent = 0
+        self._known = known
+
+    def learn(self, choices: NDArray[np.int64], accuracy: NDArray[np.float64]) -> None:
+        """Take in measurements: choices (measurements, layers, 4), accuracy 0..1."""
+        self.proposer.learn(choices, accuracy)
+        self._known.add(choices, accuracy)
+
+    def predicted_drops(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Points that choices are expected to lose, by all that was measured."""
+        self._known.fit()
+        return self._known.predictor.accuracy_drop(choices)
+
+
+def _resumed(seed: int, setup: TrialSetup, metrics: SeedMetrics) -> _Seeker:
+    """What knows all that the ledger has of the seed, and what was spent.
 
     The rows themselves, which may be many, are not kept.
     """
@@ -202,8 +231,10 @@ def _resumed(seed: int, setup: TrialSetup, metrics: SeedMetrics) -> tuple[Propos
     proposer = make_proposer(setup.algorithm, setup.problem, reference, seed, policies)
     own = evaluations(rows[(rows["split"] == "search") & rows["seed"].isin((-1, seed))])
     metrics.known(own)
-    _learn(proposer, setup, _measured(setup, own))
-    return proposer, len({row.config_hash for row in own if row.seed == seed})
+    seeker = _Seeker(proposer, Measurements(setup.problem, reference))
+    _learn(seeker, setup, _measured(setup, own))
+    seeker.spent = len({row.config_hash for row in own if row.seed == seed})
+    return seeker
 
 
 def run_seed(
@@ -211,12 +242,12 @@ def run_seed(
     setup: TrialSetup,
     board: Any,
     pool: EvaluatorPool,
-    proposer: Proposer,
-    spent: int,
+    seeker: _Seeker,
     metrics: SeedMetrics,
     log: EventLog,
 ) -> None:
     """Spend the rest of a seed's share of the budget."""
+    proposer, spent = seeker.proposer, seeker.spent
     space = setup.problem.space
     deadline = time.monotonic() + ray.get(board.seconds_left.remote())
     share = setup.shares[seed]
@@ -226,6 +257,7 @@ def run_seed(
     while spent < share and fruitless < _FRUITLESS_ROUNDS and time.monotonic() < deadline:
         with metrics.learning():
             choices = proposer.propose(min(batch, share - spent))
+            predicted = seeker.predicted_drops(choices)
         configs = [space.config(choice) for choice in choices]
         answers = claim(board, [config.hash for config in configs], seed, deadline)
         measured = {
@@ -235,10 +267,12 @@ def run_seed(
         }
         metrics.count("cache_hits", len(measured))
         granted = [
-            config for config, answer in zip(configs, answers, strict=True) if answer == "granted"
+            Request(config, "search", "search", "", seed, setup.algorithm, float(drop))
+            for config, drop, answer in zip(configs, predicted, answers, strict=True)
+            if answer == "granted"
         ]
         news = News(board)
-        for row in pool.evaluate(_requests(granted, seed, setup), deadline=deadline):
+        for row in pool.evaluate(granted, deadline=deadline):
             measured[row.config_hash] = accuracy(row)
             news.add(row)
             log.write("evaluation", **evaluation_fields(row))
@@ -249,7 +283,7 @@ def run_seed(
         pairs = zip(choices, configs, strict=True)
         found = [(choice, config.hash) for choice, config in pairs if config.hash in measured]
         with metrics.learning():
-            _learn(proposer, setup, [(choice, measured[key]) for choice, key in found])
+            _learn(seeker, setup, [(choice, measured[key]) for choice, key in found])
             proposer.save()
         if granted:
             tune.report({METRICS: {**metrics.end_round(), "evaluations": spent}})
@@ -305,13 +339,6 @@ class ClaimsReleased(tune.Callback):
     on_trial_error = on_trial_recover = on_trial_complete
 
 
-def _requests(configs: list[CompressionConfig], seed: int, setup: TrialSetup) -> list[Request]:
-    return [
-        Request(config, "search", "search", seed=seed, algorithm=setup.algorithm)
-        for config in configs
-    ]
-
-
 def _measured(setup: TrialSetup, rows: list[Evaluation]) -> list[tuple[NDArray[np.int64], float]]:
     """Choices of the space among ledger rows, and what they reached; NaN where they failed."""
     space = setup.problem.space
@@ -322,10 +349,10 @@ def _measured(setup: TrialSetup, rows: list[Evaluation]) -> list[tuple[NDArray[n
 
 
 def _learn(
-    proposer: Proposer, setup: TrialSetup, measured: list[tuple[NDArray[np.int64], float]]
+    seeker: _Seeker, setup: TrialSetup, measured: list[tuple[NDArray[np.int64], float]]
 ) -> None:
-    """Tell the proposer what was measured; failed evaluations count as guessing."""
+    """Tell what was measured; failed evaluations count as guessing."""
     if measured:
         choices = np.stack([choice for choice, _ in measured])
         reached = np.array([accuracy for _, accuracy in measured])
-        proposer.learn(choices, np.where(np.isnan(reached), setup.chance, reached))
+        seeker.learn(choices, np.where(np.isnan(reached), setup.chance, reached))

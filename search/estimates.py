@@ -1,0 +1,88 @@
+"""What a configuration loses, from what was measured of it and what was expected before.
+
+A measured loss is off by the luck of the images. Part of that luck all configurations share, since
+they saw the same images; the rest is a configuration's own, and the cheapest of hundreds that seem
+to hold a target is among the luckiest. What a predictor expected before it was measured knows
+nothing of a configuration's own luck. So both are weighed by their variances, which the
+measurements themselves tell (empirical Bayes), and all of them grow alike with the loss p that was
+expected, as 1 + p:
+
+- of the luck of the images, the paired errors of all that was measured;
+- the share of that which is common, the mean correlation of two configurations' losses over the
+  blocks of the split;
+- of what the predictor does not know, what the distances of measured from expected losses leave.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+COMPARABLE_DROP = 5.0
+"""Points lost beyond which a network errs in other ways than one that a user would take."""
+FEWEST = 20
+"""Comparable configurations that are needed to know the variances."""
+_LEAST_UNKNOWN = 0.1
+"""Variance of what the predictor does not know, of that of the luck of the images, at least."""
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Losses of rows in points, and their standard deviations, (rows,) each; NaN where unknown."""
+
+    drop: NDArray[np.float64]
+    std: NDArray[np.float64]
+
+
+def estimate_drops(
+    rows: pd.DataFrame,
+    reference: pd.Series,
+    measured: NDArray[np.float64],
+    error: NDArray[np.float64],
+) -> Estimates:
+    """Losses of ledger rows of one split.
+
+    Args:
+        rows: The rows.
+        reference: Row of the uncompressed network on the same split.
+        measured: Points lost, NaN where an evaluation failed, (rows,).
+        error: Their standard errors, (rows,).
+
+    Returns:
+        NaN for rows without an expected loss; all NaN where fewer than :data:`FEWEST` have one.
+    """
+    expected = rows["predicted_drop"].to_numpy(dtype=float)
+    comparable = (expected < COMPARABLE_DROP) & np.isfinite(measured)  # False for NaN
+    if comparable.sum() < FEWEST:
+        unknown = np.full(len(rows), np.nan)
+        return Estimates(unknown, unknown)
+    growth = 1 + np.maximum(expected, 0.0)
+    luck = float(np.mean(error[comparable] ** 2 / growth[comparable]))
+    common = _common_share(rows[comparable], reference)
+    own = (1 - common) * luck
+    distance = (measured - expected)[comparable] ** 2 / growth[comparable]
+    unknown_variance = max(float(np.mean(distance)) - own, _LEAST_UNKNOWN * luck)
+    weight = unknown_variance / (unknown_variance + own)
+    drop = expected + weight * (measured - expected)
+    return Estimates(drop, np.sqrt(growth * (common * luck + weight * own)))
+
+
+def _common_share(rows: pd.DataFrame, reference: pd.Series) -> float:
+    """Mean correlation of two rows' losses over the blocks of their split, 0..1; 1 if unknown."""
+    count = len(reference["block_accuracies"])
+    blocks = [x for x in rows["block_accuracies"] if len(x) == count]
+    if count < 2 or not blocks:
+        return 1.0
+    losses = np.array(reference["block_accuracies"]) - np.stack([np.asarray(x) for x in blocks])
+    losses -= losses.mean(axis=1, keepdims=True)
+    sizes = np.linalg.norm(losses, axis=1)
+    vary = sizes > 1e-12
+    directions = losses[vary] / sizes[vary, None]
+    pairs = len(directions) * (len(directions) - 1)
+    if not pairs:
+        return 1.0
+    together = float(np.square(directions.sum(axis=0)).sum()) - len(directions)
+    return float(np.clip(together / pairs, 0.0, 1.0))
