@@ -151,8 +151,8 @@ def pick(
 ) -> pd.Series | None:
     """The configuration of lowest energy that holds a target on the search split.
 
-    It holds the target if :func:`drop_upper_bound` and what was measured do. The cheapest of many candidates that
-    just hold a target is more often lucky than good, hence the bound instead of what was measured.
+    It holds the target if :func:`drop_upper_bound` and what was measured do. The cheapest of many
+    candidates that just hold a target is more often lucky than good, hence the bound.
     A target below :func:`smallest_provable_drop` is taken as that: on so few images nothing could
     hold it, not even a configuration that loses none of them.
 
