@@ -20,6 +20,9 @@ from search.front import drop_error
 from search.front import smallest_provable_drop
 from search.proposals import select
 
+_MEASURED_WEIGHT = 0.2
+"""Weight of a measured drop beside what is expected, see ``search.estimates``: what searches on
+CIFAR-10 show near the front."""
 _USUAL_SHARE = 0.6
 """Of the variance of a measured drop, what is left where a predictor knows the configuration: above
 all the luck of the images that all configurations have in common."""
@@ -89,6 +92,15 @@ class Measurements:
         """Points lost, (measurements,)."""
         return 100 * (self.reference.accuracy - self.accuracy)
 
+    @property
+    def estimated_drop(self) -> NDArray[np.float64]:
+        """Points lost by what was measured and what the predictor expects, (measurements,).
+
+        What is measured is in the predictor, too, so little more of it counts.
+        """
+        expected = self.predictor.accuracy_drop(self.choices)
+        return expected + _MEASURED_WEIGHT * (self.accuracy_drop - expected)
+
     def select(self, candidates: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """At most ``count`` of the candidates that were not measured; see :func:`select`."""
         counts = self.problem.limits.hold(self.problem.cost(self.choices))
@@ -100,6 +112,7 @@ class Measurements:
             self.seen,
             self.energy_ratio[counts],
             self.accuracy_drop[counts],
+            self.estimated_drop[counts],
             self.reference.energy_pj,
             self.reference.limits,
         )

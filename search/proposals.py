@@ -51,6 +51,7 @@ def select(
     seen: Collection[str],
     measured_ratio: NDArray[np.float64],
     measured_drop: NDArray[np.float64],
+    estimated_drop: NDArray[np.float64],
     baseline_energy_pj: float,
     limits: Sequence[float],
 ) -> NDArray[np.int64]:
@@ -72,6 +73,8 @@ def select(
         seen: Hashes of configurations that need not be evaluated again.
         measured_ratio: Energy ratios measured so far, (measurements,).
         measured_drop: Drops measured so far in points, (measurements,).
+        estimated_drop: What these are without the luck of the images: it is by this that a limit is
+            held, (measurements,).
         baseline_energy_pj: What energy ratios are relative to.
         limits: Drops in points at which the least energy counts most.
 
@@ -86,8 +89,10 @@ def select(
     middle = outcomes[:, len(_NODES) // 2]
     axes: tuple[Axis, ...] = (linear_axis, log_axis, limit_axis(limits))
     fronts = [_Front(ratio, axis(outcomes)) for axis in axes]
-    for front, axis in zip(fronts, axes, strict=True):
-        front.add(measured_ratio, axis(measured_drop))
+    for front, axis, drop in zip(
+        fronts, axes, (measured_drop, measured_drop, estimated_drop), strict=True
+    ):
+        front.add(measured_ratio, axis(drop))
     open_to_pick = np.ones(len(candidates), dtype=np.bool_)
     picked: list[int] = []
     while len(picked) < count and open_to_pick.any():

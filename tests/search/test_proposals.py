@@ -38,7 +38,7 @@ def pick(
     seen: set[str] | None = None,
     limits: tuple[float, ...] = (0.5, 1.0),
 ) -> np.ndarray:
-    arguments = (seen or set(), NOTHING, NOTHING, BASELINE, limits)
+    arguments = (seen or set(), NOTHING, NOTHING, NOTHING, BASELINE, limits)
     return select(PROBLEM, PREDICTOR, candidates, count, *arguments)
 
 
@@ -116,3 +116,19 @@ def test_random_proposals_are_new_and_distinct() -> None:
     again = propose_random(PROBLEM, 10, set(hashes(first)), np.random.default_rng(0))
     assert len(set(hashes(first)) | set(hashes(again))) == 20
     assert np.array_equal(first, SPACE.canonical(first))
+
+
+def test_a_lucky_measurement_does_not_end_the_search_at_a_limit() -> None:
+    """What seemed to hold a limit, and is not expected to, leaves the limit to others."""
+    candidates = mild(200)
+    limit = float(np.median(PREDICTOR.accuracy_drop(candidates)))
+    ratio = PROBLEM.cost(candidates).energy_pj / BASELINE
+    holds = PREDICTOR.accuracy_drop(candidates) <= limit
+    cheap, measured = np.array([0.9 * ratio[holds].min()]), np.array([0.5 * limit])
+
+    def third(estimated: float) -> np.ndarray:
+        arguments = (set(), cheap, measured, np.array([estimated]), BASELINE, (limit,))
+        return select(PROBLEM, PREDICTOR, candidates, 3, *arguments)[2]
+
+    assert PREDICTOR.accuracy_drop(third(2 * limit)[None])[0] <= 1.2 * limit
+    assert not np.array_equal(third(2 * limit), third(0.5 * limit))
