@@ -103,6 +103,13 @@ def test_the_report_has_baselines_and_verified_picks(run: Path) -> None:
     assert (run / "report" / "report.html").stat().st_size > 10_000
 
 
+def test_what_a_search_proposes_has_an_expected_loss(run: Path) -> None:
+    rows = pd.read_parquet(run / "ledger")
+    proposed = (rows["role"] == "search") & (rows["split"] == "search")
+    assert rows[proposed]["predicted_drop"].between(0, 100).all()
+    assert rows[~proposed]["predicted_drop"].isna().all()
+
+
 def test_what_a_search_proposes_holds_its_limits(run: Path) -> None:
     rows = pd.read_parquet(run / "ledger")
     assert rows[rows["role"] == "search"]["model_bytes"].max() <= MOST_BYTES
