@@ -20,8 +20,8 @@ from search.baselines import DENSE_INT8
 from search.estimates import estimate_drops
 from search.goals import Goals
 
-ONE_SIDED_95 = 1.645
-"""Standard deviations between an estimate and its one-sided 95 % bound."""
+ONE_SIDED_90 = 1.282
+"""Standard deviations between an estimate and its one-sided 90 % bound."""
 ONE_SIDED_99 = 2.33
 """Standard errors between what was measured and its one-sided 99 % confidence bound. So strict
 because the cheapest of hundreds of candidates near a target is among the luckiest of them."""
@@ -130,14 +130,14 @@ def drop_error(rows: pd.DataFrame, reference: pd.Series) -> NDArray[np.float64]:
 def drop_upper_bound(rows: pd.DataFrame, reference: pd.Series) -> NDArray[np.float64]:
     """Bound on the drop of every row, in points.
 
-    One-sided 95 % by what was measured and what was expected before, see
+    One-sided 90 % by what was measured and what was expected before, see
     :func:`search.estimates.estimate_drops`. Where nothing was expected of a row, or too little is
     known of how far expectations are off, one-sided 99 % by what was measured alone:
     ``drop + 2.33 * standard_error``, see :func:`drop_error`.
     """
     measured, error = accuracy_drop(rows, reference), drop_error(rows, reference)
     known = estimate_drops(rows, reference, measured, error)
-    bound = known.drop + ONE_SIDED_95 * known.std
+    bound = known.drop + ONE_SIDED_90 * known.std
     return np.where(np.isnan(bound), measured + ONE_SIDED_99 * error, bound)
 
 

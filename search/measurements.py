@@ -14,7 +14,7 @@ from envs.predictor import AccuracyPredictor
 from envs.predictor import noise_points
 from envs.problem import CompressionProblem
 from search.estimates import COMPARABLE_DROP
-from search.front import ONE_SIDED_95
+from search.front import ONE_SIDED_90
 from search.front import accuracy_drop
 from search.front import drop_error
 from search.front import smallest_provable_drop
@@ -141,7 +141,7 @@ def drops_that_hold(
     shown = (errors > 0) & (np.abs(drops) < COMPARABLE_DROP)
     ratios = errors[shown] ** 2 / (variance * (1 + np.maximum(drops[shown], 0.0)))
     variance *= (1 + ratios.sum()) / (1 + len(ratios))
-    margin = ONE_SIDED_95**2 * _USUAL_SHARE * variance
+    margin = ONE_SIDED_90**2 * _USUAL_SHARE * variance
     return tuple(_drop_at(max(limit, smallest_provable_drop(images)), margin) for limit in limits)
 
 

@@ -69,9 +69,9 @@ def test_estimates_are_nearer_to_the_truth_and_their_bounds_hold(
     assert np.mean(off) < 1.02 * np.mean(measured_off)
     if common < 0.9 and unknown < 1.0:
         assert np.mean(off) < 0.95 * np.mean(measured_off)
-    assert np.mean(held) > 0.91
+    assert np.mean(held) > 0.86
     if unknown >= 0.2:  # below, the least that is taken to be unknown makes bounds wider
-        assert np.mean(held) < 0.99
+        assert np.mean(held) < 0.97
 
 
 def test_the_luckiest_of_many_is_not_taken_at_its_word() -> None:
