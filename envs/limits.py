@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from dataclasses import dataclass
-from dataclasses import fields
 from dataclasses import replace
 
 import numpy as np
@@ -68,8 +67,6 @@ class CostLimits:
 
 
 NO_LIMITS = CostLimits()
-LIMITED = tuple(field.name for field in fields(CostLimits))
-"""Costs that may be limited."""
 
 
 def excess(usage: NDArray[np.float64]) -> NDArray[np.float64]:

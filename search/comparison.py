@@ -19,6 +19,7 @@ from search.front import hypervolume
 from search.front import pick
 from search.ledger import MEASURED
 from search.run_directory import RunDirectory
+from search.spec import Spec
 from search.storage import Storage
 from search.storage import table_files
 from search.storage import write_error
@@ -136,7 +137,7 @@ def _run_curves(run: RunDirectory) -> list[dict[str, object]]:
             row: dict[str, object] = {
                 "task": spec.task.name,
                 "accelerator": spec.accelerator,
-                "algorithm": spec.algorithm + (" (warm)" if spec.init_from else ""),
+                "algorithm": _label(spec),
                 "run": run.location,
                 "seed": seed,
                 "evaluations": count - given,
@@ -147,6 +148,13 @@ def _run_curves(run: RunDirectory) -> list[dict[str, object]]:
                 row[f"ratio_at_{target:g}"] = held.min() if len(held) else np.nan
             found.append(row)
     return found
+
+
+def _label(spec: Spec) -> str:
+    """The algorithm, and what makes it another one."""
+    limits = [f"{name} <= {limit:g}" for name, limit in spec.goals.limits.given.items()]
+    warm = " (warm)" if spec.init_from else ""
+    return spec.algorithm + warm + "".join(f", {limit}" for limit in limits)
 
 
 def _run_picks(run: RunDirectory) -> list[dict[str, object]]:

@@ -10,7 +10,8 @@ expected, as 1 + p:
 - of the luck of the images, the paired errors of all that was measured;
 - the share of that which is common, the mean correlation of two configurations' losses over the
   blocks of the split;
-- of what the predictor does not know, what the distances of measured from expected losses leave.
+- of what the predictor does not know, what the distances of measured from expected losses leave,
+  of which none counts as more than three standard deviations: a few early guesses are far off.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ COMPARABLE_DROP = 5.0
 """Points lost beyond which a network errs in other ways than one that a user would take."""
 FEWEST = 20
 """Comparable configurations that are needed to know the variances."""
+_FARTHEST = 3.0
+_MEDIAN_OF_SQUARE = 0.4549
+"""Of a standard normal variable."""
 _LEAST_UNKNOWN = 0.1
 """Variance of what the predictor does not know, of that of the luck of the images, at least."""
 
@@ -52,37 +56,48 @@ def estimate_drops(
         error: Their standard errors, (rows,).
 
     Returns:
-        NaN for rows without an expected loss; all NaN where fewer than :data:`FEWEST` have one.
+        NaN for rows that were not expected to lose less than :data:`COMPARABLE_DROP`, or did not.
+        All NaN where these are fewer than :data:`FEWEST`, or their blocks do not tell what luck
+        they share.
     """
     expected = rows["predicted_drop"].to_numpy(dtype=float)
-    comparable = (expected < COMPARABLE_DROP) & np.isfinite(measured)  # False for NaN
-    if comparable.sum() < FEWEST:
-        unknown = np.full(len(rows), np.nan)
-        return Estimates(unknown, unknown)
+    # False for NaN.
+    comparable = (expected < COMPARABLE_DROP) & (measured < COMPARABLE_DROP)
+    common = _common_share(rows[comparable], reference)
+    if comparable.sum() < FEWEST or np.isnan(common):
+        nothing = np.full(len(rows), np.nan)
+        return Estimates(nothing, nothing)
     growth = 1 + np.maximum(expected, 0.0)
     luck = float(np.mean(error[comparable] ** 2 / growth[comparable]))
-    common = _common_share(rows[comparable], reference)
     own = (1 - common) * luck
     distance = (measured - expected)[comparable] ** 2 / growth[comparable]
-    unknown_variance = max(float(np.mean(distance)) - own, _LEAST_UNKNOWN * luck)
-    weight = unknown_variance / (unknown_variance + own)
+    farthest = _FARTHEST**2 * np.median(distance) / _MEDIAN_OF_SQUARE
+    unknown = max(float(np.minimum(distance, farthest).mean()) - own, _LEAST_UNKNOWN * luck)
+    weight = unknown / (unknown + own)
     drop = expected + weight * (measured - expected)
-    return Estimates(drop, np.sqrt(growth * (common * luck + weight * own)))
+    std = np.sqrt(growth * (common * luck + weight * own))
+    return Estimates(np.where(comparable, drop, np.nan), np.where(comparable, std, np.nan))
 
 
 def _common_share(rows: pd.DataFrame, reference: pd.Series) -> float:
-    """Mean correlation of two rows' losses over the blocks of their split, 0..1; 1 if unknown."""
-    count = len(reference["block_accuracies"])
-    blocks = [x for x in rows["block_accuracies"] if len(x) == count]
-    if count < 2 or not blocks:
-        return 1.0
-    losses = np.array(reference["block_accuracies"]) - np.stack([np.asarray(x) for x in blocks])
+    """Mean correlation of two rows' losses over the blocks of their split, 0..1; NaN if unknown.
+
+    Blocks on which an accuracy is not defined are left out.
+    """
+    dense = np.array(reference["block_accuracies"], dtype=float)
+    blocks = [x for x in rows["block_accuracies"] if len(x) == len(dense)]
+    if not blocks:
+        return float("nan")
+    losses = dense - np.stack([np.asarray(x, dtype=float) for x in blocks])
+    losses = losses[:, np.isfinite(losses).all(axis=0)]
+    if losses.shape[1] < 2:
+        return float("nan")
     losses -= losses.mean(axis=1, keepdims=True)
     sizes = np.linalg.norm(losses, axis=1)
     vary = sizes > 1e-12
     directions = losses[vary] / sizes[vary, None]
     pairs = len(directions) * (len(directions) - 1)
     if not pairs:
-        return 1.0
+        return float("nan")
     together = float(np.square(directions.sum(axis=0)).sum()) - len(directions)
     return float(np.clip(together / pairs, 0.0, 1.0))

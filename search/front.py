@@ -165,13 +165,13 @@ def pick(
     Returns:
         The row, or None where no configuration holds the target and the limits.
     """
-    candidates = within(distinct(rows, "search"), limits)
+    candidates = distinct(rows, "search")
     provable = max(target, smallest_provable_drop(int(reference["images"])))
     # Whatever the last digit of the bound of one that loses nothing; False for NaN.
     bound = np.maximum(
         drop_upper_bound(candidates, reference), accuracy_drop(candidates, reference)
     )
-    holds = bound <= provable + 1e-9
+    holds = (bound <= provable + 1e-9) & holds_limits(candidates, limits)
     candidates = candidates[holds & candidates["energy_pj"].notna()]
     return None if candidates.empty else candidates.iloc[int(candidates["energy_pj"].argmin())]
 

@@ -14,12 +14,16 @@ from envs.predictor import AccuracyPredictor
 from envs.predictor import noise_points
 from envs.problem import CompressionProblem
 from search.estimates import COMPARABLE_DROP
+from search.estimates import FEWEST
 from search.front import ONE_SIDED_90
+from search.front import ONE_SIDED_99
 from search.front import accuracy_drop
 from search.front import drop_error
 from search.front import smallest_provable_drop
 from search.proposals import select
 
+_ENOUGH = 2 * FEWEST
+"""Evaluations of which enough are expected to lose little."""
 _MEASURED_WEIGHT = 0.2
 """Weight of a measured drop beside what is expected, see ``search.estimates``: what searches on
 CIFAR-10 show near the front."""
@@ -37,7 +41,7 @@ class Reference:
         chance: Accuracy of guessing, 0..1.
         energy_pj: Energy of dense INT8 at the problem's level, which ratios of proposers are
             relative to.
-        limits: Drops in points at which the least energy is asked for, see
+        aims: Drops in points at which the least energy is asked for, see
             :func:`drops_that_hold`.
         images: Images of the search split.
     """
@@ -45,7 +49,7 @@ class Reference:
     accuracy: float
     chance: float
     energy_pj: float
-    limits: tuple[float, ...]
+    aims: tuple[float, ...]
     images: int = USUAL_IMAGES
 
 
@@ -71,6 +75,7 @@ class Measurements:
         self.choices = np.zeros((0, len(problem.space.layers), 4), dtype=np.int64)
         self.accuracy = np.zeros(0)
         self.seen: set[str] = set()
+        self._is_fitted = False
 
     def add(self, choices: NDArray[np.int64], accuracy: NDArray[np.float64]) -> None:
         """Take in measurements: choices (measurements, layers, 4), accuracy 0..1."""
@@ -81,6 +86,7 @@ class Measurements:
     def fit(self) -> None:
         """Have the predictor learn all that was measured."""
         self.predictor.fit(self.choices, self.accuracy)
+        self._is_fitted = True
 
     @property
     def energy_ratio(self) -> NDArray[np.float64]:
@@ -96,8 +102,11 @@ class Measurements:
     def estimated_drop(self) -> NDArray[np.float64]:
         """Points lost by what was measured and what the predictor expects, (measurements,).
 
-        What is measured is in the predictor, too, so little more of it counts.
+        What is measured is in the predictor, too, so little more of it counts; unless the predictor
+        knows the table alone.
         """
+        if not self._is_fitted:
+            return self.accuracy_drop
         expected = self.predictor.accuracy_drop(self.choices)
         return expected + _MEASURED_WEIGHT * (self.accuracy_drop - expected)
 
@@ -114,26 +123,27 @@ class Measurements:
             self.accuracy_drop[counts],
             self.estimated_drop[counts],
             self.reference.energy_pj,
-            self.reference.limits,
+            self.reference.aims,
         )
 
 
 def drops_that_hold(
-    limits: Sequence[float], baselines: pd.DataFrame, dense: pd.Series
+    targets: Sequence[float], baselines: pd.DataFrame, dense: pd.Series, evaluations: int
 ) -> tuple[float, ...]:
-    """Drops, in points, whose upper bound is expected to be each of the limits.
+    """Drops, in points, whose upper bound is expected to be each of the targets.
 
     Of the images that compression makes right or wrong most cancel out, so a drop's standard error
     is larger than the drop alone tells. It is that of the predictor's noise, whose variance is
     taken to grow with the drop d as (1 + d) / 2, times what the baselines show of this network and
     these images; the predictor's own counts as one more baseline. Of that variance the predictor
-    is expected to take its part. Below zero where not even a network that loses nothing is expected
-    to hold a limit.
+    is expected to take its part where there are enough evaluations to know it. Below zero where
+    not even a network that loses nothing is expected to hold a target.
 
     Args:
-        limits: Points that may be lost.
+        targets: Points that may be lost.
         baselines: Rows of the search split.
         dense: Row of the uncompressed network among them.
+        evaluations: Of all seeds, that are going to be.
     """
     images = int(dense["images"])
     variance = noise_points(images) ** 2 / 2
@@ -141,8 +151,12 @@ def drops_that_hold(
     shown = (errors > 0) & (np.abs(drops) < COMPARABLE_DROP)
     ratios = errors[shown] ** 2 / (variance * (1 + np.maximum(drops[shown], 0.0)))
     variance *= (1 + ratios.sum()) / (1 + len(ratios))
-    margin = ONE_SIDED_90**2 * _USUAL_SHARE * variance
-    return tuple(_drop_at(max(limit, smallest_provable_drop(images)), margin) for limit in limits)
+    margin = ONE_SIDED_99**2 * variance
+    if evaluations >= _ENOUGH:
+        margin = ONE_SIDED_90**2 * _USUAL_SHARE * variance
+    return tuple(
+        _drop_at(max(target, smallest_provable_drop(images)), margin) for target in targets
+    )
 
 
 def _drop_at(bound: float, margin: float) -> float:

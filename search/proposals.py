@@ -34,11 +34,11 @@ def log_axis(drop: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.log1p(np.clip(drop, 0.0, WORST_DROP) / half_point) / np.log1p(WORST_DROP / half_point)
 
 
-def limit_axis(limits: Sequence[float]) -> Axis:
-    """Share of the limits, in points, that a drop exceeds: growth is energy saved at a limit."""
+def aim_axis(aims: Sequence[float]) -> Axis:
+    """Share of the aims, in points, that a drop exceeds: growth is energy saved at an aim."""
 
     def axis(drop: NDArray[np.float64]) -> NDArray[np.float64]:
-        return (drop[..., None] > np.array(limits)).mean(axis=-1)
+        return (drop[..., None] > np.array(aims)).mean(axis=-1)
 
     return axis
 
@@ -53,7 +53,7 @@ def select(
     measured_drop: NDArray[np.float64],
     estimated_drop: NDArray[np.float64],
     baseline_energy_pj: float,
-    limits: Sequence[float],
+    aims: Sequence[float],
 ) -> NDArray[np.int64]:
     """Pick candidates by the expected growth of the dominated part of the box, one by one.
 
@@ -62,7 +62,7 @@ def select(
     A candidate's damage is uncertain by ``predictor.relative_std``, so an uncertain one may be
     expected to add more than a certain one that is predicted the same: that is what explores.
     Picks take turns between a linear and a logarithmic drop axis, so that small drops get their
-    share, and the limits that a user asked for. Each pick counts as measured, as predicted, for
+    share, and the drops that a user asked for. Each pick counts as measured, as predicted, for
     those that follow.
 
     Args:
@@ -73,10 +73,10 @@ def select(
         seen: Hashes of configurations that need not be evaluated again.
         measured_ratio: Energy ratios measured so far, (measurements,).
         measured_drop: Drops measured so far in points, (measurements,).
-        estimated_drop: What these are without the luck of the images: it is by this that a limit is
+        estimated_drop: What these are without the luck of the images: it is by this that a target is
             held, (measurements,).
         baseline_energy_pj: What energy ratios are relative to.
-        limits: Drops in points at which the least energy counts most.
+        aims: Drops in points at which the least energy counts most.
 
     Returns:
         At most ``count`` choices, (picked, layers, 4), best first.
@@ -87,7 +87,7 @@ def select(
     candidates, ratio = candidates[holds], report.energy_pj[holds] / baseline_energy_pj
     outcomes = np.stack([predictor.optimistic_drop(candidates, -node) for node in _NODES], axis=1)
     middle = outcomes[:, len(_NODES) // 2]
-    axes: tuple[Axis, ...] = (linear_axis, log_axis, limit_axis(limits))
+    axes: tuple[Axis, ...] = (linear_axis, log_axis, aim_axis(aims))
     fronts = [_Front(ratio, axis(outcomes)) for axis in axes]
     for front, axis, drop in zip(
         fronts, axes, (measured_drop, measured_drop, estimated_drop), strict=True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from envs.episode import start_choice
@@ -13,6 +15,8 @@ from search.allocation import Allocator
 
 _DOMINATES = 1e6
 """Price of a limit against which energy counts for nothing."""
+_TRIALS = 20
+"""Prices of limits that are tried to hold all of them together."""
 
 
 def require_reachable(problem: CompressionProblem, asked: CostLimits) -> None:
@@ -23,9 +27,12 @@ def require_reachable(problem: CompressionProblem, asked: CostLimits) -> None:
         asked: The same limits as the user gave them, at whatever level.
 
     Raises:
-        InputError: names the limit, and the least that the network can be brought to.
+        InputError: names the limit, and the least that the network can be brought to, or tells
+            that the limits are not held together.
     """
     limits = asked.given
+    if not limits:
+        return
     start = np.repeat(start_choice(problem.space)[None], len(limits), axis=0)
     energy_pj = float(problem.cost(start[:1]).energy_pj[0])
     damage = AccuracyPredictor(problem.table, reference=1.0, chance=0.0).layer_damage()
@@ -35,5 +42,10 @@ def require_reachable(problem: CompressionProblem, asked: CostLimits) -> None:
     usage = problem.limits.usage(problem.cost(least)).diagonal()
     for (name, limit), share in zip(limits.items(), usage, strict=True):
         if share > 1:
-            allowed = f"the smallest network of this space needs {limit * share:.3g}"
+            allowed = f"the smallest network found in this space needs {math.ceil(limit * share)}"
             raise InputError(f"limits.{name}", limit, allowed)
+    together, _ = allocator.front_within_limits(
+        damage, free[:1], start[:1], np.zeros((1, len(limits))), _TRIALS
+    )
+    if not problem.limits.hold(problem.cost(together))[0]:
+        raise InputError("limits", limits, "no network was found that holds all of them together")

@@ -22,10 +22,10 @@ from search.baselines import DENSE_INT8
 from search.front import accuracy_drop
 from search.front import baseline
 from search.front import distinct
+from search.front import holds_limits
 from search.front import hypervolume
 from search.front import non_dominated
 from search.front import pick
-from search.front import within
 from search.goals import Goals
 from search.ledger import MEASURED
 from search.run_directory import RunDirectory
@@ -143,6 +143,7 @@ def build_report(run: RunDirectory) -> Report:
     picks = measure.picks(spec.goals)
     drops = measure.drops(search)
     ratios = search["energy_pj"] / (measure.int8_pj or math.nan)
+    holds = holds_limits(search, spec.goals.limits)
     return Report(
         run=run.location,
         task=spec.task.name,
@@ -155,10 +156,10 @@ def build_report(run: RunDirectory) -> Report:
         budget=spec.budget,
         evaluations=len(search),
         search_images=measure.search_images,
-        hypervolume=hypervolume(ratios, drops) if measure.is_complete else None,
+        hypervolume=hypervolume(ratios[holds], drops[holds]) if measure.is_complete else None,
         baselines=measure.baselines(),
         best=picks,
-        front=measure.front(within(search, spec.goals.limits)),
+        front=measure.front(search[holds]),
         points=pd.DataFrame(
             {"name": search["name"], "energy_ratio_int8": ratios, "accuracy_drop": drops}
         ),

@@ -31,6 +31,7 @@ from search.baselines import DENSE_INT8
 from search.board import BoardActor
 from search.board import accuracies
 from search.evaluation import EvaluationWorker
+from search.evaluation import supports
 from search.evaluation import total_costs
 from search.events import EventLog
 from search.events import one_line
@@ -153,9 +154,16 @@ def _limited(
     limits = spec.goals.limits
     if not limits.given:
         return problem
-    int8 = baseline_config(worker, spec, BASELINES[DENSE_INT8])
-    here, there = (total_costs(worker.price(int8, level)) for level in (problem.level, spec.level))
-    factors = {name: here[name] / there[name] for name in limits.given}
+    # Levels differ by more for some networks than for others: the strictest of those known counts.
+    configs = [baseline_config(worker, spec, bits) for bits in BASELINES.values()]
+    pairs = [
+        tuple(total_costs(worker.price(config, level)) for level in (problem.level, spec.level))
+        for config in configs
+        if supports(worker.spec.accelerator, config)
+    ]
+    factors = {
+        name: min(here[name] / there[name] for here, there in pairs) for name in limits.given
+    }
     problem = replace(problem, limits=limits.scaled(factors))
     require_reachable(problem, limits)
     return problem

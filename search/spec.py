@@ -217,6 +217,15 @@ class LimitSection(_Section):
     model_bytes: _Limit | None = None
     dram_bytes: _Limit | None = None
 
+    @model_serializer(mode="wrap")
+    def _only_what_was_asked_for(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the limits that there are not, so that further kinds will change no hash."""
+        return {name: limit for name, limit in serialize(self).items() if limit is not None}
+
+
+def _none_if_empty(limits: LimitSection | None) -> LimitSection | None:
+    return limits if limits is not None and limits.model_dump() else None
+
 
 class ResourceSection(_Section):
     """What a run takes of the machines; may change when it is resumed.
@@ -285,7 +294,7 @@ class Spec(_Section):
         1.0,
         2.0,
     )
-    limits: LimitSection | None = None
+    limits: Annotated[LimitSection | None, AfterValidator(_none_if_empty)] = None
     space: SpaceSection = SpaceSection()
     robustness: RobustnessSection | None = None
     resources: ResourceSection = ResourceSection()

@@ -183,7 +183,7 @@ def _measure_baselines(
         news.tell()
 
 
-class _Seeker:
+class Seeker:
     """What proposes, and beside it, whatever the algorithm, what foretells what that will lose.
 
     Args:
@@ -211,7 +211,7 @@ class _Seeker:
         return self._known.predictor.accuracy_drop(choices)
 
 
-def _resumed(seed: int, setup: TrialSetup, metrics: SeedMetrics) -> _Seeker:
+def _resumed(seed: int, setup: TrialSetup, metrics: SeedMetrics) -> Seeker:
     """What knows all that the ledger has of the seed, and what was spent.
 
     The rows themselves, which may be many, are not kept.
@@ -224,14 +224,14 @@ def _resumed(seed: int, setup: TrialSetup, metrics: SeedMetrics) -> _Seeker:
         accuracy=float(dense["accuracy"]),
         chance=setup.chance,
         energy_pj=setup.int8_energy_pj,
-        limits=drops_that_hold(setup.goals.targets, baselines, dense),
+        aims=drops_that_hold(setup.goals.targets, baselines, dense, sum(setup.shares.values())),
         images=int(dense["images"]),
     )
     policies = setup.run.child("policies")
     proposer = make_proposer(setup.algorithm, setup.problem, reference, seed, policies)
     own = evaluations(rows[(rows["split"] == "search") & rows["seed"].isin((-1, seed))])
     metrics.known(own)
-    seeker = _Seeker(proposer, Measurements(setup.problem, reference))
+    seeker = Seeker(proposer, Measurements(setup.problem, reference))
     _learn(seeker, setup, _measured(setup, own))
     seeker.spent = len({row.config_hash for row in own if row.seed == seed})
     return seeker
@@ -242,7 +242,7 @@ def run_seed(
     setup: TrialSetup,
     board: Any,
     pool: EvaluatorPool,
-    seeker: _Seeker,
+    seeker: Seeker,
     metrics: SeedMetrics,
     log: EventLog,
 ) -> None:
@@ -349,7 +349,7 @@ def _measured(setup: TrialSetup, rows: list[Evaluation]) -> list[tuple[NDArray[n
 
 
 def _learn(
-    seeker: _Seeker, setup: TrialSetup, measured: list[tuple[NDArray[np.int64], float]]
+    seeker: Seeker, setup: TrialSetup, measured: list[tuple[NDArray[np.int64], float]]
 ) -> None:
     """Tell what was measured; failed evaluations count as guessing."""
     if measured:

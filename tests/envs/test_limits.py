@@ -9,7 +9,6 @@ from envs.episode import PENALTY
 from envs.episode import Episode
 from envs.episode import Game
 from envs.episode import score
-from envs.limits import LIMITED
 from envs.limits import CostLimits
 from envs.limits import excess
 from envs.prices import LayerPrices
@@ -30,7 +29,7 @@ def test_usage_is_the_share_of_each_limit() -> None:
         "model_bytes": report.model_bytes,
         "dram_bytes": report.dram_bytes.sum(axis=1),
     }
-    assert set(totals) == set(LIMITED)
+    assert set(totals) == set(vars(CostLimits()))
     for name, total in totals.items():
         usage = CostLimits(**{name: 123.0}).usage(report)
         np.testing.assert_allclose(usage, total[:, None] / 123.0)

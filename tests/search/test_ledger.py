@@ -308,18 +308,18 @@ def test_a_reader_keeps_nothing(ledger: Ledger) -> None:
     assert pa.total_allocated_bytes() == before
 
 
-def test_parts_from_before_attacks_are_read_and_merged(tmp_path: Path) -> None:
+def test_parts_from_before_attacks_and_expectations_are_read_and_merged(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     for number in range(MERGED):
         ledger.append([evaluation(number)])
     for part in tmp_path.glob("part-*.parquet"):
-        table = pq.read_table(part).drop_columns(["robust_accuracy"])
+        table = pq.read_table(part).drop_columns(["robust_accuracy", "predicted_drop"])
         pq.write_table(table, tmp_path / f"part-{part.name[5:13]}.parquet")
         part.unlink()
-    ledger.append([evaluation(99, robust_accuracy=0.5)])
+    ledger.append([evaluation(99, robust_accuracy=0.5, predicted_drop=0.1)])
     assert ledger.merge() == MERGED
     rows = Ledger(tmp_path).read()
     assert len(rows) == MERGED + 1
-    assert rows["robust_accuracy"].count() == 1
+    assert rows["robust_accuracy"].count() == rows["predicted_drop"].count() == 1
     assert ledger.find(f"{3:016x}", "search") == evaluation(3)
     assert ledger.read(("accuracy",))["accuracy"].notna().all()

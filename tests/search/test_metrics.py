@@ -66,6 +66,7 @@ rows = st.lists(
         st.integers(0, 999),
         accuracy=st.one_of(st.none(), st.floats(0.8, 0.92)),
         energy_pj=st.floats(1e6, 1e9),
+        predicted_drop=st.one_of(st.none(), st.floats(0, 8)),
     ),
     max_size=12,
 )

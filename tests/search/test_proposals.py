@@ -36,9 +36,9 @@ def pick(
     candidates: np.ndarray,
     count: int,
     seen: set[str] | None = None,
-    limits: tuple[float, ...] = (0.5, 1.0),
+    aims: tuple[float, ...] = (0.5, 1.0),
 ) -> np.ndarray:
-    arguments = (seen or set(), NOTHING, NOTHING, NOTHING, BASELINE, limits)
+    arguments = (seen or set(), NOTHING, NOTHING, NOTHING, BASELINE, aims)
     return select(PROBLEM, PREDICTOR, candidates, count, *arguments)
 
 
@@ -101,13 +101,13 @@ def test_the_uncertain_is_preferred_where_nothing_else_tells_them_apart() -> Non
     assert front.gain()[1] > 0
 
 
-def test_a_limit_draws_picks_to_the_cheapest_that_should_hold_it() -> None:
+def test_an_aim_draws_picks_to_the_cheapest_that_should_hold_it() -> None:
     candidates = mild(400)
-    limit = float(np.quantile(PREDICTOR.accuracy_drop(candidates), 0.2))
-    third = pick(candidates, 3, limits=(limit,))[2:]  # the third turn is the limits'
-    holds = PREDICTOR.optimistic_drop(candidates, -1.0) <= limit
+    aim = float(np.quantile(PREDICTOR.accuracy_drop(candidates), 0.2))
+    third = pick(candidates, 3, aims=(aim,))[2:]  # the third turn is the aims'
+    holds = PREDICTOR.optimistic_drop(candidates, -1.0) <= aim
     dearest = np.quantile(PROBLEM.cost(candidates[holds]).energy_pj, 0.2)
-    assert PREDICTOR.accuracy_drop(third)[0] <= limit
+    assert PREDICTOR.accuracy_drop(third)[0] <= aim
     assert PROBLEM.cost(third).energy_pj[0] <= dearest
 
 
@@ -118,17 +118,17 @@ def test_random_proposals_are_new_and_distinct() -> None:
     assert np.array_equal(first, SPACE.canonical(first))
 
 
-def test_a_lucky_measurement_does_not_end_the_search_at_a_limit() -> None:
-    """What seemed to hold a limit, and is not expected to, leaves the limit to others."""
+def test_a_lucky_measurement_does_not_end_the_search_at_an_aim() -> None:
+    """What seemed to lose so little, and is not expected to, leaves the aim to others."""
     candidates = mild(200)
-    limit = float(np.median(PREDICTOR.accuracy_drop(candidates)))
+    aim = float(np.median(PREDICTOR.accuracy_drop(candidates)))
     ratio = PROBLEM.cost(candidates).energy_pj / BASELINE
-    holds = PREDICTOR.accuracy_drop(candidates) <= limit
-    cheap, measured = np.array([0.9 * ratio[holds].min()]), np.array([0.5 * limit])
+    holds = PREDICTOR.accuracy_drop(candidates) <= aim
+    cheap, measured = np.array([0.9 * ratio[holds].min()]), np.array([0.5 * aim])
 
     def third(estimated: float) -> np.ndarray:
-        arguments = (set(), cheap, measured, np.array([estimated]), BASELINE, (limit,))
+        arguments = (set(), cheap, measured, np.array([estimated]), BASELINE, (aim,))
         return select(PROBLEM, PREDICTOR, candidates, 3, *arguments)[2]
 
-    assert PREDICTOR.accuracy_drop(third(2 * limit)[None])[0] <= 1.2 * limit
-    assert not np.array_equal(third(2 * limit), third(0.5 * limit))
+    assert PREDICTOR.accuracy_drop(third(2 * aim)[None])[0] <= 1.2 * aim
+    assert not np.array_equal(third(2 * aim), third(0.5 * aim))

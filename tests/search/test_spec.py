@@ -108,6 +108,7 @@ def test_limits_are_read_and_written(tmp_path: Path) -> None:
     told = spec(targets=[1.0], limits={"model_bytes": 1000, "latency_cycles": 2.5e5})
     assert told.goals == Goals((1.0,), CostLimits(model_bytes=1000.0, latency_cycles=2.5e5))
     assert not spec().goals.limits.given
+    assert spec(limits={}).hash == spec(limits={"bops": None}).hash == spec().hash
     path = tmp_path / "spec.yaml"
     path.write_text(told.to_yaml())
     assert Spec.load(path) == told
