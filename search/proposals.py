@@ -73,8 +73,8 @@ def select(
         seen: Hashes of configurations that need not be evaluated again.
         measured_ratio: Energy ratios measured so far, (measurements,).
         measured_drop: Drops measured so far in points, (measurements,).
-        estimated_drop: What these are without the luck of the images: it is by this that a target is
-            held, (measurements,).
+        estimated_drop: What these are without the luck of the images, (measurements,): it is by
+            this that a target is held.
         baseline_energy_pj: What energy ratios are relative to.
         aims: Drops in points at which the least energy counts most.
 
