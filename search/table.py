@@ -82,7 +82,7 @@ def notes(report: Report) -> list[str]:
         lines.append(
             f"The search split's {report.search_images} images cannot show that less than "
             f"{smallest_provable_drop(report.search_images):.2g} points are lost: a pick at a "
-            "lower limit loses no image there, which proves little."
+            "lower limit may lose that much."
         )
     missed = [
         item.name
