@@ -17,6 +17,7 @@ from envs.episode import AGENTS
 from envs.episode import COLUMNS
 from envs.episode import Game
 from envs.episode import score
+from envs.limits import CostLimits
 from envs.observation import PROPOSAL_NAMES
 from envs.rounds import ROUNDS
 from envs.rounds import RoundsEpisode
@@ -110,6 +111,21 @@ def test_credit_is_what_the_round_loses_without_a_layers_part(seed: int) -> None
                     PROBLEM.space.canonical(without), targets
                 )
                 assert np.allclose(credit[:, position], gain)
+
+
+def test_credit_counts_what_exceeds_a_limit() -> None:
+    """Parts of a round that bring a model under its limit earn more than without the limit."""
+    dense = float(PROBLEM.cost(GAME.start_choice[None]).model_bytes[0])
+    limited = replace(PROBLEM, limits=CostLimits(model_bytes=0.5 * dense))
+    credits = []
+    for problem in (PROBLEM, limited):
+        episode = RoundsEpisode(Game(problem, ACCURACY), np.ones(8))
+        wanted = sampled(8)
+        for _ in AGENTS:
+            episode.decide(episode.actions_toward(wanted))
+        credits.append(np.sum(episode.credit, axis=0))
+    assert np.all(credits[1] >= credits[0] - 1e-9)
+    assert credits[1].sum() > credits[0].sum() + 1
 
 
 def by_the_table(choices: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -54,6 +54,16 @@ def test_curves_begin_at_the_baselines_and_follow_every_seed(tmp_path: Path) -> 
     assert by_seed[3]["hypervolume"].iloc[-1] == pytest.approx(expected)
 
 
+def test_limits_make_another_algorithm_and_what_exceeds_them_adds_nothing(tmp_path: Path) -> None:
+    # All rows, baselines too, have 40 kB.
+    free = make_run(tmp_path / "free", "ppo", {0: [0.9]})
+    wide = make_run(tmp_path / "wide", "ppo", {0: [0.9]}, limits={"model_bytes": 50_000})
+    tight = make_run(tmp_path / "tight", "ppo", {0: [0.9]}, limits={"model_bytes": 30_000})
+    overview = summary(curves([free, wide, tight]), [free, wide, tight]).set_index("algorithm")
+    assert overview["ratio_at_1"]["ppo, model_bytes <= 50000"] == overview["ratio_at_1"]["ppo"]
+    assert overview["hypervolume"]["ppo, model_bytes <= 30000"] == 0
+
+
 def test_a_warm_start_is_not_averaged_with_a_cold_one(tmp_path: Path) -> None:
     cold = make_run(tmp_path / "cold", "ppo", {0: [0.9]})
     warm = make_run(tmp_path / "warm", "ppo", {0: [0.4]}, init_from=str(tmp_path / "cold"))
