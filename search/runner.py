@@ -151,21 +151,20 @@ def _limited(
     Raises:
         InputError: a limit is out of reach.
     """
-    limits = spec.goals.limits
-    if not limits.given:
-        return problem
-    # Levels differ by more for some networks than for others: the strictest of those known counts.
-    configs = [baseline_config(worker, spec, bits) for bits in BASELINES.values()]
-    pairs = [
-        tuple(total_costs(worker.price(config, level)) for level in (problem.level, spec.level))
-        for config in configs
-        if supports(worker.spec.accelerator, config)
-    ]
-    factors = {
-        name: min(here[name] / there[name] for here, there in pairs) for name in limits.given
-    }
-    problem = replace(problem, limits=limits.scaled(factors))
-    require_reachable(problem, limits)
+    asked = limits = spec.goals.limits
+    if limits.given and spec.level != problem.level:
+        # Levels differ by more for some networks than for others: the strictest counts.
+        configs = [baseline_config(worker, spec, bits) for bits in BASELINES.values()]
+        pairs = [
+            tuple(total_costs(worker.price(config, level)) for level in (problem.level, spec.level))
+            for config in configs
+            if supports(worker.spec.accelerator, config)
+        ]
+        limits = limits.scaled(
+            {name: min(here[name] / there[name] for here, there in pairs) for name in limits.given}
+        )
+    problem = replace(problem, limits=limits)
+    require_reachable(problem, asked)
     return problem
 
 
