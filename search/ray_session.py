@@ -16,6 +16,7 @@ from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hwmodel import InputError
+from search.failure import RunError
 from search.storage import reason
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def ray_session(resources: ResourceSection) -> Iterator[None]:
 
     Raises:
         InputError: nothing answers at the address, or a local cluster is too small for a trial.
+        RunError: a local Ray does not start.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must reach this process
@@ -68,6 +70,9 @@ def _start_local(num_cpus: int | None) -> None:
             log_to_driver=False,
             logging_level="ERROR",
         )
+    except Exception as error:  # of no narrower kind, where the machine is too busy for it
+        logs = "Ray's logs are in /tmp/ray/session_latest/logs"
+        raise RunError(f"a local Ray did not start ({reason(error)}); {logs}") from error
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = may_cluster
 

@@ -7,6 +7,7 @@ import ipaddress
 import pytest
 import ray
 
+from search.failure import RunError
 from search.ray_session import evaluators_that_fit
 from search.ray_session import ray_session
 from search.spec import ResourceSection
@@ -55,3 +56,17 @@ def test_a_local_cluster_has_no_port_beyond_localhost() -> None:
     assert found
     for address in found:
         assert ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback, address
+
+
+def test_a_local_cluster_that_does_not_start_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def slow(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nMore of it.")  # as Ray does
+
+    monkeypatch.setattr(ray, "init", slow)
+    with (
+        pytest.raises(RunError, match=r"^a local Ray did not start \(.*startup\.\); Ray's logs"),
+        ray_session(ResourceSection(num_cpus=1)),
+    ):
+        pass
