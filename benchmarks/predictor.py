@@ -13,7 +13,8 @@ correlation with the points lost of
 - the predictor fitted to the first ``--fitted`` configurations, for the others;
 
 and the share of those others within the fitted predictor's 90 % intervals, noise of the measurement
-included.
+included: all of it, and that part alone which configurations do not share. The predictor is fitted
+and judged on the same images, so the luck of these that all configurations share is in both.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from envs.space import METHOD
 from envs.space import SPARSITY
 from envs.tasks import TaskSpec
 from hwmodel import load_accelerator
+from search.estimates import common_share
 from search.measurements import Measurements
 from search.measurements import Reference
 from search.proposers import FRONT_PRICES
@@ -108,7 +110,8 @@ def main() -> None:
     front_reference = Reference(dense, chance, int8_pj, (1.0,), images)
     choices = near_front(problem, front_reference, args.configurations)
     configs = [space.config(choice) for choice in choices]
-    accuracy = np.array([evaluator.evaluate(config, "search").accuracy for config in configs])
+    results = [evaluator.evaluate(config, "search") for config in configs]
+    accuracy = np.array([result.accuracy for result in results])
     lost = 100 * (dense - accuracy)
     print(f"{len(configs)} configurations lose {np.quantile(lost, (0, 0.25, 0.5, 0.75, 1))} points")
 
@@ -126,12 +129,18 @@ def main() -> None:
     low, high = (
         predictor.optimistic_drop(choices[rest], sign * NINETY_PERCENT) for sign in (1, -1)
     )
-    spread = NINETY_PERCENT * noise_points(images)
-    low, high = middle - np.hypot(middle - low, spread), middle + np.hypot(high - middle, spread)
-    inside = np.mean((low <= lost[rest]) & (lost[rest] <= high))
     correlation = spearmanr(middle, lost[rest]).statistic
     print(f"fitted to {args.fitted}, the other {len(middle)}: rank correlation {correlation:.3f}")
-    print(f"within the 90 % intervals: {100 * inside:.0f} %")
+    blocks = np.array([result.block_accuracies for result in results])
+    losses = 100 * (np.array(reference.block_accuracies) - blocks)[known]
+    growth = 1 + np.maximum(predictor.accuracy_drop(choices), 0.0)
+    luck = np.mean(losses.var(axis=1, ddof=1) / losses.shape[1] / growth[known])
+    own = np.sqrt((1 - common_share(losses)) * luck * growth[rest])
+    for name, noise in (("all noise", noise_points(images)), ("noise of their own", own)):
+        spread = NINETY_PERCENT * noise
+        below, above = np.hypot(middle - low, spread), np.hypot(high - middle, spread)
+        inside = np.mean((middle - below <= lost[rest]) & (lost[rest] <= middle + above))
+        print(f"within the 90 % intervals, with {name}: {100 * inside:.0f} %")
 
 
 if __name__ == "__main__":

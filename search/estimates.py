@@ -63,7 +63,7 @@ def estimate_drops(
     expected = rows["predicted_drop"].to_numpy(dtype=float)
     # False for NaN.
     comparable = (expected < COMPARABLE_DROP) & (measured < COMPARABLE_DROP)
-    common = _common_share(rows[comparable], reference)
+    common = common_share(_block_losses(rows[comparable], reference))
     if comparable.sum() < FEWEST or np.isnan(common):
         nothing = np.full(len(rows), np.nan)
         return Estimates(nothing, nothing)
@@ -79,22 +79,25 @@ def estimate_drops(
     return Estimates(np.where(comparable, drop, np.nan), np.where(comparable, std, np.nan))
 
 
-def _common_share(rows: pd.DataFrame, reference: pd.Series) -> float:
-    """Mean correlation of two rows' losses over the blocks of their split, 0..1; NaN if unknown.
-
-    Blocks on which an accuracy is not defined are left out.
-    """
+def _block_losses(rows: pd.DataFrame, reference: pd.Series) -> NDArray[np.float64]:
+    """Points lost on every block of the split, (rows, blocks), of the rows that have blocks."""
     dense = np.array(reference["block_accuracies"], dtype=float)
-    blocks = [x for x in rows["block_accuracies"] if len(x) == len(dense)]
-    if not blocks:
-        return float("nan")
-    losses = dense - np.stack([np.asarray(x, dtype=float) for x in blocks])
+    blocks = [np.asarray(x) for x in rows["block_accuracies"] if len(x) == len(dense)]
+    return 100 * (dense - np.array(blocks, dtype=float).reshape(len(blocks), len(dense)))
+
+
+def common_share(losses: NDArray[np.float64]) -> float:
+    """Mean correlation of two networks' losses over the blocks of a split, 0..1; NaN if unknown.
+
+    Args:
+        losses: Shape (networks, blocks); blocks on which one is not defined are left out.
+    """
     losses = losses[:, np.isfinite(losses).all(axis=0)]
     if losses.shape[1] < 2:
         return float("nan")
-    losses -= losses.mean(axis=1, keepdims=True)
+    losses = losses - losses.mean(axis=1, keepdims=True)
     sizes = np.linalg.norm(losses, axis=1)
-    vary = sizes > 1e-12
+    vary = sizes > 1e-9
     directions = losses[vary] / sizes[vary, None]
     pairs = len(directions) * (len(directions) - 1)
     if not pairs:
