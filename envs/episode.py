@@ -211,12 +211,11 @@ class Episode:
 
     def _appraise(self) -> None:
         game, final = self._game, self.is_done
-        self._layer_energy = game.prices.layer_energy(self.choices)
+        self._layer_energy, usage = game.prices.layer_costs(self.choices)
+        energy = self._layer_energy.sum(axis=1)
         if final:
             report = game.problem.cost(self.choices)
             energy, usage = report.energy_pj, game.problem.limits.usage(report)
-        else:
-            energy, usage = self._layer_energy.sum(axis=1), game.prices.usage(self.choices)
         self.energy_ratio = energy / game.start_energy
         self.over_limits = excess(usage)
         if final or game.accuracy.is_cheap:

@@ -43,6 +43,9 @@ class CostLimits:
             if not 0 < limit < float("inf"):
                 raise InputError(name, limit, "a number above 0")
 
+    def __str__(self) -> str:
+        return ", ".join(f"{name} <= {limit:g}" for name, limit in self.given.items())
+
     @property
     def given(self) -> dict[str, float]:
         """The limits that there are, by name."""

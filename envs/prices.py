@@ -44,41 +44,38 @@ class LayerPrices:
 
     def layer_energy(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
         """Energy in pJ, (candidates, layers), of canonical choices (candidates, layers, 4)."""
-        return self._of_layers(choices)[..., 0]
+        return self.layer_costs(choices)[0]
 
-    def usage(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Shares of the limits that canonical choices take, (candidates, limits)."""
-        return self._of_layers(choices)[..., 1:].sum(axis=1)
+    def layer_costs(
+        self, choices: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """As :meth:`layer_energy`, and the shares of the limits, (candidates, limits)."""
+        option = choices @ self._strides
+        kept_in, _ = self._table.channels(choices)
+        fraction = (kept_in / self._table.dense_in)[..., None]
+        price = self._without_inputs[option, self._row]
+        price += self._per_input_fraction[option, self._row] * fraction
+        price = np.maximum(price, self._least)
+        return price[..., 0], price[..., 1:].sum(axis=1)
 
-    def option_energy(self, layer: int, choices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Energy in pJ of all options of one layer, with the input channels that choices leave.
+    def option_costs(
+        self, layer: int, choices: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Costs of all options of one layer, with the input channels that choices leave.
 
         Args:
             layer: The layer.
             choices: Canonical, (candidates, layers, 4).
 
         Returns:
-            Shape (candidates, options), options in the order of the columns of a choice.
+            Energy in pJ, (candidates, options), and shares of the limits, (candidates, options,
+            limits); options in the order of the columns of a choice.
         """
-        return self._of_options(layer, choices)[..., 0]
-
-    def option_usage(self, layer: int, choices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """As :meth:`option_energy`, shares of the limits, (candidates, options, limits)."""
-        return self._of_options(layer, choices)[..., 1:]
-
-    def _of_layers(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
-        option = choices @ self._strides
-        kept_in, _ = self._table.channels(choices)
-        fraction = (kept_in / self._table.dense_in)[..., None]
-        price = self._without_inputs[option, self._row]
-        price += self._per_input_fraction[option, self._row] * fraction
-        return np.maximum(price, self._least)
-
-    def _of_options(self, layer: int, choices: NDArray[np.int64]) -> NDArray[np.float64]:
         kept_in, _ = self._table.channels(choices)
         fraction = (kept_in[:, layer] / self._table.dense_in[layer])[:, None, None]
         price = self._without_inputs[:, layer] + self._per_input_fraction[:, layer] * fraction
-        return np.maximum(price, self._least[layer])
+        price = np.maximum(price, self._least[layer])
+        return price[..., 0], price[..., 1:]
 
 
 def _price(

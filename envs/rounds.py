@@ -93,17 +93,19 @@ class RoundsEpisode(Episode):
             return np.zeros((len(self.choices), len(game.layers)))
         others = self._with_parts_of(self._round_start, columns)
         flat = others.reshape(-1, *others.shape[2:])
-        ratio = game.prices.layer_energy(flat).sum(axis=1) / game.start_energy
-        without = score(
-            ratio.reshape(others.shape[:2]),
-            self._drops(others),
-            self.targets[:, None],
-            excess(game.prices.usage(flat)).reshape(others.shape[:2]),
-        )
+        targets = np.repeat(self.targets, others.shape[1])
+        without = self._score_by_the_table(flat, self._drops(others).ravel(), targets)
         # By the table of layers on both sides, whatever the score of a finished episode is by.
-        here = self._layer_energy.sum(axis=1) / game.start_energy
-        over_limits = excess(game.prices.usage(self.choices))
-        return score(here, self.accuracy_drop, self.targets, over_limits)[:, None] - without
+        here = self._score_by_the_table(self.choices, self.accuracy_drop, self.targets)
+        return here[:, None] - without.reshape(others.shape[:2])
+
+    def _score_by_the_table(
+        self, choices: NDArray[np.int64], drops: NDArray[np.float64], targets: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Score of choices, (candidates, layers, 4), that are priced layer by layer."""
+        game = self._game
+        energy, usage = game.prices.layer_costs(choices)
+        return score(energy.sum(axis=1) / game.start_energy, drops, targets, excess(usage))
 
     def _with_parts_of(self, others: NDArray[np.int64], columns: slice) -> NDArray[np.int64]:
         """What stands, with these columns of one layer at a time taken from ``others``.

@@ -114,7 +114,7 @@ class Allocator:
             prices: Of a unit of damage, (prices,).
             choices: Where the descents begin, canonical, (prices, layers, 4).
             limit_prices: The first that are tried, (prices, limits).
-            trials: How many are tried, if there are limits.
+            trials: How many are tried at most.
 
         Returns:
             The best choices that hold all limits, or the last ones where none were found, and the
@@ -122,7 +122,7 @@ class Allocator:
         """
         found, at_prices, least = choices, limit_prices, np.full(len(prices), np.inf)
         too_low, high_enough = np.zeros_like(limit_prices), np.full_like(limit_prices, np.inf)
-        for _ in range(trials if limit_prices.shape[1] else 1):
+        for _ in range(trials):
             choices = self.front(damage, prices, choices, limit_prices)
             ratio, usage = self._costs(choices)
             exceeds = usage > 1
@@ -134,7 +134,9 @@ class Allocator:
             least = np.minimum(least, objective)
             too_low = np.where(exceeds, limit_prices, too_low)
             high_enough = np.where(exceeds, high_enough, limit_prices)
-            limit_prices = _between(too_low, high_enough)
+            before, limit_prices = limit_prices, _between(too_low, high_enough)
+            if np.array_equal(before, limit_prices):  # as where nothing is limited
+                break
         return found, at_prices
 
     def descend(
@@ -241,8 +243,8 @@ class Allocator:
         Damage of the weights is in it, that of the input is not.
         """
         choices = descent.choices[active]
-        spent = self._prices.option_energy(layer, choices) / self._baseline_energy_pj
-        usage = self._prices.option_usage(layer, choices)
+        energy, usage = self._prices.option_costs(layer, choices)
+        spent = energy / self._baseline_energy_pj
         spent += np.einsum("aol,al->ao", usage, descent.limit_prices[active])
         damage = descent.damage.weight[layer][..., None]
         price = descent.prices[active, None, None, None, None]

@@ -152,9 +152,9 @@ def _run_curves(run: RunDirectory) -> list[dict[str, object]]:
 
 def _label(spec: Spec) -> str:
     """The algorithm, and what makes it another one."""
-    limits = [f"{name} <= {limit:g}" for name, limit in spec.goals.limits.given.items()]
     warm = " (warm)" if spec.init_from else ""
-    return spec.algorithm + warm + "".join(f", {limit}" for limit in limits)
+    limits = f", {spec.goals.limits}" if spec.goals.limits.given else ""
+    return spec.algorithm + warm + limits
 
 
 def _run_picks(run: RunDirectory) -> list[dict[str, object]]:

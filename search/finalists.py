@@ -16,9 +16,9 @@ from search.baselines import DENSE_FP32
 from search.front import accuracy_drop
 from search.front import baseline
 from search.front import distinct
+from search.front import holds_limits
 from search.front import non_dominated
 from search.front import pick
-from search.front import within
 from search.goals import Goals
 from search.ledger import MEASURED
 from search.ledger import Ledger
@@ -55,7 +55,8 @@ def finalists(ledger: Ledger, goals: Goals) -> list[tuple[CompressionConfig, str
     reference = baseline(rows, DENSE_FP32, "search")
     assert reference is not None
     chosen = {row["config_hash"]: "" for row in _picks(rows, goals)}
-    search = within(distinct(rows, "search"), goals.limits)
+    search = distinct(rows, "search")
+    search = search[holds_limits(search, goals.limits)]
     drops = accuracy_drop(search, reference)
     front = [int(i) for i in non_dominated(search, reference) if drops[i] <= _FRONT_LOSS]
     spread = np.linspace(0, len(front) - 1, min(FRONT_POINTS, len(front))).round().astype(int)

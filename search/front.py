@@ -184,11 +184,6 @@ def holds_limits(rows: pd.DataFrame, limits: CostLimits) -> NDArray[np.bool_]:
     return holds
 
 
-def within(rows: pd.DataFrame, limits: CostLimits) -> pd.DataFrame:
-    """The rows that hold all limits."""
-    return rows[holds_limits(rows, limits)]
-
-
 def best_so_far(rows: pd.DataFrame, goals: Goals) -> list[dict[str, Any]]:
     """Best so far at every target, on the search split; targets that nothing holds are left out."""
     reference = baseline(rows, DENSE_FP32, "search")

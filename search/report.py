@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from envs.attack import Attack
+from envs.limits import CostLimits
 from hwmodel.errors import InputError
 from search.baselines import BASELINES
 from search.baselines import DENSE_FP16
@@ -87,7 +88,7 @@ class Report:
     Attributes:
         level: Level of the hardware model that energies and cycles are of.
         attack: What robust accuracies are under; None where none were measured.
-        limits: What picks and the front hold, by name of the cost.
+        limits: What picks and the front hold.
         evaluations: Distinct configurations evaluated on the search split.
         search_images: Images of the search split; None before anything was evaluated.
         hypervolume: Of the search split, see ``search.front.hypervolume``; None without baselines.
@@ -107,7 +108,7 @@ class Report:
     level: str
     algorithm: str
     attack: Attack | None
-    limits: dict[str, float]
+    limits: CostLimits
     seeds: tuple[int, ...]
     budget: int
     evaluations: int
@@ -128,7 +129,14 @@ class Report:
         stages = [{"stage": name, "seconds": time} for name, time in self.time.stages.items()]
         time = {**vars(self.time), "stages": stages}
         attack = None if self.attack is None else asdict(self.attack)
-        return {**plain, **lists, "attack": attack, "seeds": list(self.seeds), "time": time}
+        return {
+            **plain,
+            **lists,
+            "attack": attack,
+            "limits": self.limits.given,
+            "seeds": list(self.seeds),
+            "time": time,
+        }
 
 
 def build_report(run: RunDirectory) -> Report:
@@ -151,7 +159,7 @@ def build_report(run: RunDirectory) -> Report:
         level=spec.level,
         algorithm=spec.algorithm,
         attack=spec.attack,
-        limits=spec.goals.limits.given,
+        limits=spec.goals.limits,
         seeds=spec.seeds,
         budget=spec.budget,
         evaluations=len(search),

@@ -62,9 +62,8 @@ def terminal_table(report: Report) -> Table:
 def notes(report: Report) -> list[str]:
     """What the table alone does not tell."""
     lines = []
-    if report.limits:
-        limits = ", ".join(f"{name} <= {limit:g}" for name, limit in report.limits.items())
-        lines.append(f"The best hold {limits}.")
+    if report.limits.given:
+        lines.append(f"The best hold {report.limits}.")
     if report.attack is not None:
         attack = report.attack
         steps = f", {attack.steps} steps" if attack.method == "pgd" else ""

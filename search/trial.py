@@ -112,8 +112,8 @@ def search_trial(config: dict[str, Any], *, setup: TrialSetup, board: Any) -> No
         try:
             _measure_baselines(seed, setup, board, pool, metrics, log)
             with metrics.learning():
-                seeker = _resumed(seed, setup, metrics)
-            run_seed(seed, setup, board, pool, seeker, metrics, log)
+                seeker, spent = _resumed(seed, setup, metrics)
+            run_seed(seed, setup, board, pool, seeker, spent, metrics, log)
             _verify(seed, setup, board, pool, log)
         finally:
             pool.close()
@@ -192,12 +192,10 @@ class Seeker:
 
     Attributes:
         proposer: Proposes.
-        spent: Evaluations of the seed so far.
     """
 
     def __init__(self, proposer: Proposer, known: Measurements) -> None:
         self.proposer = proposer
-        self.spent = 0
         self._known = known
 
     def learn(self, choices: NDArray[np.int64], accuracy: NDArray[np.float64]) -> None:
@@ -211,7 +209,7 @@ class Seeker:
         return self._known.predictor.accuracy_drop(choices)
 
 
-def _resumed(seed: int, setup: TrialSetup, metrics: SeedMetrics) -> Seeker:
+def _resumed(seed: int, setup: TrialSetup, metrics: SeedMetrics) -> tuple[Seeker, int]:
     """What knows all that the ledger has of the seed, and what was spent.
 
     The rows themselves, which may be many, are not kept.
@@ -233,8 +231,7 @@ def _resumed(seed: int, setup: TrialSetup, metrics: SeedMetrics) -> Seeker:
     metrics.known(own)
     seeker = Seeker(proposer, Measurements(setup.problem, reference))
     _learn(seeker, setup, _measured(setup, own))
-    seeker.spent = len({row.config_hash for row in own if row.seed == seed})
-    return seeker
+    return seeker, len({row.config_hash for row in own if row.seed == seed})
 
 
 def run_seed(
@@ -243,11 +240,12 @@ def run_seed(
     board: Any,
     pool: EvaluatorPool,
     seeker: Seeker,
+    spent: int,
     metrics: SeedMetrics,
     log: EventLog,
 ) -> None:
     """Spend the rest of a seed's share of the budget."""
-    proposer, spent = seeker.proposer, seeker.spent
+    proposer = seeker.proposer
     space = setup.problem.space
     deadline = time.monotonic() + ray.get(board.seconds_left.remote())
     share = setup.shares[seed]
