@@ -6,7 +6,12 @@
 Every algorithm knows the dense network at 8, 6, 5 and 4 bits, then proposes in twelve batches
 what is measured on the first images of the search split. The hypervolume is the share of the
 box (energy ratio to dense INT8 <= 1, loss <= 10 points) that is dominated; ratios are the best
-measured at <= 0.5, 1 and 2 points, without the bound that a search's picks need.
+measured at <= 0.5, 1 and 2 points, without the bound that a search's picks need; then how many
+points the front has.
+
+Besides a search's algorithms there are "zero-shot", what the policies of ``--init-from`` do on this
+problem before anything is learnt of it, and "ppo-separate": five searches that share the
+evaluations, each with policies for one target alone (0.5, 1, 2, 4 and 8 points).
 
 At the end the front is measured on the whole search split, which decides what is best at 0.5, 1 and
 2 points, and that on the test split.
@@ -15,10 +20,12 @@ At the end the front is measured on the whole search split, which decides what i
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +34,7 @@ from numpy.typing import NDArray
 
 from envs.config import CompressionConfig
 from envs.config import uniform
+from envs.episode import TARGETS as EPISODE_TARGETS
 from envs.episode import start_choice
 from envs.evaluator import Evaluator
 from envs.problem import CompressionProblem
@@ -41,13 +49,22 @@ from envs.tasks import TaskSpec
 from hwmodel import load_accelerator
 from search.front import hypervolume
 from search.front import pareto_front
+from search.learners import learner
+from search.measurements import Measurements
 from search.measurements import Reference
+from search.policy_proposer import PolicyProposer
+from search.proposers import Proposer
 from search.proposers import make_proposer
+from search.run_directory import CHECKPOINT
+from search.run_directory import INITIAL_POLICIES
 from search.storage import Storage
 from search.trial import round_size
 
 TARGETS = (0.5, 1.0, 2.0)
 BASELINE_BITS = (8, 6, 5, 4)
+ZERO_SHOT = "zero-shot"
+SEPARATE = {"ppo-separate": "ppo"}
+SEPARATE_TARGETS = (0.5, 1.0, 2.0, 4.0, 8.0)
 FINALIST_DROP = 4.0
 """Points lost on the first images up to which the front is measured on all."""
 
@@ -63,47 +80,148 @@ def first_images(task: Task, images: int) -> Task:
     return replace(task, search=batches)
 
 
-def run(
+class Race:
+    """One problem on which algorithms compete.
+
+    Args:
+        problem: What is decided and how it is priced.
+        evaluator: Measures what is proposed.
+        judge: Knows all of the search split and the test split.
+        initial: Policies to start from, or None.
+    """
+
+    def __init__(
+        self,
+        problem: CompressionProblem,
+        evaluator: Evaluator,
+        judge: Evaluator,
+        initial: bytes | None,
+    ) -> None:
+        space, start = problem.space, start_choice(problem.space)
+        baselines = np.repeat(start[None], len(BASELINE_BITS), axis=0)
+        for choice, bits in zip(baselines, BASELINE_BITS, strict=True):
+            choice[:, WEIGHT_BITS] = space.weight_bits.index(bits)
+            choice[:, ACTIVATION_BITS] = space.activation_bits.index(bits)
+        dense = evaluator.evaluate(uniform(space.layers, 32), "search")
+        self.problem, self.evaluator, self.judge, self.initial = problem, evaluator, judge, initial
+        self.int8_pj = float(problem.cost(start[None]).energy_pj[0])
+        self.reference = Reference(
+            dense.accuracy, evaluator.task.chance, self.int8_pj, TARGETS, dense.images
+        )
+        self.baselines = space.canonical(baselines)
+        self.baseline_accuracy = self.measure(self.baselines)
+
+    def measure(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Accuracies of choices on the first images of the search split, (choices,)."""
+        configs = [self.problem.space.config(choice) for choice in choices]
+        return np.array([self.evaluator.evaluate(config, "search").accuracy for config in configs])
+
+    def run(self, algorithm: str, seed: int, evaluations: int) -> None:
+        """One search, one line after every batch, and one for each pick of the judge."""
+        name = f"{algorithm:14} {seed:4}"
+        choices, accuracy = self.baselines, self.baseline_accuracy
+        if algorithm == ZERO_SHOT:
+            choices, accuracy = self._extend(name, choices, accuracy, self._zero_shot(evaluations))
+        elif algorithm in SEPARATE:
+            for target in SEPARATE_TARGETS:
+                make = partial(_specialist, SEPARATE[algorithm], target)
+                share = evaluations // len(SEPARATE_TARGETS)
+                choices, accuracy = self._search(name, make, seed, share, choices, accuracy)
+        else:
+            make = partial(make_proposer, algorithm)
+            choices, accuracy = self._search(name, make, seed, evaluations, choices, accuracy)
+        report(name, self.problem.space, choices, *self._points(choices, accuracy), self.judge)
+
+    def _search(
+        self,
+        name: str,
+        make: Callable[..., Proposer],
+        seed: int,
+        evaluations: int,
+        choices: NDArray[np.int64],
+        accuracy: NDArray[np.float64],
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """What was measured before, which the proposer is not told, and what a proposer adds."""
+        with tempfile.TemporaryDirectory() as folder:
+            policies = Storage.at(folder)
+            if self.initial is not None:
+                initial = policies.child(INITIAL_POLICIES)
+                initial.make()
+                initial.write(CHECKPOINT, self.initial)
+            proposer = make(self.problem, self.reference, seed, policies)
+            proposer.learn(self.baselines, self.baseline_accuracy)
+            spent = 0
+            while spent < evaluations:
+                picked = proposer.propose(min(round_size(evaluations), evaluations - spent))
+                if not len(picked):
+                    break
+                spent += len(picked)
+                choices, accuracy = self._extend(name, choices, accuracy, picked)
+                proposer.learn(picked, accuracy[-len(picked) :])
+        return choices, accuracy
+
+    def _extend(
+        self,
+        name: str,
+        choices: NDArray[np.int64],
+        accuracy: NDArray[np.float64],
+        picked: NDArray[np.int64],
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Measure what was picked, and print what is reached with it."""
+        choices = np.append(choices, picked, 0)
+        accuracy = np.append(accuracy, self.measure(picked))
+        ratio, drop = self._points(choices, accuracy)
+        best = " ".join(f"{ratio[drop <= target].min():.3f}" for target in TARGETS)
+        count, front = len(choices) - len(self.baselines), len(pareto_front(ratio, drop))
+        volume = hypervolume(ratio, drop)
+        print(f"{name} {count:6} {volume:8.4f}   {best} {front:6}", flush=True)
+        return choices, accuracy
+
+    def _points(
+        self, choices: NDArray[np.int64], accuracy: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Energy ratios to dense INT8 and points lost, (choices,) each."""
+        ratio = self.problem.cost(choices).energy_pj / self.int8_pj
+        return ratio, 100 * (self.reference.accuracy - accuracy)
+
+    def _zero_shot(self, count: int) -> NDArray[np.int64]:
+        """What the initial policies do at once at so many targets, nothing measured or learnt."""
+        if self.initial is None:
+            raise SystemExit(f"{ZERO_SHOT} needs --init-from")
+        make, _ = learner("ppo")
+        agents = make(self.problem, Measurements(self.problem, self.reference).predictor, 0)
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / CHECKPOINT).write_bytes(self.initial)
+            agents.start_from(Path(folder))
+        choices = agents.propose(np.geomspace(*EPISODE_TARGETS, count), None)
+        agents.stop()
+        return np.unique(choices, axis=0)
+
+
+class Specialist(PolicyProposer):
+    """A search for one target alone: its policies are asked for nothing else, nor does it
+    evaluate what is expected to lose less or more than its band of targets.
+    """
+
+    def _candidates(self) -> NDArray[np.int64]:
+        choices = super()._candidates()
+        drops, (low, high) = self._known.predictor.accuracy_drop(choices), self._targets
+        return choices[(drops >= low) & (drops <= high)]
+
+
+def _specialist(
     algorithm: str,
-    seed: int,
+    target: float,
     problem: CompressionProblem,
-    evaluator: Evaluator,
-    judge: Evaluator,
-    evaluations: int,
-) -> None:
-    """One search, one line after every batch, and one for each pick of ``judge``."""
-    space, start = problem.space, start_choice(problem.space)
-    baselines = np.repeat(start[None], len(BASELINE_BITS), axis=0)
-    for choice, bits in zip(baselines, BASELINE_BITS, strict=True):
-        choice[:, WEIGHT_BITS] = space.weight_bits.index(bits)
-        choice[:, ACTIVATION_BITS] = space.activation_bits.index(bits)
-    baselines = space.canonical(baselines)
-    int8_pj = float(problem.cost(start[None]).energy_pj[0])
-    dense = evaluator.evaluate(uniform(space.layers, 32), "search")
-    reference = Reference(dense.accuracy, evaluator.task.chance, int8_pj, TARGETS, dense.images)
-
-    def measure(choices: NDArray[np.int64]) -> NDArray[np.float64]:
-        configs = [space.config(choice) for choice in choices]
-        return np.array([evaluator.evaluate(config, "search").accuracy for config in configs])
-
-    with tempfile.TemporaryDirectory() as policies:
-        proposer = make_proposer(algorithm, problem, reference, seed, Storage.at(policies))
-        choices, accuracy = baselines, measure(baselines)
-        proposer.learn(choices, accuracy)
-        while (spent := len(choices) - len(baselines)) < evaluations:
-            picked = proposer.propose(min(round_size(evaluations), evaluations - spent))
-            if not len(picked):
-                break
-            reached = measure(picked)
-            proposer.learn(picked, reached)
-            choices, accuracy = np.append(choices, picked, 0), np.append(accuracy, reached)
-            ratio = problem.cost(choices).energy_pj / int8_pj
-            drop = 100 * (dense.accuracy - accuracy)
-            best = " ".join(f"{ratio[drop <= target].min():.3f}" for target in TARGETS)
-            count = len(choices) - len(baselines)
-            volume = hypervolume(ratio, drop)
-            print(f"{algorithm:12} {seed:4} {count:6} {volume:8.4f}   {best}", flush=True)
-    report(f"{algorithm:12} {seed:4}", space, choices, ratio, drop, judge)
+    reference: Reference,
+    seed: int,
+    policies: Storage,
+) -> Proposer:
+    """One of ``SEPARATE_TARGETS``, whose bands lie side by side."""
+    band = (target / math.sqrt(2), target * math.sqrt(2))
+    make = partial(learner(algorithm)[0], targets=band)
+    aimed = replace(reference, aims=(target,))
+    return Specialist(problem, aimed, seed, make, policies, band)
 
 
 def report(
@@ -150,6 +268,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=60)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--database", type=Path, help="folder of an option database")
+    parser.add_argument("--init-from", type=Path, help="policies to start from: an agents.pt")
     args = parser.parse_args()
     torch.set_num_threads(1)
     task = TaskSpec(args.task, data=args.data, weights=args.weights).load()
@@ -157,10 +276,12 @@ def main() -> None:
     judge = Evaluator(task, evaluator.compressor)
     accelerator = load_accelerator(args.accelerator)
     problem = prepare_problem(evaluator, accelerator, Menu())
-    print("algorithm    seed  evals   volume   least ratio at 0.5, 1, 2 points")
+    initial = args.init_from.read_bytes() if args.init_from else None
+    race = Race(problem, evaluator, judge, initial)
+    print("algorithm      seed  evals   volume   least ratio at 0.5, 1, 2 points, front")
     for algorithm in args.algorithms:
         for seed in args.seeds:
-            run(algorithm, seed, problem, evaluator, judge, args.evaluations)
+            race.run(algorithm, seed, args.evaluations)
 
 
 if __name__ == "__main__":

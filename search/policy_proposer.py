@@ -52,6 +52,7 @@ class PolicyProposer:
         make_agents: Makes agents of a problem, a judge of accuracy and a seed.
         policies: Folder of a run's policies. The agents are kept in ``seed-N`` and go on from
             what is there; else they start from what is in ``initial``, if anything.
+        targets: Range of accuracy-drop limits, in points, that agents are asked for.
     """
 
     def __init__(
@@ -61,7 +62,9 @@ class PolicyProposer:
         seed: int,
         make_agents: MakeAgents,
         policies: Storage,
+        targets: tuple[float, float] = TARGET_POINTS,
     ) -> None:
+        self._targets = targets
         self._known = Measurements(problem, reference)
         self._front = Front(problem, reference)
         self._policies = policies.child(f"seed-{seed}")
@@ -81,13 +84,18 @@ class PolicyProposer:
         known = self._known
         known.fit()
         self._agents.use(known.predictor)
+        return known.select(self._candidates(), count)
+
+    def _candidates(self) -> NDArray[np.int64]:
+        """What trained agents and allocation would do, (candidates, layers, 4)."""
+        known = self._known
         # Seeded by what is known, so that a resumed search does not repeat its draws.
         rng = np.random.default_rng([self._seed, len(known.accuracy)])
         allocations = self._front.candidates(known, rng)
         self._imitate(allocations)
         self._agents.train(self._episodes)
         self._episodes, self._epochs = ROUND_EPISODES, ROUND_EPOCHS
-        low, high = np.log(TARGET_POINTS)
+        low, high = np.log(self._targets)
         targets = np.exp(rng.uniform(low, high, size=CANDIDATES))
         walks = np.concatenate(
             [
@@ -97,12 +105,12 @@ class PolicyProposer:
         )
         best = known.select(walks, REFINED)
         refined = self._front.refine(known, best)
-        return known.select(np.concatenate([walks, refined, allocations]), count)
+        return np.concatenate([walks, refined, allocations])
 
     def _imitate(self, allocations: NDArray[np.int64]) -> None:
         """Have the agents do what allocation does where the drop that it leads to is asked for."""
         drops = self._known.predictor.accuracy_drop(allocations)
-        low, high = TARGET_POINTS
+        low, high = self._targets
         asked = (drops >= low) & (drops <= high)
         if asked.any():
             self._agents.imitate(allocations[asked], drops[asked], self._epochs)
