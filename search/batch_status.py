@@ -12,10 +12,10 @@ import pandas as pd
 
 from search.batch_directory import BatchDirectory
 from search.batch_spec import Experiment
-from search.front import best_so_far
 from search.front import distinct
 from search.ledger import MEASURED
 from search.ledger import Ledger
+from search.picks import best_so_far
 
 RATE_WINDOW = timedelta(minutes=10)
 """What the present rate of evaluations is taken from."""

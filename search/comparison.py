@@ -16,8 +16,9 @@ from search.front import accuracy_drop
 from search.front import baseline
 from search.front import holds_limits
 from search.front import hypervolume
-from search.front import pick
+from search.goals import Goal
 from search.ledger import MEASURED
+from search.picks import Candidates
 from search.run_directory import RunDirectory
 from search.spec import Spec
 from search.storage import Storage
@@ -168,8 +169,9 @@ def _run_picks(run: RunDirectory) -> list[dict[str, object]]:
     found = []
     for seed in spec.seeds:
         row: dict[str, object] = {"run": run.location, "seed": seed}
+        own = Candidates(rows[rows["seed"].isin([seed, -1])], dense, spec.goals.limits)
         for target in spec.targets:
-            picked = pick(rows[rows["seed"].isin([seed, -1])], dense, target, spec.goals.limits)
+            picked = own.pick(Goal(max_accuracy_drop=target))
             if picked is None or picked["config_hash"] not in verified:
                 continue
             expected = 100 * (dense["accuracy"] - picked["accuracy"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from envs.setup import prepare_evaluator
 from hwmodel import InputError
 from search.baselines import DENSE_FP32
 from search.front import baseline
-from search.front import pick
+from search.goals import Goal
+from search.picks import Candidates
 from search.run_directory import RunDirectory
 from search.storage import local_database
 
@@ -77,29 +79,28 @@ def load(directory=None):
 '''
 
 
-def export(run: RunDirectory, max_accuracy_drop: float, directory: str | Path) -> dict[str, Any]:
-    """Write the network of the configuration that a run picks at an accuracy limit.
+def export(run: RunDirectory, goal: Goal, directory: str | Path) -> dict[str, Any]:
+    """Write the network of the configuration that a run picks for a goal.
 
     Args:
         run: A run with evaluations.
-        max_accuracy_drop: Points of accuracy that may be lost, judged on the search split with
-            its confidence bound; see ``search.front.pick``.
+        goal: What is asked for; the search split alone judges, see ``search.picks``.
         directory: New or empty.
 
     Returns:
         The pick's hash and costs, and what :func:`write_network` returns.
 
     Raises:
-        InputError: nothing holds the limit, or the directory cannot be used.
+        InputError: nothing reaches the goal, or the directory cannot be used.
     """
     spec, rows = run.spec(), run.ledger.read()
     reference = baseline(rows, DENSE_FP32, "search")
-    picked = (
-        None if reference is None else pick(rows, reference, max_accuracy_drop, spec.goals.limits)
-    )
+    candidates = Candidates.of(rows, spec.goals.limits)
+    picked = None if candidates is None else candidates.pick(goal)
     if reference is None or picked is None:
+        field, value = next((f, v) for f, v in asdict(goal).items() if v is not None)
         allowed = "no configuration of the run holds it; allow more"
-        raise InputError("--max-accuracy-drop", max_accuracy_drop, allowed)
+        raise InputError(f"--{field.replace('_', '-')}", value, allowed)
     config = CompressionConfig.from_json(json.loads(picked["config"]))
     directory_here = local_database(run.database(spec))
     evaluator = prepare_evaluator(spec.task_spec().load(), directory_here)

@@ -176,7 +176,7 @@ def _limits(picks: Sequence[Pick]) -> dict[str, str]:
     """Limits by configuration: one configuration is often the best at several."""
     limits: dict[str, str] = {}
     for item in picks:
-        text = f"{item.max_accuracy_drop:g}"
+        text = item.name.removeprefix("best at ")
         known = limits.get(item.config_hash)
         limits[item.config_hash] = f"{known}, {text}" if known else text
     return limits

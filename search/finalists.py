@@ -18,10 +18,10 @@ from search.front import baseline
 from search.front import distinct
 from search.front import holds_limits
 from search.front import non_dominated
-from search.front import pick
 from search.goals import Goals
 from search.ledger import MEASURED
 from search.ledger import Ledger
+from search.picks import picks
 from search.run_directory import RunDirectory
 from search.spec import Spec
 from search.storage import write_error
@@ -35,18 +35,9 @@ _FRONT_LOSS = 10.0
 """Points of accuracy lost up to which the front is of interest."""
 
 
-def picks(ledger: Ledger, goals: Goals) -> list[pd.Series]:
-    """The configuration taken at every target, by the search split alone, without repeats."""
-    return _picks(ledger.read(MEASURED), goals)
-
-
-def _picks(rows: pd.DataFrame, goals: Goals) -> list[pd.Series]:
-    reference = baseline(rows, DENSE_FP32, "search")
-    if reference is None:
-        return []
-    found = [pick(rows, reference, target, goals.limits) for target in goals.targets]
-    by_hash = {row["config_hash"]: row for row in found if row is not None}
-    return list(by_hash.values())
+def picked_hashes(rows: pd.DataFrame, goals: Goals) -> list[str]:
+    """Hashes of the configurations taken for the goals of a run, each once."""
+    return list(dict.fromkeys(picked.row["config_hash"] for picked in picks(rows, goals)))
 
 
 def finalists(ledger: Ledger, goals: Goals) -> list[tuple[CompressionConfig, str]]:
@@ -54,7 +45,7 @@ def finalists(ledger: Ledger, goals: Goals) -> list[tuple[CompressionConfig, str
     rows = ledger.read(MEASURED)
     reference = baseline(rows, DENSE_FP32, "search")
     assert reference is not None
-    chosen = {row["config_hash"]: "" for row in _picks(rows, goals)}
+    chosen = dict.fromkeys(picked_hashes(rows, goals), "")
     search = distinct(rows, "search")
     search = search[holds_limits(search, goals.limits)]
     drops = accuracy_drop(search, reference)
@@ -75,7 +66,7 @@ def finalists(ledger: Ledger, goals: Goals) -> list[tuple[CompressionConfig, str
 
 def write_layer_tables(run: RunDirectory, spec: Spec, worker: EvaluationWorker) -> None:
     """Write ``report/layers-<hash>.parquet`` for every pick: what it decides and costs."""
-    chosen = [row["config_hash"] for row in picks(run.ledger, spec.goals)]
+    chosen = picked_hashes(run.ledger.read(MEASURED), spec.goals)
     for text in run.ledger.configs(chosen).values():
         config = CompressionConfig.from_json(json.loads(text))
         states = worker.states(config)

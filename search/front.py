@@ -1,4 +1,4 @@
-"""Non-dominated configurations, how good a set of them is, and the one to take.
+"""Non-dominated configurations, how good a set of them is, and what they lose for sure.
 
 The functions that take ``rows`` work on ledger rows (``Ledger.read()``); ``drop`` is accuracy
 lost against the uncompressed network on the same split, in points (1 point = 1 % of the images).
@@ -13,12 +13,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from numpy.typing import NDArray
 
-from envs.limits import NO_LIMITS
 from envs.limits import CostLimits
-from search.baselines import DENSE_FP32
-from search.baselines import DENSE_INT8
 from search.estimates import estimate_drops
-from search.goals import Goals
 
 ONE_SIDED_90 = 1.282
 """Standard deviations between an estimate and its one-sided 90 % bound."""
@@ -146,62 +142,12 @@ def smallest_provable_drop(images: int) -> float:
     return 100 * ONE_SIDED_99 / images
 
 
-def pick(
-    rows: pd.DataFrame, reference: pd.Series, target: float, limits: CostLimits = NO_LIMITS
-) -> pd.Series | None:
-    """The configuration of lowest energy that holds a target on the search split.
-
-    It holds the target if :func:`drop_upper_bound` and what was measured do. The cheapest of many
-    candidates that just hold a target is more often lucky than good, hence the bound.
-    A target below :func:`smallest_provable_drop` is taken as that: on so few images nothing could
-    hold it, not even a configuration that loses none of them.
-
-    Args:
-        rows: Ledger rows of any split and role; only the search split is looked at.
-        reference: Row of the uncompressed network on the search split.
-        target: Points of accuracy that may be lost.
-        limits: Of its other costs.
-
-    Returns:
-        The row, or None where no configuration holds the target and the limits.
-    """
-    candidates = distinct(rows, "search")
-    provable = max(target, smallest_provable_drop(int(reference["images"])))
-    # Whatever the last digit of the bound of one that loses nothing; False for NaN.
-    bound = np.maximum(
-        drop_upper_bound(candidates, reference), accuracy_drop(candidates, reference)
-    )
-    holds = (bound <= provable + 1e-9) & holds_limits(candidates, limits)
-    candidates = candidates[holds & candidates["energy_pj"].notna()]
-    return None if candidates.empty else candidates.iloc[int(candidates["energy_pj"].argmin())]
-
-
 def holds_limits(rows: pd.DataFrame, limits: CostLimits) -> NDArray[np.bool_]:
     """Whether the costs of each row hold all limits; those of a failed one do not."""
     holds = np.ones(len(rows), dtype=np.bool_)
     for name, limit in limits.given.items():
         holds &= rows[name].to_numpy(dtype=float) <= limit
     return holds
-
-
-def best_so_far(rows: pd.DataFrame, goals: Goals) -> list[dict[str, Any]]:
-    """Best so far at every target, on the search split; targets that nothing holds are left out."""
-    reference = baseline(rows, DENSE_FP32, "search")
-    int8 = baseline(rows, DENSE_INT8, "search")
-    if reference is None:
-        return []
-    picks = [(target, pick(rows, reference, target, goals.limits)) for target in goals.targets]
-    return [
-        {
-            "max_accuracy_drop": target,
-            "config_hash": row["config_hash"],
-            "search_accuracy_drop": float((reference["accuracy"] - row["accuracy"]) * 100),
-            "energy_pj": float(row["energy_pj"]),
-            "energy_ratio_int8": None if int8 is None else row["energy_pj"] / int8["energy_pj"],
-        }
-        for target, row in picks
-        if row is not None
-    ]
 
 
 def _paired_error(blocks: Any, reference: pd.Series) -> float:

@@ -9,13 +9,41 @@ from envs.limits import CostLimits
 
 
 @dataclass(frozen=True)
-class Goals:
-    """The least energy at each target, among what holds the limits.
+class Goal:
+    """The least energy at a loss, or the least loss at an energy; one of both is None.
 
     Attributes:
-        targets: Points of accuracy that may be lost.
+        max_accuracy_drop: Points of accuracy that may be lost.
+        max_energy_ratio: Energy that may be taken, over that of dense INT8.
+    """
+
+    max_accuracy_drop: float | None = None
+    max_energy_ratio: float | None = None
+
+    @property
+    def name(self) -> str:
+        """What its pick is called: ``best at 1`` point, ``best at 0.5 of INT8``."""
+        if self.max_energy_ratio is not None:
+            return f"best at {self.max_energy_ratio:g} of INT8"
+        return f"best at {self.max_accuracy_drop:g}"
+
+
+@dataclass(frozen=True)
+class Goals:
+    """All that a search is asked for.
+
+    Attributes:
+        targets: Points of accuracy that may be lost, at which the least energy is wanted.
         limits: What an inference may cost at most at the run's level, besides energy.
+        energy_targets: Energies over that of dense INT8, at which the least loss is wanted.
     """
 
     targets: tuple[float, ...]
     limits: CostLimits = NO_LIMITS
+    energy_targets: tuple[float, ...] = ()
+
+    @property
+    def all(self) -> list[Goal]:
+        """One by one, losses first."""
+        losses = [Goal(max_accuracy_drop=drop) for drop in self.targets]
+        return losses + [Goal(max_energy_ratio=ratio) for ratio in self.energy_targets]

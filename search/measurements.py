@@ -44,6 +44,7 @@ class Reference:
         aims: Drops in points at which the least energy is asked for, see
             :func:`drops_that_hold`.
         images: Images of the search split.
+        energy_aims: Energies over that of dense INT8 at which the least loss is asked for.
     """
 
     accuracy: float
@@ -51,6 +52,7 @@ class Reference:
     energy_pj: float
     aims: tuple[float, ...]
     images: int = USUAL_IMAGES
+    energy_aims: tuple[float, ...] = ()
 
 
 class Measurements:
@@ -124,6 +126,7 @@ class Measurements:
             self.estimated_drop[counts],
             self.reference.energy_pj,
             self.reference.aims,
+            self.reference.energy_aims,
         )
 
 

@@ -16,10 +16,10 @@ from ray.util import metrics as prometheus
 
 from search.baselines import DENSE_FP32
 from search.estimates import COMPARABLE_DROP
-from search.front import best_so_far
 from search.front import smallest_provable_drop
 from search.goals import Goals
 from search.ledger import Evaluation
+from search.picks import best_so_far
 
 _COUNTERS = {
     "evaluations": "True evaluations that were recorded, failed ones included",
@@ -142,7 +142,7 @@ class SeedMetrics:
         self._ratios = {
             f"{entry['max_accuracy_drop']:g}": entry["energy_ratio_int8"]
             for entry in best
-            if entry["energy_ratio_int8"] is not None
+            if entry["max_accuracy_drop"] is not None and entry["energy_ratio_int8"] is not None
         }
         self._is_stale = False
 

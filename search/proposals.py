@@ -34,11 +34,16 @@ def log_axis(drop: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.log1p(np.clip(drop, 0.0, WORST_DROP) / half_point) / np.log1p(WORST_DROP / half_point)
 
 
-def aim_axis(aims: Sequence[float]) -> Axis:
-    """Share of the aims, in points, that a drop exceeds: growth is energy saved at an aim."""
+def plain_axis(ratio: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Energy ratios as they are."""
+    return ratio
 
-    def axis(drop: NDArray[np.float64]) -> NDArray[np.float64]:
-        return (drop[..., None] > np.array(aims)).mean(axis=-1)
+
+def aim_axis(aims: Sequence[float]) -> Axis:
+    """Share of the aims that a cost exceeds: growth is what the other cost falls by at an aim."""
+
+    def axis(cost: NDArray[np.float64]) -> NDArray[np.float64]:
+        return (cost[..., None] > np.array(aims)).mean(axis=-1)
 
     return axis
 
@@ -54,6 +59,7 @@ def select(
     estimated_drop: NDArray[np.float64],
     baseline_energy_pj: float,
     aims: Sequence[float],
+    energy_aims: Sequence[float] = (),
 ) -> NDArray[np.int64]:
     """Pick candidates by the expected growth of the dominated part of the box, one by one.
 
@@ -62,8 +68,8 @@ def select(
     A candidate's damage is uncertain by ``predictor.relative_std``, so an uncertain one may be
     expected to add more than a certain one that is predicted the same: that is what explores.
     Picks take turns between a linear and a logarithmic drop axis, so that small drops get their
-    share, and the drops that a user asked for. Each pick counts as measured, as predicted, for
-    those that follow.
+    share, the drops that a user asked for, and the energies. Each pick counts as measured, as
+    predicted, for those that follow.
 
     Args:
         problem: Prices the candidates.
@@ -77,6 +83,7 @@ def select(
             this that a target is held.
         baseline_energy_pj: What energy ratios are relative to.
         aims: Drops in points at which the least energy counts most.
+        energy_aims: Energy ratios at which the least drop counts most.
 
     Returns:
         At most ``count`` choices, (picked, layers, 4), best first.
@@ -87,12 +94,17 @@ def select(
     candidates, ratio = candidates[holds], report.energy_pj[holds] / baseline_energy_pj
     outcomes = np.stack([predictor.optimistic_drop(candidates, -node) for node in _NODES], axis=1)
     middle = outcomes[:, len(_NODES) // 2]
-    axes: tuple[Axis, ...] = (linear_axis, log_axis, aim_axis(aims))
-    fronts = [_Front(ratio, axis(outcomes)) for axis in axes]
-    for front, axis, drop in zip(
-        fronts, axes, (measured_drop, measured_drop, estimated_drop), strict=True
-    ):
-        front.add(measured_ratio, axis(drop))
+    views: list[tuple[Axis, Axis, NDArray[np.float64]]] = [
+        (plain_axis, linear_axis, measured_drop),
+        (plain_axis, log_axis, measured_drop),
+        (plain_axis, aim_axis(aims), estimated_drop),
+    ]
+    if energy_aims:
+        views.append((aim_axis(energy_aims), log_axis, estimated_drop))
+    fronts = [
+        _Front(of_ratio(ratio), of_drop(outcomes), of_ratio(measured_ratio), of_drop(measured))
+        for of_ratio, of_drop, measured in views
+    ]
     open_to_pick = np.ones(len(candidates), dtype=np.bool_)
     picked: list[int] = []
     while len(picked) < count and open_to_pick.any():
@@ -104,8 +116,8 @@ def select(
         if problem.space.config(candidates[best]).hash in seen:
             continue
         picked.append(best)
-        for front, axis in zip(fronts, axes, strict=True):
-            front.add(ratio[best : best + 1], axis(middle[best : best + 1]))
+        for front, (of_ratio, of_drop, _) in zip(fronts, views, strict=True):
+            front.add(of_ratio(ratio[best : best + 1]), of_drop(middle[best : best + 1]))
     return candidates[picked]
 
 
@@ -115,12 +127,20 @@ class _Front:
     Args:
         ratio: Energy ratios of the candidates, (candidates,).
         drop: Possible drops of each on an axis from 0 to 1, (candidates, nodes).
+        measured_ratio, measured_drop: What is known, (measurements,).
     """
 
-    def __init__(self, ratio: NDArray[np.float64], drop: NDArray[np.float64]) -> None:
+    def __init__(
+        self,
+        ratio: NDArray[np.float64],
+        drop: NDArray[np.float64],
+        measured_ratio: NDArray[np.float64],
+        measured_drop: NDArray[np.float64],
+    ) -> None:
         self._ratio = ratio
         self._drop = drop
         self._points = np.empty((0, 2))
+        self.add(measured_ratio, measured_drop)
 
     def add(self, ratio: NDArray[np.float64], drop: NDArray[np.float64]) -> None:
         """Count these points as measured."""

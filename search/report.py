@@ -26,9 +26,9 @@ from search.front import distinct
 from search.front import holds_limits
 from search.front import hypervolume
 from search.front import non_dominated
-from search.front import pick
 from search.goals import Goals
 from search.ledger import MEASURED
+from search.picks import picks
 from search.run_directory import RunDirectory
 from search.timing import Timing
 from search.timing import timing
@@ -70,14 +70,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Pick(Entry):
-    """The configuration taken at one accuracy limit, by the search split alone.
+    """The configuration taken for one goal, by the search split alone.
 
     Attributes:
-        max_accuracy_drop: The limit, in points.
+        max_accuracy_drop: Points that may be lost; None where the goal is an energy.
+        max_energy_ratio: Energy over that of dense INT8; None where the goal is a loss.
         verified: Whether it has been evaluated on the test split.
     """
 
-    max_accuracy_drop: float
+    max_accuracy_drop: float | None
+    max_energy_ratio: float | None
     verified: bool
 
 
@@ -93,7 +95,7 @@ class Report:
         search_images: Images of the search split; None before anything was evaluated.
         hypervolume: Of the search split, see ``search.front.hypervolume``; None without baselines.
         baselines: In the order of ``BASELINES``; those evaluated so far.
-        best: For every target that a configuration holds.
+        best: For every goal that a configuration reaches.
         front: Configurations of the search split that no other beats in energy, accuracy and, with
             an attack, robust accuracy; by ascending energy.
         points: Every evaluation of the search split, for the picture: columns ``name``,
@@ -148,7 +150,7 @@ def build_report(run: RunDirectory) -> Report:
     spec, rows = run.spec(), run.ledger.read(MEASURED)
     search = distinct(rows, "search")
     measure = _Measure(rows)
-    picks = measure.picks(spec.goals)
+    best = measure.picks(spec.goals)
     drops = measure.drops(search)
     ratios = search["energy_pj"] / (measure.int8_pj or math.nan)
     holds = holds_limits(search, spec.goals.limits)
@@ -166,12 +168,12 @@ def build_report(run: RunDirectory) -> Report:
         search_images=measure.search_images,
         hypervolume=hypervolume(ratios[holds], drops[holds]) if measure.is_complete else None,
         baselines=measure.baselines(),
-        best=picks,
+        best=best,
         front=measure.front(search[holds]),
         points=pd.DataFrame(
             {"name": search["name"], "energy_ratio_int8": ratios, "accuracy_drop": drops}
         ),
-        layers=_read_layers(run, [item.config_hash for item in picks]),
+        layers=_read_layers(run, [item.config_hash for item in best]),
         time=timing(run.storage),
     )
 
@@ -215,17 +217,17 @@ class _Measure:
         return [self.entry(row) for row in found if row is not None]
 
     def picks(self, goals: Goals) -> list[Pick]:
-        if self.search_reference is None:
-            return []
-        picks = []
-        for target in goals.targets:
-            row = pick(self.rows, self.search_reference, target, goals.limits)
-            if row is not None:
-                facts = self._facts(row)
-                verified = facts["accuracy"] is not None
-                name = f"best at {target:g}"
-                picks.append(Pick(name, **facts, max_accuracy_drop=target, verified=verified))
-        return picks
+        found = []
+        for picked in picks(self.rows, goals):
+            facts = self._facts(picked.row)
+            pick = Pick(
+                picked.goal.name,
+                **facts,
+                **asdict(picked.goal),
+                verified=facts["accuracy"] is not None,
+            )
+            found.append(pick)
+        return found
 
     def _facts(self, row: pd.Series) -> dict[str, Any]:
         accuracy = robust = None

@@ -27,10 +27,10 @@ from search.driving import State
 from search.driving import now
 from search.driving import read_json
 from search.driving import to_json
-from search.front import best_so_far
 from search.front import distinct
 from search.ledger import MEASURED
 from search.ledger import Ledger
+from search.picks import best_so_far
 from search.spec import Spec
 from search.spec import parse_yaml
 from search.storage import Location

@@ -120,6 +120,7 @@ _Bits = Annotated[int, Field(ge=min(INTEGER_BITS), le=max(INTEGER_BITS), strict=
 _Widths = Annotated[tuple[_Bits, ...], Field(min_length=1), AfterValidator(_ascending)]
 _Sparsity = Annotated[float, Field(gt=0, lt=1, strict=True)]
 _Points = Annotated[float, Field(gt=0, le=100, strict=True)]
+_Ratio = Annotated[float, Field(gt=0, le=1, strict=True)]
 _Limit = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
 _Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 _Text = Annotated[str, Field(min_length=1)]
@@ -274,6 +275,8 @@ class Spec(_Section):
         time_budget: Wall time, such as 90s, 30m or 2h, after which the search stops; None for
             no limit.
         targets: Accuracy drops, in points, for which the best configuration is reported.
+        energy_targets: Energies, over that of dense INT8, at which the configuration that loses
+            least is reported.
         limits: What the best, and the front, may cost besides energy; None for no limits.
         space: What may be decided.
         robustness: Attack whose accuracy is a third objective; None for none.
@@ -294,6 +297,7 @@ class Spec(_Section):
         1.0,
         2.0,
     )
+    energy_targets: Annotated[tuple[_Ratio, ...], AfterValidator(_ascending)] = ()
     limits: Annotated[LimitSection | None, AfterValidator(_none_if_empty)] = None
     space: SpaceSection = SpaceSection()
     robustness: RobustnessSection | None = None
@@ -337,8 +341,8 @@ class Spec(_Section):
     def hash(self) -> str:
         """Hash of :meth:`identity`, 16 hexadecimal digits."""
         identity = self.identity()
-        for field in ("init_from", "limits", "robustness"):
-            if identity[field] is None:  # specifications from before this field keep their hash
+        for field in ("init_from", "energy_targets", "limits", "robustness"):
+            if not identity[field]:  # specifications from before this field keep their hash
                 del identity[field]
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
@@ -347,7 +351,7 @@ class Spec(_Section):
     def goals(self) -> Goals:
         """What the run is asked for."""
         limits = CostLimits() if self.limits is None else CostLimits(**self.limits.model_dump())
-        return Goals(self.targets, limits)
+        return Goals(self.targets, limits, self.energy_targets)
 
     @property
     def attack(self) -> Attack | None:

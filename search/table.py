@@ -72,11 +72,12 @@ def notes(report: Report) -> list[str]:
             f"under {attack.method}{steps}, epsilon {attack.epsilon:g}."
         )
     if not report.best:
-        lines.append("No configuration holds a target yet.")
+        lines.append("No configuration reaches a goal yet.")
     unverified = [item.name for item in report.best if not item.verified]
     if unverified:
         lines.append(f"Not yet evaluated on the test split: {', '.join(unverified)}.")
-    tightest = min((item.max_accuracy_drop for item in report.best), default=math.inf)
+    limits = [item.max_accuracy_drop for item in report.best if item.max_accuracy_drop is not None]
+    tightest = min(limits, default=math.inf)
     if report.search_images and tightest < smallest_provable_drop(report.search_images):
         lines.append(
             f"The search split's {report.search_images} images cannot show that less than "
@@ -86,7 +87,9 @@ def notes(report: Report) -> list[str]:
     missed = [
         item.name
         for item in report.best
-        if item.accuracy_drop is not None and item.accuracy_drop > item.max_accuracy_drop
+        if item.accuracy_drop is not None
+        and item.max_accuracy_drop is not None
+        and item.accuracy_drop > item.max_accuracy_drop
     ]
     if missed:
         lines.append(f"Loses more on the test split than it is meant to: {', '.join(missed)}.")

@@ -224,6 +224,7 @@ def _resumed(seed: int, setup: TrialSetup, metrics: SeedMetrics) -> tuple[Seeker
         energy_pj=setup.int8_energy_pj,
         aims=drops_that_hold(setup.goals.targets, baselines, dense, sum(setup.shares.values())),
         images=int(dense["images"]),
+        energy_aims=setup.goals.energy_targets,
     )
     policies = setup.run.child("policies")
     proposer = make_proposer(setup.algorithm, setup.problem, reference, seed, policies)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from hwmodel.errors import InputError
@@ -13,6 +14,7 @@ from search.commands._shared import add_verb
 from search.commands._shared import print_json
 from search.commands._shared import print_state
 from search.commands._shared import print_table
+from search.goals import Goal
 
 if TYPE_CHECKING:
     from search.report import Report
@@ -28,8 +30,10 @@ def add_verbs(verbs: Verbs) -> None:
         add_json(parser)
     export = add_verb(verbs, "export", _export, "write the compressed network that was picked")
     export.add_argument("run", metavar="RUN")
-    export.add_argument(
-        "--max-accuracy-drop", type=float, required=True, help="points that may be lost"
+    goal = export.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--max-accuracy-drop", type=float, help="points that may be lost")
+    goal.add_argument(
+        "--max-energy-ratio", type=float, help="energy over that of dense INT8 that may be taken"
     )
     export.add_argument("--output", required=True, metavar="DIR")
 
@@ -72,7 +76,7 @@ def _status(args: argparse.Namespace) -> None:
         ratio = best["energy_ratio_int8"]
         energy = "energy" if ratio is None else f"{ratio:.3f} of dense INT8's energy"
         loss = f"{best['search_accuracy_drop']:.2f} points lost on the search split"
-        print(f"best at {best['max_accuracy_drop']:g}: {energy}, {loss}, {best['config_hash']}")
+        print(f"{best['name']}: {energy}, {loss}, {best['config_hash']}")
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -92,10 +96,12 @@ def _report(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from search.run_directory import RunDirectory
 
-    if not (math.isfinite(args.max_accuracy_drop) and args.max_accuracy_drop > 0):
-        raise InputError("--max-accuracy-drop", args.max_accuracy_drop, "use a number above 0")
+    goal = Goal(args.max_accuracy_drop, args.max_energy_ratio)
+    for field, value in asdict(goal).items():
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise InputError(f"--{field.replace('_', '-')}", value, "use a number above 0")
     run = RunDirectory.open(args.run)
     from search.export import export  # torch: after what is cheap to check
 
-    for key, value in export(run, args.max_accuracy_drop, args.output).items():
+    for key, value in export(run, goal, args.output).items():
         print(f"{key}: {value}")

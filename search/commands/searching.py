@@ -37,6 +37,7 @@ FLAGS = {
     "budget": "--budget",
     "time_budget": "--time-budget",
     "targets": "--targets",
+    "energy_targets": "--energy-targets",
     "resources.address": "--address",
     "resources.database": "--database",
     "output": "--output",
@@ -61,6 +62,9 @@ def add_verbs(verbs: Verbs) -> None:
     search.add_argument("--budget", type=int, help="distinct true evaluations, all seeds together")
     search.add_argument("--time-budget", help="stop after this long: 90s, 30m, 2h")
     search.add_argument("--targets", type=_points, help="accuracy drops in points: 0.5,1,2")
+    search.add_argument(
+        "--energy-targets", type=_ratios, help="energies over that of dense INT8: 0.5,0.4"
+    )
     search.add_argument("--address", help="a running Ray cluster; a local one is started else")
     search.add_argument("--database", help="option database to share: a path or URI")
     search.add_argument("--output", help="run directory: a path or URI")
@@ -222,10 +226,18 @@ def _seeds(text: str) -> list[int]:
 
 
 def _points(text: str) -> list[float]:
+    return _numbers(text, "use points of accuracy such as 0.5,1,2")
+
+
+def _ratios(text: str) -> list[float]:
+    return _numbers(text, "use energies over that of dense INT8 such as 0.5,0.4")
+
+
+def _numbers(text: str, allowed: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise _refuse(text, "use points of accuracy such as 0.5,1,2") from None
+        raise _refuse(text, allowed) from None
 
 
 def _refuse(text: str, allowed: str) -> argparse.ArgumentTypeError:

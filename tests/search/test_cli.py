@@ -18,6 +18,7 @@ from envs.attack import Attack
 from hwmodel.errors import InputError
 from search.cli import main
 from search.commands.searching import FLAGS
+from search.goals import Goal
 from search.ledger import COLUMNS
 from search.report import build_report
 from search.run_directory import RunDirectory
@@ -210,12 +211,23 @@ def test_evaluate_prints_one_document_though_libraries_print_too(
 def test_export_hands_over_run_limit_and_folder(
     run: RunDirectory, tmp_path: Path, provide: Callable[..., None], capsys
 ) -> None:
-    def export(run: RunDirectory, limit: float, folder: str) -> dict[str, object]:
-        return {"run": run.location, "limit": limit, "folder": folder}
+    def export(run: RunDirectory, goal: Goal, folder: str) -> dict[str, object]:
+        return {"run": run.location, "goal": goal.name, "folder": folder}
 
     provide("search.export", export=export)
     assert main(["export", run.location, "--max-accuracy-drop", "1", "--output", "out"]) == 0
-    assert capsys.readouterr().out == f"run: {run.location}\nlimit: 1.0\nfolder: out\n"
+    assert capsys.readouterr().out == f"run: {run.location}\ngoal: best at 1\nfolder: out\n"
+    assert main(["export", run.location, "--max-energy-ratio", "0.5", "--output", "out"]) == 0
+    assert "goal: best at 0.5 of INT8\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan"])
+@pytest.mark.parametrize("flag", ["--max-accuracy-drop", "--max-energy-ratio"])
+def test_export_refuses_goals_that_nothing_reaches(
+    run: RunDirectory, flag: str, value: str, capsys
+) -> None:
+    assert main(["export", run.location, flag, value, "--output", "out"]) == 2
+    assert flag in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["tasks", "accelerators"])

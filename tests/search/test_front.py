@@ -1,25 +1,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ledger_rows import baselines
 from ledger_rows import evaluation
 
-from envs.limits import CostLimits
-from search.baselines import DENSE_FP32
-from search.front import baseline
 from search.front import distinct
 from search.front import drop_upper_bound
 from search.front import hypervolume
 from search.front import non_dominated
 from search.front import pareto_front
-from search.front import pick
 from search.ledger import COLUMNS
 from search.ledger import Evaluation
 
@@ -167,89 +161,3 @@ def test_the_bound_of_blocks_that_disagree_is_the_paired_one() -> None:
     error = np.std([6, -4] * 5, ddof=1) / np.sqrt(10)
     row = evaluation(accuracy=0.89, block_accuracies=blocks)
     assert bound(row) == pytest.approx(1 + 2.33 * error)
-
-
-def rows_for_pick() -> pd.DataFrame:
-    return frame(
-        [
-            *baselines(),
-            evaluation(1, accuracy=0.899, energy_pj=40e6),  # bound 0.1 + 2.33 * 0.1
-            evaluation(2, accuracy=0.893, energy_pj=30e6),  # bound 0.7 + 2.33 * 0.26
-            evaluation(3, accuracy=0.85, energy_pj=10e6),
-            evaluation(4, accuracy=None, energy_pj=1e6, error="failed"),
-            evaluation(5, accuracy=0.9, energy_pj=1e6, split="test"),
-        ]
-    )
-
-
-@pytest.mark.parametrize(
-    ("limit", "number"),
-    [(0.2, 1002), (0.25, 1002), (0.5, 1), (1.0, 1), (1.4, 2), (5.0, 2), (6.7, 3)],
-)
-def test_pick_is_the_cheapest_whose_bound_holds(limit: float, number: int) -> None:
-    rows = rows_for_pick()
-    reference = baseline(rows, DENSE_FP32, "search")
-    assert reference is not None
-    picked = pick(rows, reference, limit)
-    assert picked is not None
-    assert picked["config_hash"] == f"{number:016x}"
-
-
-def test_a_pick_holds_the_limits_of_its_other_costs() -> None:
-    rows = rows_for_pick()
-    rows["model_bytes"] = 3000.0
-    rows.loc[rows["config_hash"] == f"{2:016x}", "model_bytes"] = np.nan
-    reference = baseline(rows, DENSE_FP32, "search")
-    assert reference is not None
-
-    def picked(limits: CostLimits) -> object:
-        found = pick(rows, reference, 1.4, limits)
-        return None if found is None else int(found["config_hash"], 16)
-
-    assert picked(CostLimits()) == 2
-    assert picked(CostLimits(model_bytes=3000.0)) == 1
-    assert picked(CostLimits(model_bytes=2999.0)) is None
-
-
-def test_nothing_holds_an_impossible_limit() -> None:
-    rows = frame([evaluation(1, accuracy=0.5)])
-    assert pick(rows, REFERENCE, 1.0) is None
-
-
-@given(
-    accuracies=st.lists(st.floats(0.5, 1.0), min_size=1, max_size=12),
-    limits=st.tuples(st.floats(0.1, 20), st.floats(0.1, 20)),
-)
-def test_a_looser_limit_never_costs_more_energy(accuracies, limits) -> None:
-    rows = frame(
-        [evaluation(n, accuracy=a, energy_pj=1e6 * (1 + n)) for n, a in enumerate(accuracies)]
-    )
-    tight = pick(rows, REFERENCE, min(limits))
-    loose = pick(rows, REFERENCE, max(limits))
-    if tight is not None:
-        assert loose is not None
-        assert loose["energy_pj"] <= tight["energy_pj"]
-
-
-@pytest.mark.parametrize("images", [32, 41, 450])
-def test_on_a_small_split_a_configuration_without_loss_holds_a_limit_that_nothing_could_prove(
-    images: int,
-) -> None:
-    lossless, lossy = evaluation(1, energy_pj=5e6), evaluation(2, accuracy=0.87, energy_pj=1e6)
-    rows = frame([replace(row, images=images) for row in (*baselines(), lossless, lossy)])
-    reference = baseline(rows, DENSE_FP32, "search")
-    assert reference is not None
-    picked = pick(rows, reference, 0.1)
-    assert picked is not None
-    assert picked["config_hash"] == lossless.config_hash
-
-
-def test_the_uncompressed_network_holds_every_limit_however_small_the_split() -> None:
-    dense = replace(baselines()[0], images=8)
-    one_lost = evaluation(1, images=8, accuracy=dense.accuracy - 1 / 8, energy_pj=1e6)
-    rows = frame([dense, one_lost])
-    reference = baseline(rows, DENSE_FP32, "search")
-    assert reference is not None
-    picked = pick(rows, reference, 0.01)
-    assert picked is not None
-    assert picked["config_hash"] == reference["config_hash"]

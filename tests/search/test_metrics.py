@@ -21,11 +21,11 @@ from tensorboardX.record_writer import masked_crc32c
 
 from hwmodel import InputError
 from search.events import EventLog
-from search.front import best_so_far
 from search.goals import Goals
 from search.ledger import Evaluation
 from search.metrics import SeedMetrics
 from search.metrics import tensorboard_record
+from search.picks import best_so_far
 from search.ray_session import ray_session
 from search.run_directory import RunDirectory
 from search.spec import ResourceSection

@@ -37,8 +37,9 @@ def pick(
     count: int,
     seen: set[str] | None = None,
     aims: tuple[float, ...] = (0.5, 1.0),
+    energy_aims: tuple[float, ...] = (),
 ) -> np.ndarray:
-    arguments = (seen or set(), NOTHING, NOTHING, NOTHING, BASELINE, aims)
+    arguments = (seen or set(), NOTHING, NOTHING, NOTHING, BASELINE, aims, energy_aims)
     return select(PROBLEM, PREDICTOR, candidates, count, *arguments)
 
 
@@ -82,8 +83,7 @@ def test_gain_is_the_difference_of_hypervolumes(seed: int) -> None:
     ratio, drop = rng.random(6) * 1.2, rng.random(6) * 12
     candidate_ratio, candidate_drop = rng.random(20) * 1.2, rng.random(20) * 12
     nodes = np.repeat(linear_axis(candidate_drop)[:, None], 7, axis=1)
-    front = _Front(candidate_ratio, nodes)
-    front.add(ratio, linear_axis(drop))
+    front = _Front(candidate_ratio, nodes, ratio, linear_axis(drop))
     before = hypervolume(ratio, drop)
     expected = [
         hypervolume(np.append(ratio, r), np.append(drop, d)) - before
@@ -95,8 +95,9 @@ def test_gain_is_the_difference_of_hypervolumes(seed: int) -> None:
 def test_the_uncertain_is_preferred_where_nothing_else_tells_them_apart() -> None:
     ratio = np.array([0.5, 0.5])
     certain, uncertain = np.full(7, 0.3), np.linspace(0.1, 0.5, 7)
-    front = _Front(ratio, np.array([certain, uncertain]))
-    front.add(np.array([0.5]), np.array([0.3]))  # both are expected to only repeat this
+    # Both are expected to only repeat what was measured.
+    known = np.array([0.5]), np.array([0.3])
+    front = _Front(ratio, np.array([certain, uncertain]), *known)
     assert front.gain()[0] == pytest.approx(0)
     assert front.gain()[1] > 0
 
@@ -109,6 +110,17 @@ def test_an_aim_draws_picks_to_the_cheapest_that_should_hold_it() -> None:
     dearest = np.quantile(PROBLEM.cost(candidates[holds]).energy_pj, 0.2)
     assert PREDICTOR.accuracy_drop(third)[0] <= aim
     assert PROBLEM.cost(third).energy_pj[0] <= dearest
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
+def test_an_energy_draws_picks_to_what_loses_least_below_it(share: float) -> None:
+    candidates = mild(400)
+    ratio = PROBLEM.cost(candidates).energy_pj / BASELINE
+    energy = float(np.quantile(ratio, share))
+    fourth = pick(candidates, 4, energy_aims=(energy,))[3:]  # the fourth turn is the energies'
+    assert PROBLEM.cost(fourth).energy_pj[0] / BASELINE <= energy
+    least = PREDICTOR.accuracy_drop(candidates[ratio <= energy])
+    assert PREDICTOR.accuracy_drop(fourth)[0] <= np.quantile(least, 0.1)
 
 
 def test_random_proposals_are_new_and_distinct() -> None:

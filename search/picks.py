@@ -1,0 +1,125 @@
+"""The configurations that a run's goals take, by the search split alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from envs.limits import NO_LIMITS
+from envs.limits import CostLimits
+from search.baselines import DENSE_FP32
+from search.baselines import DENSE_INT8
+from search.front import accuracy_drop
+from search.front import baseline
+from search.front import distinct
+from search.front import drop_upper_bound
+from search.front import holds_limits
+from search.front import smallest_provable_drop
+from search.goals import Goal
+from search.goals import Goals
+
+
+@dataclass(frozen=True)
+class Picked:
+    """What is taken for a goal: a ledger row of the search split."""
+
+    goal: Goal
+    row: pd.Series
+
+
+def picks(rows: pd.DataFrame, goals: Goals) -> list[Picked]:
+    """What is taken for every goal; those that nothing reaches are left out.
+
+    Args:
+        rows: Ledger rows of any split and role; only the search split is looked at.
+        goals: What is asked for.
+    """
+    candidates = Candidates.of(rows, goals.limits)
+    if candidates is None:
+        return []
+    found = ((goal, candidates.pick(goal)) for goal in goals.all)
+    return [Picked(goal, row) for goal, row in found if row is not None]
+
+
+class Candidates:
+    """The configurations of a search split that hold the limits, and what they lose at most.
+
+    Args:
+        rows: Ledger rows of any split and role; only the search split is looked at.
+        reference: Row of the uncompressed network on the search split.
+        limits: Of costs besides energy.
+        int8_pj: Energy of dense INT8; None where it is not known.
+    """
+
+    def __init__(
+        self,
+        rows: pd.DataFrame,
+        reference: pd.Series,
+        limits: CostLimits = NO_LIMITS,
+        int8_pj: float | None = None,
+    ) -> None:
+        found = distinct(rows, "search")
+        # What was measured counts too: a bound may lie below it.
+        bound = np.maximum(drop_upper_bound(found, reference), accuracy_drop(found, reference))
+        counts = holds_limits(found, limits) & found["energy_pj"].notna() & ~np.isnan(bound)
+        self._rows = found[counts]
+        self._bound: NDArray[np.float64] = bound[counts]
+        self._provable = smallest_provable_drop(int(reference["images"]))
+        self._int8_pj = int8_pj
+
+    @classmethod
+    def of(cls, rows: pd.DataFrame, limits: CostLimits = NO_LIMITS) -> Candidates | None:
+        """Those of a ledger; None before its uncompressed network was measured."""
+        reference, int8 = (baseline(rows, name, "search") for name in (DENSE_FP32, DENSE_INT8))
+        if reference is None:
+            return None
+        return cls(rows, reference, limits, None if int8 is None else float(int8["energy_pj"]))
+
+    def pick(self, goal: Goal) -> pd.Series | None:
+        """The configuration that is best for a goal; None where nothing reaches it.
+
+        It holds a loss if :func:`search.front.drop_upper_bound` and what was measured do, and of
+        those that take no more than an energy the one is best of which these are least. The
+        cheapest of many candidates that just hold a loss is more often lucky than good, hence the
+        bound. A loss below :func:`search.front.smallest_provable_drop` is taken as that: on so few
+        images nothing could hold it, not even a configuration that loses none of them.
+        """
+        energy_pj = self._rows["energy_pj"].to_numpy(dtype=float)
+        if goal.max_accuracy_drop is not None:
+            # Whatever the last digit of the bound of one that loses nothing.
+            provable = max(goal.max_accuracy_drop, self._provable) + 1e-9
+            return self._first(self._bound <= provable, energy_pj)
+        if goal.max_energy_ratio is None or self._int8_pj is None:
+            return None
+        return self._first(energy_pj <= goal.max_energy_ratio * self._int8_pj, self._bound)
+
+    def _first(self, holds: NDArray[np.bool_], cost: NDArray[np.float64]) -> pd.Series | None:
+        """The row of least cost among those that hold; of equal ones the first."""
+        if not holds.any():
+            return None
+        return self._rows.iloc[int(np.argmin(np.where(holds, cost, np.inf)))]
+
+
+def best_so_far(rows: pd.DataFrame, goals: Goals) -> list[dict[str, Any]]:
+    """Best so far for every goal, as ``status`` has it; goals that nothing reaches are left out."""
+    reference, int8 = (baseline(rows, name, "search") for name in (DENSE_FP32, DENSE_INT8))
+    if reference is None:
+        return []
+    return [
+        {
+            "name": picked.goal.name,
+            **asdict(picked.goal),
+            "config_hash": picked.row["config_hash"],
+            "search_accuracy_drop": float((reference["accuracy"] - picked.row["accuracy"]) * 100),
+            "energy_pj": float(picked.row["energy_pj"]),
+            "energy_ratio_int8": (
+                None if int8 is None else picked.row["energy_pj"] / int8["energy_pj"]
+            ),
+        }
+        for picked in picks(rows, goals)
+    ]
