@@ -19,6 +19,7 @@ from search.front import ONE_SIDED_90
 from search.front import ONE_SIDED_99
 from search.front import accuracy_drop
 from search.front import drop_error
+from search.front import pareto_front
 from search.front import smallest_provable_drop
 from search.proposals import select
 
@@ -111,6 +112,15 @@ class Measurements:
             return self.accuracy_drop
         expected = self.predictor.accuracy_drop(self.choices)
         return expected + _MEASURED_WEIGHT * (self.accuracy_drop - expected)
+
+    def front(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """What no other measured choice that holds the limits beats, by what it is estimated to
+        lose: choices, (measurements, layers, 4), and these drops in points, (measurements,).
+        """
+        counts = self.problem.limits.hold(self.problem.cost(self.choices))
+        choices, drops = self.choices[counts], self.estimated_drop[counts]
+        best = pareto_front(self.energy_ratio[counts], drops)
+        return choices[best], drops[best]
 
     def select(self, candidates: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """At most ``count`` of the candidates that were not measured; see :func:`select`."""

@@ -41,9 +41,10 @@ REFINED = 48
 class PolicyProposer:
     """Agents that train against a predictor, which true evaluations keep honest.
 
-    The agents first imitate the allocations of ``dp+local``, then learn from what they do
-    themselves. Their walks, the same walks after local search on the predictor, and the
-    allocations are candidates alike; the expected growth of the front picks among them.
+    The agents first imitate the allocations of ``dp+local`` and the front of what was measured,
+    then learn from what they do themselves. Their walks, the same walks after local search on the
+    predictor, and the allocations are candidates alike; the expected growth of the front picks
+    among them.
 
     Args:
         problem: What is decided and how it is priced.
@@ -108,12 +109,18 @@ class PolicyProposer:
         return np.concatenate([walks, refined, allocations])
 
     def _imitate(self, allocations: NDArray[np.int64]) -> None:
-        """Have the agents do what allocation does where the drop that it leads to is asked for."""
-        drops = self._known.predictor.accuracy_drop(allocations)
+        """Have the agents do what leads to the drops that they are asked for.
+
+        That is what allocation does, and what turned out best of all that was measured.
+        """
+        measured, measured_drops = self._known.front()
+        shown = np.concatenate([allocations, measured])
+        expected = self._known.predictor.accuracy_drop(allocations)
+        drops = np.concatenate([expected, measured_drops])
         low, high = self._targets
         asked = (drops >= low) & (drops <= high)
         if asked.any():
-            self._agents.imitate(allocations[asked], drops[asked], self._epochs)
+            self._agents.imitate(shown[asked], drops[asked], self._epochs)
 
     def learn(self, choices: NDArray[np.int64], accuracy: NDArray[np.float64]) -> None:
         self._known.add(choices, accuracy)

@@ -10,7 +10,9 @@ import pytest
 from envs.episode import start_choice
 from hwmodel.errors import InputError
 from search.front import hypervolume
+from search.measurements import Measurements
 from search.measurements import Reference
+from search.policy_proposer import PolicyProposer
 from search.proposers import Proposer
 from search.proposers import make_proposer
 from search.storage import Storage
@@ -107,3 +109,51 @@ def test_without_optuna_one_line_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(InputError, match=r"joulecut\[optuna\]"):
         make_proposer("optuna-tpe", PROBLEM, REFERENCE, 0, Storage.at("unused"))
+
+
+def test_the_measured_front_is_what_no_other_choice_beats() -> None:
+    known = Measurements(PROBLEM, REFERENCE)
+    choices = PROBLEM.space.sample(np.random.default_rng(0), 40)
+    known.add(choices, measure(choices))
+    front, drops = known.front()
+    ratio, lost = known.energy_ratio, known.accuracy_drop
+    for choice, drop in zip(front, drops, strict=True):
+        here = float(PROBLEM.cost(choice[None]).energy_pj[0]) / REFERENCE.energy_pj
+        assert not ((ratio <= here) & (lost < drop - 1e-9)).any()
+        assert not ((ratio < here - 1e-9) & (lost <= drop)).any()
+    assert len(front) < len(choices)
+
+
+def test_policies_are_shown_what_turned_out_best_within_their_targets() -> None:
+    shown = []
+
+    class Apprentice:
+        """Agents that watch and do nothing of their own."""
+
+        def use(self, accuracy: object) -> None: ...
+
+        def train(self, episodes: int) -> None: ...
+
+        def imitate(self, choices: np.ndarray, targets: np.ndarray, epochs: int) -> None:
+            shown.append((choices, targets))
+
+        def propose(self, targets: np.ndarray, rng: object) -> np.ndarray:
+            return np.repeat(START, len(targets), axis=0)
+
+    band = (0.3, 20.0)
+    proposer = PolicyProposer(
+        PROBLEM, REFERENCE, 0, lambda *_: Apprentice(), Storage.at("unused"), band
+    )
+    known = Measurements(PROBLEM, REFERENCE)
+    choices = make("dp").propose(12)
+    proposer.learn(choices, measure(choices))
+    known.add(choices, measure(choices))
+    known.fit()
+    proposer.propose(4)
+    ((seen, targets),) = shown
+    front, drops = known.front()
+    within = (drops >= band[0]) & (drops <= band[1])
+    assert within.any()
+    assert (targets >= band[0]).all() and (targets <= band[1]).all()
+    for choice in front[within]:
+        assert (seen == choice).all(axis=(1, 2)).any()
