@@ -104,4 +104,4 @@ def _export(args: argparse.Namespace) -> None:
     from search.export import export  # torch: after what is cheap to check
 
     for key, value in export(run, goal, args.output).items():
-        print(f"{key}: {value}")
+        print(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
