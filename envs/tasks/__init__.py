@@ -3,6 +3,7 @@
 from envs.task_spec import TaskSpec
 from envs.tasks.registry import load_task
 from envs.tasks.registry import task_names
+from envs.tasks.task import Draw
 from envs.tasks.task import Metric
 from envs.tasks.task import Split
 from envs.tasks.task import Task
@@ -10,6 +11,7 @@ from envs.tasks.task import cache_directory
 from envs.tasks.task import top1
 
 __all__ = [
+    "Draw",
     "Metric",
     "Split",
     "Task",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from envs.tasks.task import Draw
 from envs.tasks.task import Metric
 from envs.tasks.task import Split
 from envs.tasks.task import summary
@@ -33,6 +34,28 @@ class CheckedSplit:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for index, batch in enumerate(self.batches):
             yield check_batch(f"{self.name} batch {index}", batch, self.classes)
+
+
+@dataclass(frozen=True)
+class CheckedDraw:
+    """The user's further samples for calibration; one that is no split raises InputError.
+
+    Attributes:
+        draw: The user's.
+        classes: As those of :class:`CheckedSplit`.
+    """
+
+    draw: Draw
+    classes: int | None
+
+    def __call__(self, seed: int) -> Split:
+        try:
+            split = self.draw(seed)
+        except Exception as error:  # the user's code can raise anything
+            allowed = f"drawing it failed with {summary(error)}"
+            raise InputError("fresh_calibration", seed, allowed) from error
+        first_batch("fresh_calibration", split)
+        return CheckedSplit("fresh_calibration", split, self.classes)
 
 
 @dataclass(frozen=True)

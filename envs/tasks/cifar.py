@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from envs.tasks.resnet import CifarResNet
+from envs.tasks.task import Split
 from envs.tasks.task import Task
 from envs.tasks.task import batches
 from envs.tasks.task import cache_directory
-from envs.tasks.task import fixed_permutation
+from envs.tasks.task import calibration_rows
 from envs.tasks.task import summary
 from envs.tasks.weights import load_weights
 from envs.tasks.weights import read_weights
@@ -59,10 +61,11 @@ def load(depth: int, data: str | None = None, weights: str | None = None) -> Tas
     return Task(
         name=f"cifar10-resnet{depth}",
         network=network.eval(),
-        calibration=batches(*_calibration(*_images(data, train=True)), BATCH_SIZE),
+        calibration=_calibration(data),
         search=held_out[: SEARCH_IMAGES // BATCH_SIZE],
         test=held_out[SEARCH_IMAGES // BATCH_SIZE :],
         chance=0.1,
+        fresh_calibration=partial(_calibration, data),
     )
 
 
@@ -90,13 +93,14 @@ def _normalize(images: Tensor) -> Tensor:
     return ((images.float() / 255 - mean) / std).contiguous()
 
 
-def _calibration(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Some training images, cropped and flipped at random as in training, from a fixed seed.
+def _calibration(data: str | None, seed: int = 0) -> Split:
+    """Some training images, cropped and flipped at random as in training.
 
     Statistics of plain training images differ from those the batch norms were trained with.
     """
-    rows = fixed_permutation(len(images))[:CALIBRATION_IMAGES]
-    generator = torch.Generator().manual_seed(1)
+    images, labels = _images(data, train=True)
+    rows = calibration_rows(len(images), CALIBRATION_IMAGES, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
     padded = F.pad(images[rows], (CROP_PADDING,) * 4)
     corners = torch.randint(0, 2 * CROP_PADDING + 1, (len(rows), 2), generator=generator).tolist()
     flips = torch.rand(len(rows), generator=generator) < 0.5
@@ -107,7 +111,7 @@ def _calibration(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         ]
     )
     crops[flips] = crops[flips].flip(-1)
-    return _normalize(crops), labels[rows]
+    return batches(_normalize(crops), labels[rows], BATCH_SIZE)
 
 
 def _download(file: str) -> dict[str, Tensor]:

@@ -21,7 +21,9 @@ from torchvision.transforms.functional import pil_to_tensor
 from envs.tasks.segmentation import IGNORED
 from envs.tasks.segmentation import MeanIoU
 from envs.tasks.segmentation import class_map
+from envs.tasks.task import Split
 from envs.tasks.task import Task
+from envs.tasks.task import calibration_rows
 from envs.tasks.task import fixed_permutation
 from envs.tasks.task import summary
 from envs.tasks.weights import load_weights
@@ -73,16 +75,21 @@ def load(model: str, data: str | None, weights: str | None = None) -> Task:
         raise InputError("data", data, "val needs two images or more, to be split")
     order = fixed_permutation(len(held_out)).tolist()
     half = len(order) // 2
-    calibration = fixed_permutation(len(train)).tolist()[:CALIBRATION_IMAGES]
+
+    def calibration(seed: int = 0) -> Split:
+        rows = calibration_rows(len(train), CALIBRATION_IMAGES, seed)
+        return DataLoader(Subset(train, rows.tolist()), BATCH_SIZE)
+
     return Task(
         name=name,
         network=_network(model, weights).eval(),
-        calibration=DataLoader(Subset(train, calibration), BATCH_SIZE),
+        calibration=calibration(),
         search=DataLoader(Subset(held_out, order[:half]), BATCH_SIZE),
         test=DataLoader(Subset(held_out, order[half:]), BATCH_SIZE),
         chance=1 / (2 * CLASSES - 1),  # mIoU of uniform guesses at classes that are as frequent
         metric=MeanIoU(CLASSES),
         predict=class_map,
+        fresh_calibration=calibration,
     )
 
 

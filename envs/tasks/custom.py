@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from envs.tasks.checks import CheckedDraw
 from envs.tasks.checks import CheckedMetric
 from envs.tasks.checks import CheckedSplit
 from envs.tasks.checks import check_batch
@@ -47,6 +48,9 @@ def load(name: str, weights: str | None = None) -> Task:
         math.isnan(task.chance) or 0 <= task.chance <= 1
     ):
         raise InputError("chance", task.chance, "use a number from 0 to 1")
+    draw = task.fresh_calibration
+    if draw is not None and not callable(draw):
+        raise InputError("fresh_calibration", draw, "use a function of a seed, or leave it out")
     if weights is not None:
         load_weights(task.network, read_weights(weights), weights)
     network = task.network.cpu().float().eval()
@@ -75,6 +79,7 @@ def load(name: str, weights: str | None = None) -> Task:
         chance=1 / outputs.shape[1] if math.isnan(task.chance) else float(task.chance),
         metric=metric,
         predict=task.predict,
+        fresh_calibration=None if draw is None else CheckedDraw(draw, classes),
     )
 
 

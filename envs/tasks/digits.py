@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from safetensors.torch import save
@@ -13,9 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from envs.files import write_whole
+from envs.tasks.task import Split
 from envs.tasks.task import Task
 from envs.tasks.task import batches
 from envs.tasks.task import cache_directory
+from envs.tasks.task import calibration_rows
 from envs.tasks.weights import load_weights
 from envs.tasks.weights import read_weights
 from hwmodel.errors import InputError
@@ -25,6 +28,7 @@ RECIPE = 1
 
 EPOCHS = 50
 BATCH_SIZE = 64
+CALIBRATION_BATCH_SIZE = 150
 PEAK_LEARNING_RATE = 0.02
 WEIGHT_DECAY = 1.0  # strong, so that weights nobody needs end near zero and can be pruned
 HELD_OUT_IMAGES = 450  # in each of the search and the test split
@@ -73,10 +77,11 @@ def load(weights: str | None = None) -> Task:
     return Task(
         name="digits",
         network=network.eval(),
-        calibration=batches(images, labels, 150),
+        calibration=batches(images, labels, CALIBRATION_BATCH_SIZE),
         search=batches(*search, HELD_OUT_IMAGES),
         test=batches(*test, HELD_OUT_IMAGES),
         chance=0.1,
+        fresh_calibration=partial(_resampled, images, labels),
     )
 
 
@@ -137,6 +142,12 @@ def _splits() -> tuple[tuple[Tensor, Tensor], ...]:
         held_out, test_size=HELD_OUT_IMAGES, stratify=labels[held_out], random_state=0
     )
     return tuple((images[rows], labels[rows]) for rows in (train_rows, search, test))
+
+
+def _resampled(images: Tensor, labels: Tensor, seed: int) -> Split:
+    """As many training images drawn with replacement, since calibration has all of them."""
+    rows = calibration_rows(len(images), len(images), seed)
+    return batches(images[rows], labels[rows], CALIBRATION_BATCH_SIZE)
 
 
 def _train_or_reuse(network: DigitsNet, images: Tensor, labels: Tensor) -> None:

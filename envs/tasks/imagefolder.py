@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
 
+from envs.tasks.task import Split
 from envs.tasks.task import Task
+from envs.tasks.task import calibration_rows
 from envs.tasks.task import fixed_permutation
 from envs.tasks.task import summary
 from envs.tasks.weights import load_weights
@@ -56,14 +58,19 @@ def load(model: str, data: str | None, weights: str | None = None) -> Task:
         raise InputError("data", data, "val/ needs two images or more, to be split")
     order = fixed_permutation(len(held_out)).tolist()
     half = len(order) // 2
-    calibration = fixed_permutation(len(train)).tolist()[:CALIBRATION_IMAGES]
+
+    def calibration(seed: int = 0) -> Split:
+        rows = calibration_rows(len(train), CALIBRATION_IMAGES, seed)
+        return DataLoader(Subset(train, rows.tolist()), BATCH_SIZE)
+
     return Task(
         name=f"torchvision:{model}",
         network=_network(model, weights, len(train.classes)).eval(),
-        calibration=DataLoader(Subset(train, calibration), BATCH_SIZE),
+        calibration=calibration(),
         search=DataLoader(Subset(held_out, order[:half]), BATCH_SIZE),
         test=DataLoader(Subset(held_out, order[half:]), BATCH_SIZE),
         chance=1 / len(train.classes),
+        fresh_calibration=calibration,
     )
 
 

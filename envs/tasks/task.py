@@ -26,6 +26,9 @@ Metric: TypeAlias = Callable[[Tensor, Tensor], float]
 Predict: TypeAlias = Callable[[Tensor], Tensor]
 """From outputs (images, ...) to the part of them, (images, ...), that a metric looks at."""
 
+Draw: TypeAlias = Callable[[int], Split]
+"""From a seed, 1 or more, to a split that is the same for the same seed."""
+
 SPLITS = ("calibration", "search", "test", "all")
 
 
@@ -48,6 +51,9 @@ class Task:
         metric: Quality of a split's concatenated outputs, 0..1.
         predict: What the metric gets instead of the outputs, where those of a whole split are too
             large to be kept; None where they are not.
+        fresh_calibration: Other samples of training data, as large as ``calibration`` and prepared
+            alike, to tell how much of an accuracy is owed to that one sample. Nothing is read
+            before one is drawn. None where there are no others.
     """
 
     name: str
@@ -58,6 +64,7 @@ class Task:
     chance: float
     metric: Metric = top1
     predict: Predict | None = None
+    fresh_calibration: Draw | None = None
 
     def split(self, name: str) -> Split:
         """The split called ``name``; ``all`` is the search split followed by the test split.
@@ -90,6 +97,23 @@ def batches(inputs: Tensor, targets: Tensor, batch_size: int) -> list[tuple[Tens
 def fixed_permutation(length: int) -> Tensor:
     """The same order of 0..length-1 on every machine."""
     return torch.randperm(length, generator=torch.Generator().manual_seed(0))
+
+
+def calibration_rows(length: int, size: int, seed: int = 0) -> Tensor:
+    """Which of ``length`` training images a sample for calibration has, int64, (size or length,).
+
+    Seed 0 is the first sample, at most all images once. Those of other seeds are drawn from what
+    it leaves. Where that is too little they are drawn from all images with replacement (a
+    bootstrap), and differ less from the first than other images would.
+    """
+    order = fixed_permutation(length)
+    first, left = order[:size], order[size:]
+    if seed == 0:
+        return first
+    generator = torch.Generator().manual_seed(seed)
+    if len(left) < len(first):
+        return torch.randint(length, (len(first),), generator=generator)
+    return left[torch.randperm(len(left), generator=generator)[: len(first)]]
 
 
 def cache_directory() -> Path:

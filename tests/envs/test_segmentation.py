@@ -101,6 +101,8 @@ def test_cityscapes_is_read_with_the_classes_that_are_judged(
     assert 0 <= task.metric(task.predict(outputs), targets) <= 1
     right = torch.where(targets == IGNORED, ROAD_CLASS, targets).byte()
     assert task.metric(right, targets) == 1
+    assert task.fresh_calibration is not None
+    assert [images.shape for images, _ in task.fresh_calibration(1)] == [(1, 3, 32, 64)]
 
 
 def test_weights_for_cityscapes_may_have_an_auxiliary_classifier(

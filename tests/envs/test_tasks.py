@@ -19,6 +19,7 @@ from envs.tasks import digits
 from envs.tasks import load_task
 from envs.tasks import task_names
 from envs.tasks import top1
+from envs.tasks.task import calibration_rows
 from hwmodel.errors import InputError
 
 
@@ -59,6 +60,39 @@ def test_digits_splits_are_disjoint_and_cover_the_data_in_equal_shares(task: Tas
     for _, targets in splits:
         counts = Counter(targets.tolist())
         assert all(abs(counts[label] / len(targets) - 0.1) < 0.01 for label in range(10))
+
+
+def test_other_samples_for_calibration_have_other_images_where_there_are_enough() -> None:
+    first = calibration_rows(100, 30)
+    for seed in (1, 2):
+        rows = calibration_rows(100, 30, seed)
+        assert len(set(rows.tolist())) == 30
+        assert not set(rows.tolist()) & set(first.tolist())
+        assert torch.equal(rows, calibration_rows(100, 30, seed))
+    assert not torch.equal(rows, calibration_rows(100, 30, 1))
+    whole_rest = calibration_rows(60, 30, 1)
+    assert sorted(whole_rest.tolist() + calibration_rows(60, 30).tolist()) == list(range(60))
+
+
+@pytest.mark.parametrize("images", [30, 59, 7])
+def test_too_few_images_are_drawn_from_with_replacement(images: int) -> None:
+    rows = calibration_rows(images, 30, 1)
+    assert len(rows) == len(calibration_rows(images, 30)) == min(images, 30)
+    assert rows.min() >= 0 and rows.max() < images
+    assert len(rows.unique()) < len(rows)
+
+
+def test_digits_are_resampled_from_the_training_images(task: Task) -> None:
+    assert task.fresh_calibration is not None
+    images, labels = whole(task.calibration)
+    pairs = zip(images, labels.tolist(), strict=True)
+    label_of = {image.numpy().tobytes(): label for image, label in pairs}
+    (again, targets), (same, _), (other, _) = (
+        whole(task.fresh_calibration(seed)) for seed in (1, 1, 2)
+    )
+    assert again.shape == images.shape
+    assert [label_of[image.numpy().tobytes()] for image in again] == targets.tolist()
+    assert torch.equal(again, same) and not torch.equal(again, other)
 
 
 def test_digits_network_has_weights_to_spare(task: Task) -> None:

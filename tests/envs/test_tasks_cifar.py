@@ -80,6 +80,30 @@ def test_calibration_is_augmented_the_same_way_each_time(root: Path, resnet20: T
     assert 0.3 < shifted.float().mean() < 0.6  # 4 of 9 crops start above the image
 
 
+def test_other_calibration_images_are_read_when_they_are_asked_for(
+    root: Path, resnet20: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    images_of = cifar._images
+
+    def images(*arguments: Any, train: bool) -> Any:
+        read.append(train)
+        return images_of(*arguments, train=train)
+
+    monkeypatch.setattr(cifar, "_images", images)
+    fresh = load(root, 20).fresh_calibration
+    assert fresh is not None
+    assert sorted(read) == [False, True]
+    (first, _), (inputs, labels), (same, _) = (
+        map(torch.cat, zip(*split, strict=True))
+        for split in (resnet20.calibration, fresh(1), fresh(1))
+    )
+    assert read[2:] == [True, True]
+    assert inputs.shape == first.shape and len(labels) == len(first)
+    assert torch.equal(inputs, same) and not torch.equal(inputs, first)
+    assert (inputs.mean((0, 2, 3)) - first.mean((0, 2, 3))).abs().max() < 0.1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("depth", "published"), [(20, 0.9173), (56, 0.9339)])
 def test_dense_accuracy_on_all_test_images_is_the_published_one(

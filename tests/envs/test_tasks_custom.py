@@ -68,6 +68,32 @@ def test_loaders_and_a_whole_task_are_accepted(monkeypatch: pytest.MonkeyPatch) 
     assert [len(targets) for _, targets in task.split("all")] == [4, 2, 4, 2]
 
 
+def test_further_calibration_samples_are_drawn_and_checked_when_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn = []
+
+    def draw(seed: int) -> Any:
+        drawn.append(seed)
+        return {1: BATCHES, 2: [(INPUTS, LABELS), (INPUTS, LABELS + 1)]}[seed]
+
+    assert load(monkeypatch, good()).fresh_calibration is None
+    given = Task("mine", *good(), chance=0.25, fresh_calibration=draw)
+    fresh = load(monkeypatch, given).fresh_calibration
+    assert drawn == []
+    assert fresh is not None
+    assert [len(targets) for _, targets in fresh(1)] == [6]
+    with pytest.raises(InputError, match="fresh_calibration batch 1 label: 3"):
+        list(fresh(2))
+    with pytest.raises(InputError, match=r"fresh_calibration: 3 .*failed with KeyError"):
+        fresh(3)
+    for split, message in (([], "no batch"), (Shuffled(), "shuffle=False"), (None, "NoneType")):
+        given = Task("mine", *good(), chance=0.25, fresh_calibration=lambda _, made=split: made)
+        fresh = load(monkeypatch, given).fresh_calibration
+        with pytest.raises(InputError, match=f"fresh_calibration: .*{message}"):
+            fresh(1)
+
+
 def test_weights_replace_those_of_the_function(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +169,7 @@ nn.init.constant_(BAD_NETWORK.weight, torch.nan)
         (with_batch(INPUTS, LABELS[:, None], split=3), r"test batch 0 targets shape: \(6, 1\)"),
         (with_batch(INPUTS[:, :3], LABELS, split=3), r"test input shape: \(3,\).*\(4,\)"),
         (replace(Task("t", *good(), chance=0.5), chance=2), "chance: 2"),
+        (Task("t", *good(), 0.5, fresh_calibration=BATCHES), "fresh_calibration: .*function of a"),
     ],
 )
 def test_a_bad_task_is_one_line_that_names_what(

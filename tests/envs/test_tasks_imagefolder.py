@@ -9,6 +9,7 @@ import torchvision
 from PIL import Image
 from torch import nn
 
+from envs.tasks import imagefolder
 from envs.tasks import load_task
 from hwmodel.errors import InputError
 
@@ -37,6 +38,19 @@ def test_splits_halve_val_and_take_the_networks_own_transform(data: Path) -> Non
     assert len({image[:, 0, 0].numpy().tobytes() for image in images}) == 12
     assert task.network(search[0][:1]).shape == (1, 3)
     assert task.chance == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("most", "shared"), [(3, 0), (1024, 6)])
+def test_other_calibration_images_are_those_not_yet_used_if_there_are_as_many(
+    most: int, shared: int, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imagefolder, "CALIBRATION_IMAGES", most)
+    task = load_task(f"torchvision:{MODEL}", data=str(data), weights="random")
+    assert task.fresh_calibration is not None
+    (first, _), (fresh, _) = next(iter(task.calibration)), next(iter(task.fresh_calibration(1)))
+    assert fresh.shape == first.shape
+    used = {image[:, 0, 0].numpy().tobytes() for image in first}
+    assert sum(image[:, 0, 0].numpy().tobytes() in used for image in fresh) == shared
 
 
 def test_weights_from_a_file_take_the_number_of_classes_from_the_folder(data: Path) -> None:
