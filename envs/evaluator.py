@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import time
@@ -79,6 +80,12 @@ class Evaluator:
         self._data = ResidentData(task, self.device, images)
         self._dense: dict[str, tuple[float, Tensor]] = {}
         self._allowed: ValueRange | None = None
+
+    def with_compressor(self, compressor: Compressor) -> Evaluator:
+        """One that measures what another compressor makes of the same network, on the same data."""
+        other = copy.copy(self)
+        other.compressor = compressor
+        return other
 
     def evaluate(
         self,

@@ -35,6 +35,7 @@ from envs.statistics import load_statistics
 from envs.statistics import save_statistics
 from envs.tabulate import Progress
 from envs.tabulate import build_option_table
+from envs.tasks import Split
 from envs.tasks import Task
 from envs.trace import TracedNetwork
 from envs.trace import trace
@@ -123,18 +124,47 @@ def prepare_evaluator(task: Task, directory: Path | None = None, device: str = "
         device: Where the network runs.
     """
     network = trace_task(task)
-    images = [inputs for inputs, _ in task.calibration]
-    path = None
-    if directory is not None:
-        path = directory / f"statistics-{_calibration_hash(task, images)}.safetensors"
-    if path is not None and path.exists():
-        statistics = load_statistics(path, network)
-    else:
-        statistics = calibrate(network, task.calibration)
-        if path is not None:
-            write_whole(path, lambda partial: save_statistics(partial, statistics), "database")
+    images, statistics = _calibrated(task, network, task.calibration, directory)
     database = None if directory is None else OptionDatabase(directory)
     return Evaluator(task, Compressor(network, statistics, images, database), device)
+
+
+def recalibrated(evaluator: Evaluator, seed: int, directory: Path | None = None) -> Evaluator:
+    """An evaluator that compresses from another sample of calibration data.
+
+    Network and data are those of ``evaluator``. Layers are compressed when they are asked for and
+    not kept: for the few configurations that are measured so, a database of them is not worth it.
+
+    Args:
+        evaluator: Of a task that has further samples.
+        seed: Of the sample, 1 or more.
+        directory: The sample's statistics are read from this folder or left there.
+
+    Raises:
+        InputError: the task has no further samples, or not this one.
+    """
+    task, network = evaluator.task, evaluator.compressor.network
+    if task.fresh_calibration is None:
+        allowed = f"task {task.name} has no other calibration data"
+        raise InputError("fresh_calibration", seed, allowed)
+    batches = task.fresh_calibration(seed)
+    images, statistics = _calibrated(task, network, batches, directory)
+    return evaluator.with_compressor(Compressor(network, statistics, images))
+
+
+def _calibrated(
+    task: Task, network: TracedNetwork, batches: Split, directory: Path | None
+) -> tuple[list[Tensor], tuple[LayerStatistics, ...]]:
+    """Images of a sample and their statistics, which are kept in ``directory`` if there is one."""
+    images = [inputs for inputs, _ in batches]
+    if directory is None:
+        return images, calibrate(network, batches)
+    path = directory / f"statistics-{_calibration_hash(task, images)}.safetensors"
+    if path.exists():
+        return images, load_statistics(path, network)
+    statistics = calibrate(network, batches)
+    write_whole(path, lambda partial: save_statistics(partial, statistics), "database")
+    return images, statistics
 
 
 def prepare_problem(

@@ -14,6 +14,7 @@ from typing import Literal
 import pandas as pd
 import ray
 
+from search.ledger import SPLITS
 from search.ledger import Evaluation
 
 Answer = Literal["granted", "pending"]
@@ -38,7 +39,7 @@ class Board:
     def __init__(self, known: Known, seeds: Iterable[int] = (), seconds: float = math.inf) -> None:
         self._deadline = time.monotonic() + seconds
         self._searching = set(seeds)
-        self._known: dict[str, dict[str, float]] = {"search": {}, "test": {}}
+        self._known: dict[str, dict[str, float]] = {split: {} for split in SPLITS}
         self._claimed: dict[tuple[str, str], int] = {}
         self.record(known)
 
@@ -129,15 +130,15 @@ class News:
 def accuracies(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Accuracies by split and config hash; NaN where the evaluation failed.
 
-    Left out is what failed and a run cannot do without, so that it is tried again: baselines, and
-    all on the test split.
+    Left out is what failed and is to be tried again: baselines, and all that is not on the search
+    split.
 
     Args:
         rows: Columns ``split``, ``config_hash``, ``accuracy`` and ``role`` of the ledger.
     """
-    is_needed = (rows["role"] == "baseline") | (rows["split"] == "test")
+    is_needed = (rows["role"] == "baseline") | (rows["split"] != "search")
     rows = rows[~is_needed | rows["accuracy"].notna()]
-    by_split = {split: rows[rows["split"] == split] for split in ("search", "test")}
+    by_split = {split: rows[rows["split"] == split] for split in SPLITS}
     return {
         split: dict(zip(part["config_hash"], part["accuracy"].tolist(), strict=True))
         for split, part in by_split.items()

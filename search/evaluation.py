@@ -21,12 +21,14 @@ from envs.evaluator import is_out_of_memory
 from envs.evaluator import weights_hash
 from envs.layer_compression import COMPRESSION_VERSION
 from envs.setup import prepare_evaluator
+from envs.setup import recalibrated
 from hwmodel import Accelerator
 from hwmodel import CostReport
 from hwmodel import LayerStates
 from hwmodel import cost
 from hwmodel.pricing import Level
 from search.failure import keep_trace
+from search.ledger import RECALIBRATED
 from search.ledger import Evaluation
 from search.ledger import Ledger
 from search.permit import Permit
@@ -36,6 +38,8 @@ from search.storage import local_database
 
 _log = logging.getLogger(__name__)
 COSTS = ("energy_pj", "latency_cycles", "bops", "model_bytes", "dram_bytes")
+RECALIBRATION_SEED = 1
+"""Of the sample of calibration data that picks are compressed from again: the same for all."""
 _NO_COSTS = dict.fromkeys(COSTS, float("nan"))
 
 
@@ -66,6 +70,7 @@ class EvaluationWorker:
         self.evaluator = evaluator
         self._ledger = Ledger(spec.ledger)
         self._permit = permit
+        self._recalibrated: Evaluator | None = None
         self.weights_hash = weights_hash(evaluator.task.network)
 
     def price(self, config: CompressionConfig, level: Level | None = None) -> CostReport:
@@ -79,8 +84,7 @@ class EvaluationWorker:
 
     def states(self, config: CompressionConfig) -> LayerStates:
         """What the hardware sees of a configuration."""
-        compressor = self.evaluator.compressor
-        return compressor.states(compressor.compress(config))
+        return _states(self.evaluator, config)
 
     def price_states(self, states: LayerStates, level: Level | None = None) -> CostReport:
         """As :meth:`price`, of what the hardware sees of a configuration."""
@@ -123,7 +127,8 @@ class EvaluationWorker:
     def _evaluate(self, request: Request) -> Evaluation:
         start = time.perf_counter()
         try:
-            costs, result = self._costs(request), self._result(request)
+            evaluator = self._evaluator(request.split)
+            costs, result = self._costs(request, evaluator), self._result(request, evaluator)
         except Exception as problem:  # one bad candidate must not end a search
             error = "".join(traceback.format_exception_only(problem)).strip()
             if self.spec.errors is not None:
@@ -132,37 +137,45 @@ class EvaluationWorker:
             return self._row(request, start, _NO_COSTS, None, error)
         return self._row(request, start, costs, result, None)
 
-    def _costs(self, request: Request) -> dict[str, float]:
+    def _evaluator(self, split: str) -> Evaluator:
+        """What measures on a split; statistics of further calibration data are gathered here."""
+        if split != RECALIBRATED:
+            return self.evaluator
+        if self._recalibrated is None:
+            directory = local_database(self.spec.database)
+            self._recalibrated = recalibrated(self.evaluator, RECALIBRATION_SEED, directory)
+        return self._recalibrated
+
+    def _costs(self, request: Request, evaluator: Evaluator) -> dict[str, float]:
         """Costs of a configuration; NaN for a baseline that is too wide for the accelerator.
 
         What is lost is told against dense FP32 also where no more than 8 or 16 bits can be run.
         """
         if request.role == "baseline" and not supports(self.spec.accelerator, request.config):
             return _NO_COSTS
-        return total_costs(self.price(request.config))
+        return total_costs(self.price_states(_states(evaluator, request.config)))
 
-    def _result(self, request: Request) -> EvaluationResult:
+    def _result(self, request: Request, evaluator: Evaluator) -> EvaluationResult:
         """Accuracy of a configuration, which another run of a batch may know."""
         shared = self.spec.shared
         if shared is None:
-            return self._run(request)
+            return self._run(request, evaluator)
         key = (self.weights_hash, request.split, request.config.hash, self.spec.attack)
         result: EvaluationResult | None = ray.get(shared.claim.remote(key))
         if result is None:
             try:
-                result = self._run(request)
+                result = self._run(request, evaluator)
             finally:
                 shared.record.remote(key, result)
         return result
 
-    def _run(self, request: Request) -> EvaluationResult:
+    def _run(self, request: Request, evaluator: Evaluator) -> EvaluationResult:
+        split = "test" if request.split == RECALIBRATED else request.split
         while True:
             try:
-                return self.evaluator.evaluate(
-                    request.config, request.split, attack=self.spec.attack
-                )
+                return evaluator.evaluate(request.config, split, attack=self.spec.attack)
             except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or not self.evaluator.halve_batches():
+                if not is_out_of_memory(error) or not evaluator.halve_batches():
                     raise
 
     def _record(self, rows: list[Evaluation]) -> None:
@@ -202,6 +215,11 @@ class EvaluationWorker:
             error=error,
             predicted_drop=request.predicted_drop,
         )
+
+
+def _states(evaluator: Evaluator, config: CompressionConfig) -> LayerStates:
+    compressor = evaluator.compressor
+    return compressor.states(compressor.compress(config))
 
 
 def _device(wanted: str) -> str:

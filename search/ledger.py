@@ -79,7 +79,8 @@ class Evaluation:
         config: The configuration as JSON text.
         task: Name of the task.
         weights_hash: Content hash of the uncompressed weights.
-        split: ``search`` or ``test``.
+        split: ``search``, ``test``, or ``recalibrated``: the test split, by a network compressed
+            from another sample of calibration data, which the costs are of, too.
         role: ``search``, ``baseline`` or ``finalist``: why it was evaluated.
         name: Name of the baseline; empty for others.
         accuracy: 0..1; None where the evaluation failed.
@@ -97,7 +98,7 @@ class Evaluation:
         code_version: Version of the code that compressed and ran the network.
         error: Why it failed; None where it did not.
         predicted_drop: Points that it was expected to lose, by what its seed had measured before;
-            None for baselines and on the test split.
+            None for baselines and on other splits than the search split.
     """
 
     config_hash: str
@@ -129,6 +130,10 @@ class Evaluation:
 
 COLUMNS = tuple(field.name for field in fields(Evaluation))
 MEASURED = tuple(name for name in COLUMNS if name != "config")
+
+RECALIBRATED = "recalibrated"
+"""The test split, by a network compressed from another sample of calibration data."""
+SPLITS = ("search", "test", RECALIBRATED)
 
 MERGED = 64
 """Parts of one size that become one of the next."""

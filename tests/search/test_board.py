@@ -74,9 +74,12 @@ def test_what_failed_and_a_run_cannot_do_without_is_unknown() -> None:
             evaluation(3, split="test", accuracy=0.7),
             evaluation(5, split="test", accuracy=None),
             evaluation(4, accuracy=None, role="baseline"),
+            evaluation(3, split="recalibrated", accuracy=0.6),
+            evaluation(1, split="recalibrated", accuracy=None),
         ]
     )
     found = accuracies(rows)
+    assert found["recalibrated"] == {f"{3:016x}": 0.6}
     assert found["test"] == {f"{3:016x}": 0.7}
     assert found["search"].pop(f"{1:016x}") == 0.8
     (failed,) = found["search"].values()

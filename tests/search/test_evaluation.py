@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from envs.config import uniform
 from envs.evaluator import Evaluator
 from envs.evaluator import is_out_of_memory
 from envs.setup import prepare_evaluator
+from envs.tasks import Split
 from envs.tasks import TaskSpec
 from hwmodel import InputError
 from hwmodel import load_accelerator
+from search.evaluation import RECALIBRATION_SEED
 from search.evaluation import EvaluationWorker
+from search.ledger import RECALIBRATED
 from search.ledger import Ledger
 from search.permit import Permit
 from search.permit import grant
@@ -98,6 +102,65 @@ def test_accuracy_under_attack_is_recorded_if_asked_for(
     assert row.accuracy is not None
     assert row.robust_accuracy < row.accuracy
     assert Ledger(tmp_path / "ledger").find(config.hash, "search") == row
+
+
+class Counted:
+    """A split that counts how often it is read."""
+
+    def __init__(self, split: Split) -> None:
+        self.split, self.readings = split, 0
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        self.readings += 1
+        return iter(self.split)
+
+
+def test_picks_are_measured_from_another_calibration_sample(
+    evaluator: Evaluator, tmp_path: Path
+) -> None:
+    own = worker(evaluator, tmp_path)
+    ((inputs, targets),) = own.evaluator.task.calibration
+    drawn, test = [], Counted(own.evaluator.task.test)
+
+    def draw(seed: int) -> Split:
+        drawn.append(seed)
+        rows = torch.randint(len(inputs), (len(inputs),), generator=torch.manual_seed(seed))
+        return [(0.5 * inputs[rows], targets[rows])]  # so that something must change
+
+    task = replace(own.evaluator.task, test=test, fresh_calibration=draw)
+    own.evaluator = Evaluator(task, evaluator.compressor)
+    configs = [uniform(evaluator.compressor.network.names, bits) for bits in (3, 4)]
+    tested = [own.evaluate(Request(config, "test", "finalist")) for config in configs]
+    assert drawn == []
+    requests = [Request(config, RECALIBRATED, "finalist") for config in configs]
+    rows = [own.evaluate(request) for request in requests]
+    assert (drawn, test.readings) == ([RECALIBRATION_SEED], 1)
+
+    (fresh,) = draw(RECALIBRATION_SEED)
+    other = prepare_evaluator(replace(task, calibration=[fresh]))
+    for config, row, before in zip(configs, rows, tested, strict=True):
+        result = other.evaluate(config, "test")
+        assert (row.split, row.role, row.images) == (RECALIBRATED, "finalist", result.images)
+        assert (row.accuracy, row.block_accuracies) == (result.accuracy, result.block_accuracies)
+        compressor = other.compressor
+        states = compressor.states(compressor.compress(config))
+        assert row.energy_pj == float(own.price_states(states).energy_pj[0]) != before.energy_pj
+        assert own.evaluate(Request(config, "test", "finalist")).accuracy == before.accuracy
+    (kept,) = (tmp_path / "database").iterdir()  # and no layers
+    assert kept.name.startswith("statistics-")
+    found = own.evaluate_all(requests, again=True)
+    assert [row.time for row in found] == [row.time for row in rows]
+
+
+def test_a_calibration_sample_that_cannot_be_had_is_an_error_in_the_ledger(
+    evaluator: Evaluator, tmp_path: Path
+) -> None:
+    config = uniform(evaluator.compressor.network.names, 4)
+    own = worker(evaluator, tmp_path)
+    row = own.evaluate(Request(config, RECALIBRATED, "finalist"))
+    assert row.accuracy is None and math.isnan(row.energy_pj)
+    assert row.error is not None and "has no other calibration data" in row.error
+    assert own.evaluate(Request(config, "test", "finalist")).error is None
 
 
 @pytest.mark.parametrize("level", ["driver", "trial", "evaluator"])
