@@ -40,6 +40,13 @@ def picked_hashes(rows: pd.DataFrame, goals: Goals) -> list[str]:
     return list(dict.fromkeys(picked.row["config_hash"] for picked in picks(rows, goals)))
 
 
+def picked_configs(ledger: Ledger, goals: Goals) -> list[CompressionConfig]:
+    """The configurations taken for the goals of a run, each once."""
+    hashes = picked_hashes(ledger.read(MEASURED), goals)
+    texts = ledger.configs(hashes)
+    return [CompressionConfig.from_json(json.loads(texts[key])) for key in hashes]
+
+
 def finalists(ledger: Ledger, goals: Goals) -> list[tuple[CompressionConfig, str]]:
     """Baselines, picks and a spread of the front, with the names of the baselines."""
     rows = ledger.read(MEASURED)
@@ -66,9 +73,7 @@ def finalists(ledger: Ledger, goals: Goals) -> list[tuple[CompressionConfig, str
 
 def write_layer_tables(run: RunDirectory, spec: Spec, worker: EvaluationWorker) -> None:
     """Write ``report/layers-<hash>.parquet`` for every pick: what it decides and costs."""
-    chosen = picked_hashes(run.ledger.read(MEASURED), spec.goals)
-    for text in run.ledger.configs(chosen).values():
-        config = CompressionConfig.from_json(json.loads(text))
+    for config in picked_configs(run.ledger, spec.goals):
         states = worker.states(config)
         table = layer_table(config, worker.price_states(states))
         table["weight_density"] = states.weight_density[0]

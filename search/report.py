@@ -28,6 +28,7 @@ from search.front import hypervolume
 from search.front import non_dominated
 from search.goals import Goals
 from search.ledger import MEASURED
+from search.ledger import RECALIBRATED
 from search.picks import picks
 from search.run_directory import RunDirectory
 from search.timing import Timing
@@ -76,11 +77,19 @@ class Pick(Entry):
         max_accuracy_drop: Points that may be lost; None where the goal is an energy.
         max_energy_ratio: Energy over that of dense INT8; None where the goal is a loss.
         verified: Whether it has been evaluated on the test split.
+        recalibrated_accuracy: On the test split, 0..1, of the same configuration compressed from
+            another sample of calibration data; None until that has been evaluated, and where the
+            task has no other sample.
+        recalibrated_accuracy_drop: Points lost so against dense FP32 on the test split.
+        recalibration_error: Why there is no such accuracy, if it was tried.
     """
 
     max_accuracy_drop: float | None
     max_energy_ratio: float | None
     verified: bool
+    recalibrated_accuracy: float | None
+    recalibrated_accuracy_drop: float | None
+    recalibration_error: str | None
 
 
 @dataclass(frozen=True)
@@ -189,6 +198,14 @@ class _Measure:
         self.fp16_pj = _energy(rows, DENSE_FP16)
         test = distinct(rows, "test").dropna(subset="accuracy")
         self._test = test.set_index("config_hash")
+        again = distinct(rows, RECALIBRATED)
+        self._recalibrated = dict(
+            zip(
+                again["config_hash"],
+                zip(again["accuracy"], again["error"], strict=True),
+                strict=True,
+            )
+        )
 
     @property
     def is_complete(self) -> bool:
@@ -223,11 +240,21 @@ class _Measure:
             pick = Pick(
                 picked.goal.name,
                 **facts,
+                **self._from_other_calibration(picked.row["config_hash"]),
                 **asdict(picked.goal),
                 verified=facts["accuracy"] is not None,
             )
             found.append(pick)
         return found
+
+    def _from_other_calibration(self, config_hash: str) -> dict[str, Any]:
+        measured, error = self._recalibrated.get(config_hash, (math.nan, None))
+        accuracy = _known(measured)
+        return {
+            "recalibrated_accuracy": accuracy,
+            "recalibrated_accuracy_drop": _drop(self.test_reference, accuracy),
+            "recalibration_error": error if accuracy is None else None,
+        }
 
     def _facts(self, row: pd.Series) -> dict[str, Any]:
         accuracy = robust = None

@@ -37,6 +37,7 @@ from search.events import EventLog
 from search.events import one_line
 from search.failure import RunError
 from search.finalists import write_layer_tables
+from search.ledger import RECALIBRATED
 from search.ledger import Ledger
 from search.permit import Permit
 from search.permit import grant
@@ -58,6 +59,7 @@ from search.trial import TrialSetup
 from search.trial import round_size
 from search.trial import search_trial
 from search.trials import run_trials
+from search.verification import not_recalibrated
 from search.verification import require_verified
 from search.verification import unverified
 
@@ -255,8 +257,13 @@ def _search(
     baselines = {name: baseline_config(worker, spec, bits) for name, bits in BASELINES.items()}
     measured = accuracies(rows)
     has_baselines = all(config.hash in measured["search"] for config in baselines.values())
-    if has_baselines and (not seeds or left <= 0) and not unverified(run.ledger, spec.goals):
-        return
+    recalibrates = worker.evaluator.task.fresh_calibration is not None
+    if has_baselines and (not seeds or left <= 0):
+        missing = unverified(run.ledger, spec.goals)
+        if recalibrates:
+            missing += not_recalibrated(run.ledger, spec.goals)
+        if not missing:
+            return
     seeds = seeds or list(spec.seeds)
     board = BoardActor.options(scheduling_strategy=on_this_node()).remote(measured, seeds, left)
     resources = spec.resources
@@ -273,6 +280,7 @@ def _search(
         evaluator_cpus=resources.evaluator_cpus,
         evaluator_gpus=resources.evaluator_gpus,
         evaluation_timeout=resources.evaluation_timeout_seconds,
+        recalibrates=recalibrates,
         run=run.storage,
         permit=permit,
     )
@@ -292,7 +300,8 @@ def _search(
             progress.step(searching, ray.get(board.count.remote()), spec.budget)
             return
         progress.stage(_VERIFYING)
-        progress.step(_VERIFYING, ray.get(board.count.remote("test")), None)
+        counts = [board.count.remote(split) for split in ("test", RECALIBRATED)]
+        progress.step(_VERIFYING, sum(ray.get(counts)), None)
 
     with progress.following(look), _merging(run.ledger.storage, log):
         run_trials(

@@ -93,6 +93,24 @@ def notes(report: Report) -> list[str]:
     ]
     if missed:
         lines.append(f"Loses more on the test split than it is meant to: {', '.join(missed)}.")
+    return lines + _recalibration_notes(report)
+
+
+def _recalibration_notes(report: Report) -> list[str]:
+    """What the picks lose from another calibration sample; nothing where that was not tried."""
+    lines = []
+    drops = [item.recalibrated_accuracy_drop for item in report.best]
+    if any(drop is not None for drop in drops):
+        *others, last = (_fixed(drop, 2) for drop in drops)
+        listed = f"{', '.join(others)} and {last}" if others else last
+        lines.append(f"Compressed from another calibration sample, the best lose {listed} points.")
+    failed = [
+        f"{item.name} ({item.recalibration_error.splitlines()[0]})"
+        for item in report.best
+        if item.recalibration_error
+    ]
+    if failed:
+        lines.append(f"Not measured from another calibration sample: {', '.join(failed)}.")
     return lines
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -43,6 +44,8 @@ from search.requests import evaluation_error
 from search.storage import Storage
 from search.trials import METRICS
 from search.trials import reported_errors
+from search.verification import not_recalibrated
+from search.verification import recalibrate
 from search.verification import unverified
 from search.verification import verify
 
@@ -71,6 +74,7 @@ class TrialSetup:
         evaluators: Number of evaluator actors of a trial.
         evaluator_cpus, evaluator_gpus: What each reserves.
         evaluation_timeout: Seconds after which an evaluation counts as hanging; None for no limit.
+        recalibrates: Whether the task has another sample of calibration data to check picks with.
         run: Directory of the run: learners' checkpoints and logs go there.
         permit: The driver's.
     """
@@ -87,6 +91,7 @@ class TrialSetup:
     evaluator_cpus: float
     evaluator_gpus: float
     evaluation_timeout: float | None
+    recalibrates: bool
     run: Storage
     permit: Permit
 
@@ -292,18 +297,24 @@ def _verify(seed: int, setup: TrialSetup, board: Any, pool: EvaluatorPool, log: 
     """Evaluate on the test split what the other trials are not at.
 
     Baselines first, which need not wait for the others. Which configurations are finalists is known
-    when all have searched; a trial that ends before others leaves these to them.
+    when all have searched; a trial that ends before others leaves these to them. Last the picks
+    once more, from other calibration data; that may fail, and then the report says so.
     """
 
-    def verify_and_log(requests: list[Request]) -> None:
-        for row in verify(requests, seed, board, pool, setup.evaluators):
+    def write(rows: Iterable[Evaluation]) -> None:
+        for row in rows:
             log.write("evaluation", **evaluation_fields(row))
 
+    ledger = Ledger(setup.worker.ledger)
     board.searched.remote(seed)
-    baselines = setup.baselines.items()
-    verify_and_log([Request(config, "test", "baseline", name) for name, config in baselines])
-    if not ray.get(board.is_searching.remote()):
-        verify_and_log(unverified(Ledger(setup.worker.ledger), setup.goals))
+    items = setup.baselines.items()
+    baselines = [Request(config, "test", "baseline", name) for name, config in items]
+    write(verify(baselines, seed, board, pool, setup.evaluators))
+    if ray.get(board.is_searching.remote()):
+        return
+    write(verify(unverified(ledger, setup.goals), seed, board, pool, setup.evaluators))
+    if setup.recalibrates:
+        write(recalibrate(not_recalibrated(ledger, setup.goals), seed, board, pool))
 
 
 def claim(board: Any, hashes: list[str], seed: int, deadline: float) -> list[float | Answer]:

@@ -1,4 +1,7 @@
-"""Finalists and baselines on the test split, by the evaluators of the trials that have searched."""
+"""What is run on the test split, by the evaluators of the trials that have searched.
+
+Finalists and baselines; and picks once more, compressed from another sample of calibration data.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ import ray
 from hwmodel import InputError
 from search.board import News
 from search.finalists import finalists
+from search.finalists import picked_configs
 from search.front import distinct
 from search.goals import Goals
+from search.ledger import RECALIBRATED
 from search.ledger import Evaluation
 from search.ledger import Ledger
 from search.pool import EvaluatorPool
@@ -26,13 +31,33 @@ def unverified(ledger: Ledger, goals: Goals) -> list[Request]:
         ledger: Of a run whose baselines have been measured on the search split.
         goals: What the run was asked for.
     """
-    rows = ledger.read(("split", "accuracy", "config_hash"))
-    known = set(rows[(rows["split"] == "test") & rows["accuracy"].notna()]["config_hash"])
+    known = _measured(ledger, "test")
     return [
         Request(config, "test", "baseline" if name else "finalist", name)
         for config, name in finalists(ledger, goals)
         if config.hash not in known
     ]
+
+
+def not_recalibrated(ledger: Ledger, goals: Goals) -> list[Request]:
+    """Picks that the ledger does not have compressed from another sample of calibration data.
+
+    Args:
+        ledger: Of a run whose task has such a sample.
+        goals: What the run was asked for.
+    """
+    known = _measured(ledger, RECALIBRATED)
+    return [
+        Request(config, RECALIBRATED, "finalist")
+        for config in picked_configs(ledger, goals)
+        if config.hash not in known
+    ]
+
+
+def _measured(ledger: Ledger, split: str) -> set[str]:
+    """Hashes of the configurations whose accuracy on a split is known."""
+    rows = ledger.read(("split", "accuracy", "config_hash"))
+    return set(rows[(rows["split"] == split) & rows["accuracy"].notna()]["config_hash"])
 
 
 def verify(
@@ -54,16 +79,36 @@ def verify(
         InputError: the ledger cannot be written.
     """
     for start in range(0, len(requests), at_once):
-        part = requests[start : start + at_once]
-        hashes = [request.config.hash for request in part]
-        answers = ray.get(board.claim.remote(hashes, seed, "test"))
-        pairs = zip(part, answers, strict=True)
-        granted = [request for request, answer in pairs if answer == "granted"]
-        news = News(board)
-        for row in pool.evaluate(granted, again=True):
-            news.add(row)
-            yield row
-        news.tell()
+        granted = _claimed(requests[start : start + at_once], "test", seed, board)
+        yield from _evaluated(granted, board, pool)
+
+
+def recalibrate(
+    requests: Sequence[Request], seed: int, board: Any, pool: EvaluatorPool
+) -> Iterator[Evaluation]:
+    """As :func:`verify`, of what :func:`not_recalibrated` gives; all by the trial that is first.
+
+    One request comes before the others: its evaluator gathers the sample's statistics, and those
+    of the others find them in the database.
+    """
+    granted = _claimed(requests, RECALIBRATED, seed, board)
+    for part in (granted[:1], granted[1:]):
+        yield from _evaluated(part, board, pool)
+
+
+def _claimed(requests: Sequence[Request], split: str, seed: int, board: Any) -> list[Request]:
+    hashes = [request.config.hash for request in requests]
+    answers = ray.get(board.claim.remote(hashes, seed, split))
+    pairs = zip(requests, answers, strict=True)
+    return [request for request, answer in pairs if answer == "granted"]
+
+
+def _evaluated(requests: list[Request], board: Any, pool: EvaluatorPool) -> Iterator[Evaluation]:
+    news = News(board)
+    for row in pool.evaluate(requests, again=True):
+        news.add(row)
+        yield row
+    news.tell()
 
 
 def require_verified(ledger: Ledger, goals: Goals) -> None:

@@ -191,6 +191,54 @@ def test_notes_tell_what_was_not_verified_and_what_lost_too_much(run: RunDirecto
     ]
 
 
+def test_what_picks_lose_from_another_calibration_sample_is_told(run: RunDirectory) -> None:
+    before = build_report(run)
+    assert all(item.recalibrated_accuracy is None for item in before.best)
+    assert not any("calibration" in note for note in notes(before))
+    run.ledger.append(
+        [
+            evaluation(1, accuracy=0.896, energy_pj=41e6, split="recalibrated"),
+            evaluation(2, accuracy=0.92, energy_pj=20e6, split="recalibrated"),
+        ]
+    )
+    report = build_report(run)
+    assert [item.recalibrated_accuracy for item in report.best] == [0.896, 0.896, 0.92]
+    drops = [item.recalibrated_accuracy_drop for item in report.best]
+    assert drops == pytest.approx([0.4, 0.4, -2.0])
+    assert {item.recalibration_error for item in report.best} == {None}
+    line = "Compressed from another calibration sample, the best lose 0.40, 0.40 and -2.00 points."
+    assert line in notes(report)
+    # All else is as it was.
+    assert report.front == before.front
+    assert report.evaluations == before.evaluations
+    assert [item.accuracy for item in report.best] == [item.accuracy for item in before.best]
+    assert [item.energy_pj for item in report.best] == [item.energy_pj for item in before.best]
+    best = json.loads(json.dumps(report.to_json(), allow_nan=False))["best"]
+    assert best[2]["recalibrated_accuracy"] == 0.92
+    page = next(file for file in write_report(run, report) if file.endswith(".html"))
+    assert line in Path(page).read_text()
+
+
+def test_another_calibration_sample_that_failed_is_told(run: RunDirectory) -> None:
+    error = "RuntimeError: no images\nfor you"
+    failed = evaluation(1, accuracy=None, split="recalibrated", error=error)
+    run.ledger.append([failed])
+    missing = (
+        "Not measured from another calibration sample: best at 0.5 (RuntimeError: no images), "
+        "best at 1 (RuntimeError: no images)."
+    )
+    report = build_report(run)
+    assert [line for line in notes(report) if "calibration" in line] == [missing]
+    assert [item.recalibration_error for item in report.best] == [error, error, None]
+    run.ledger.append([evaluation(2, accuracy=0.89, split="recalibrated")])
+    assert [line for line in notes(build_report(run)) if "calibration" in line] == [
+        "Compressed from another calibration sample, the best lose –, – and 1.00 points.",  # noqa: RUF001
+        missing,
+    ]
+    run.ledger.append([replace(failed, accuracy=0.9, error=None)])
+    assert missing not in notes(build_report(run))
+
+
 def test_accuracy_under_attack_is_a_column_where_it_was_measured(
     run: RunDirectory, tmp_path: Path
 ) -> None:

@@ -83,7 +83,7 @@ def test_a_search_spends_its_budget_on_distinct_configurations(run: Path) -> Non
     assert len(searched) == searched["config_hash"].nunique() == 18
     assert (searched["role"] == "baseline").sum() == BASELINES
     assert searched[searched["role"] == "search"]["seed"].value_counts().to_dict() == {0: 6, 1: 6}
-    assert set(rows["split"]) == {"search", "test"}
+    assert set(rows["split"]) == {"search", "test", "recalibrated"}
     assert not rows.duplicated(["config_hash", "split"]).any()
     status = read_json("status", run)
     assert (status["state"], status["evaluations"], status["budget"]) == ("completed", 18, 18)
@@ -98,6 +98,10 @@ def test_the_report_has_baselines_and_verified_picks(run: Path) -> None:
         assert entry["verified"]
         assert entry["energy_pj"] <= int8["energy_pj"]
         assert entry["search_accuracy_drop"] <= entry["max_accuracy_drop"]
+    again = pd.read_parquet(run / "ledger").query("split == 'recalibrated'")
+    again = again.set_index("config_hash")["accuracy"]
+    picked = {entry["config_hash"]: entry["recalibrated_accuracy"] for entry in report["best"]}
+    assert picked == again.to_dict()
     assert report["limits"] == {"model_bytes": MOST_BYTES}
     assert all(entry["model_bytes"] <= MOST_BYTES for entry in report["best"] + report["front"])
     assert (run / "report" / "report.html").stat().st_size > 10_000

@@ -19,9 +19,12 @@ from envs.config import uniform
 from hwmodel import InputError
 from search.board import BoardActor
 from search.goals import Goals
+from search.ledger import RECALIBRATED
 from search.ledger import Evaluation
 from search.ledger import Ledger
 from search.requests import Request
+from search.verification import not_recalibrated
+from search.verification import recalibrate
 from search.verification import require_verified
 from search.verification import unverified
 from search.verification import verify
@@ -38,9 +41,11 @@ class StubPool:
 
     def __init__(self, left: Sequence[Evaluation] = ()) -> None:
         self.left = list(left)
+        self.asked: list[int] = []
 
     def evaluate(self, requests: Sequence[Request], *, again: bool) -> Iterator[Evaluation]:
         assert again
+        self.asked.append(len(requests))
         yield from self.left
         self.left.clear()
         for request in requests:
@@ -63,6 +68,47 @@ def test_trials_that_end_together_share_the_work() -> None:
     assert ray.get(board.claim.remote([left.config_hash], 0)) == [left.accuracy]
     assert ray.get(board.claim.remote([left.config_hash], 0, "test")) == ["granted"]
     ray.kill(board)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_one_trial_recalibrates_and_gathers_statistics_once() -> None:
+    requests = [Request(config(bits), RECALIBRATED, "finalist") for bits in (2, 3, 4, 5)]
+    board: Any = BoardActor.remote({"test": {config(2).hash: 0.5}, RECALIBRATED: {}})
+    pools: list[Any] = [StubPool(), StubPool()]
+    trials = [recalibrate(requests, seed, board, pool) for seed, pool in enumerate(pools)]
+    rows = [next(trials[0])]
+    assert list(trials[1]) == []  # though the first has not ended
+    rows += trials[0]
+    assert pools[0].asked == [1, 3]
+    assert [row.config_hash for row in rows] == [request.config.hash for request in requests]
+    assert {row.split for row in rows} == {RECALIBRATED}
+    assert list(recalibrate(requests, 1, board, pools[1])) == []
+    ray.kill(board)
+
+
+def test_picks_are_recalibrated_once_and_may_fail(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    rows = [
+        replace(row, config=json.dumps(config(bits).to_json()), config_hash=config(bits).hash)
+        for bits, row in (
+            *zip((32, 8), baselines(), strict=False),
+            (5, evaluation(5, energy_pj=3.0)),
+            (4, evaluation(4, energy_pj=2.0)),
+            (3, evaluation(3, energy_pj=1.0, accuracy=0.85)),
+        )
+    ]
+    ledger.append([*rows, *(replace(row, split="test") for row in rows)])
+    goals = Goals((1.0, 2.0, 8.0))  # the first two have the same pick
+    wanted = [Request(config(bits), RECALIBRATED, "finalist") for bits in (4, 3)]
+    assert not_recalibrated(ledger, goals) == wanted
+    ledger.append([replace(rows[3], split=RECALIBRATED)])
+    assert not_recalibrated(ledger, goals) == wanted[1:]
+    ledger.append([replace(rows[4], split=RECALIBRATED, accuracy=None, error="no images")])
+    assert not_recalibrated(ledger, goals) == wanted[1:]
+    require_verified(ledger, goals)
+    ledger.append([replace(rows[4], split=RECALIBRATED)])
+    assert not_recalibrated(ledger, goals) == []
+    assert unverified(ledger, goals) == []
 
 
 def test_what_failed_on_the_test_split_is_asked_for_again(tmp_path: Path) -> None:
