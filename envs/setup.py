@@ -141,13 +141,10 @@ def recalibrated(evaluator: Evaluator, seed: int, directory: Path | None = None)
         directory: The sample's statistics are read from this folder or left there.
 
     Raises:
-        InputError: the task has no further samples, or not this one.
+        InputError: the task has no such sample, or its statistics cannot be written.
     """
     task, network = evaluator.task, evaluator.compressor.network
-    if task.fresh_calibration is None:
-        allowed = f"task {task.name} has no other calibration data"
-        raise InputError("fresh_calibration", seed, allowed)
-    batches = task.fresh_calibration(seed)
+    batches = task.other_calibration(seed)
     images, statistics = _calibrated(task, network, batches, directory)
     return evaluator.with_compressor(Compressor(network, statistics, images))
 

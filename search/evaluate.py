@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from envs.attack import Attack
@@ -27,8 +28,11 @@ def evaluate_config(
     level: Level,
     split: str,
     attack: Attack | None = None,
+    calibration_seed: int | None = None,
 ) -> dict[str, Any]:
     """Accuracy and cost of one configuration; of the network as trained if there is none.
+
+    With ``calibration_seed`` it is compressed from another sample of calibration data.
 
     Returns:
         ``task``, ``split``, ``config_hash``, ``accuracy`` (0..1), ``images``, ``seconds`` and the
@@ -38,10 +42,12 @@ def evaluate_config(
 
     Raises:
         InputError: the configuration does not fit the network or the accelerator, or there is no
-            such split.
+            such split or calibration sample.
     """
     task = task_spec.load()
     task.split(split)
+    if calibration_seed is not None:
+        task = replace(task, calibration=task.other_calibration(calibration_seed))
     evaluator = prepare_evaluator(task)
     compressor = evaluator.compressor
     trained = uniform(compressor.network.names, 32)

@@ -79,6 +79,19 @@ class Task:
         split: Split = getattr(self, name)
         return split
 
+    def other_calibration(self, seed: int) -> Split:
+        """The sample of ``fresh_calibration`` that belongs to a seed.
+
+        Raises:
+            InputError: the seed is below 1, or the task has no other samples, or not this one.
+        """
+        if seed < 1:
+            raise InputError("calibration seed", seed, "use 1 or more")
+        if self.fresh_calibration is None:
+            allowed = f"task {self.name} has no other calibration data"
+            raise InputError("calibration seed", seed, allowed)
+        return self.fresh_calibration(seed)
+
 
 @dataclass(frozen=True)
 class _Chained:

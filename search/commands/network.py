@@ -41,6 +41,9 @@ def add_verbs(verbs: Verbs) -> None:
     evaluate.add_argument(
         "--attack-images", type=int, help=f"images that it changes, {Attack.images} by default"
     )
+    evaluate.add_argument(
+        "--calibration-seed", type=int, help="compress from another calibration sample, 1 or more"
+    )
 
 
 def _attack(args: argparse.Namespace) -> Attack | None:
@@ -70,7 +73,13 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     with stdout_for_json(args.json):
         result = evaluate_config(
-            task_spec(args), config, accelerator, args.level, args.split, attack
+            task_spec(args),
+            config,
+            accelerator,
+            args.level,
+            args.split,
+            attack,
+            args.calibration_seed,
         )
     if args.json:
         print_json(result)

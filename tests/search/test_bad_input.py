@@ -195,6 +195,9 @@ CASES = {
     "no config": Case(
         "cost --task digits --accelerator eyeriss-like --config {here}/nope", ("config:", "nope")
     ),
+    "calibration seed": Case(
+        "evaluate --task digits --calibration-seed 0", ("calibration seed: 0", "1 or more")
+    ),
     "split": Case("evaluate --task digits --split train", ("--split", "'train'", "calibration")),
     "attack without its size": Case(
         "evaluate --task digits --attack pgd", ("--epsilon: None", "an attack needs it")

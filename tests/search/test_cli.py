@@ -185,7 +185,9 @@ def test_evaluate_prints_one_document_though_libraries_print_too(
     config = tmp_path / "config.json"
     config.write_text('{"version": 1, "layers": {"stem": {"weight_bits": 4}}}')
 
-    def evaluate_config(task, config, accelerator, level, split, attack) -> dict[str, object]:
+    def evaluate_config(
+        task, config, accelerator, level, split, attack, calibration_seed
+    ) -> dict[str, object]:
         print("Downloading data ...")
         assert config.layers["stem"].weight_bits == 4
         assert (task.name, accelerator.name, level, split) == (

@@ -166,6 +166,11 @@ def test_export_and_evaluate_agree_with_the_ledger(run: Path, tmp_path: Path) ->
     row = rows[(rows["config_hash"] == measured["config_hash"]) & (rows["split"] == "test")]
     assert measured["accuracy"] == pytest.approx(row["accuracy"].item())
     assert measured["energy_pj"] == pytest.approx(row["energy_pj"].item())
+    arguments = ("--config", config, "--split", "test", "--calibration-seed", "1")
+    again = read_json("evaluate", "--task", "digits", *arguments)
+    row = rows[(rows["config_hash"] == again["config_hash"]) & (rows["split"] == "recalibrated")]
+    assert again["accuracy"] == pytest.approx(row["accuracy"].item())
+    assert again["energy_pj"] == pytest.approx(row["energy_pj"].item())
 
 
 @pytest.mark.slow
