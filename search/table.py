@@ -104,13 +104,13 @@ def _recalibration_notes(report: Report) -> list[str]:
         *others, last = (_fixed(drop, 2) for drop in drops)
         listed = f"{', '.join(others)} and {last}" if others else last
         lines.append(f"Compressed from another calibration sample, the best lose {listed} points.")
-    failed = [
-        f"{item.name} ({item.recalibration_error.splitlines()[0]})"
-        for item in report.best
-        if item.recalibration_error
-    ]
-    if failed:
-        lines.append(f"Not measured from another calibration sample: {', '.join(failed)}.")
+    failed: dict[str, list[str]] = {}
+    for item in report.best:
+        if item.recalibration_error:
+            failed.setdefault(item.recalibration_error.splitlines()[0], []).append(item.name)
+    for error, names in failed.items():
+        listed = ", ".join(names)
+        lines.append(f"Not measured from another calibration sample: {listed} ({error}).")
     return lines
 
 

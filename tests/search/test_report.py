@@ -224,8 +224,8 @@ def test_another_calibration_sample_that_failed_is_told(run: RunDirectory) -> No
     failed = evaluation(1, accuracy=None, split="recalibrated", error=error)
     run.ledger.append([failed])
     missing = (
-        "Not measured from another calibration sample: best at 0.5 (RuntimeError: no images), "
-        "best at 1 (RuntimeError: no images)."
+        "Not measured from another calibration sample: best at 0.5, best at 1 "
+        "(RuntimeError: no images)."
     )
     report = build_report(run)
     assert [line for line in notes(report) if "calibration" in line] == [missing]
