@@ -26,7 +26,12 @@ from search.goals import Goals
 
 @dataclass(frozen=True)
 class Picked:
-    """What is taken for a goal: a ledger row of the search split."""
+    """What is taken for a goal.
+
+    Attributes:
+        goal: The goal.
+        row: Ledger row of the search split, with ``drop_bound``: points that it loses at most.
+    """
 
     goal: Goal
     row: pd.Series
@@ -67,8 +72,7 @@ class Candidates:
         # What was measured counts too: a bound may lie below it.
         bound = np.maximum(drop_upper_bound(found, reference), accuracy_drop(found, reference))
         counts = holds_limits(found, limits) & found["energy_pj"].notna() & ~np.isnan(bound)
-        self._rows = found[counts]
-        self._bound: NDArray[np.float64] = bound[counts]
+        self._rows = found.assign(drop_bound=bound)[counts]
         self._provable = smallest_provable_drop(int(reference["images"]))
         self._int8_pj = int8_pj
 
@@ -90,13 +94,14 @@ class Candidates:
         images nothing could hold it, not even a configuration that loses none of them.
         """
         energy_pj = self._rows["energy_pj"].to_numpy(dtype=float)
+        bound = self._rows["drop_bound"].to_numpy(dtype=float)
         if goal.max_accuracy_drop is not None:
             # Whatever the last digit of the bound of one that loses nothing.
             provable = max(goal.max_accuracy_drop, self._provable) + 1e-9
-            return self._first(self._bound <= provable, energy_pj)
+            return self._first(bound <= provable, energy_pj)
         if goal.max_energy_ratio is None or self._int8_pj is None:
             return None
-        return self._first(energy_pj <= goal.max_energy_ratio * self._int8_pj, self._bound)
+        return self._first(energy_pj <= goal.max_energy_ratio * self._int8_pj, bound)
 
     def _first(self, holds: NDArray[np.bool_], cost: NDArray[np.float64]) -> pd.Series | None:
         """The row of least cost among those that hold; of equal ones the first."""
@@ -116,6 +121,7 @@ def best_so_far(rows: pd.DataFrame, goals: Goals) -> list[dict[str, Any]]:
             **asdict(picked.goal),
             "config_hash": picked.row["config_hash"],
             "search_accuracy_drop": float((reference["accuracy"] - picked.row["accuracy"]) * 100),
+            "search_drop_bound": float(picked.row["drop_bound"]),
             "energy_pj": float(picked.row["energy_pj"]),
             "energy_ratio_int8": (
                 None if int8 is None else picked.row["energy_pj"] / int8["energy_pj"]

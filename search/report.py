@@ -76,6 +76,8 @@ class Pick(Entry):
     Attributes:
         max_accuracy_drop: Points that may be lost; None where the goal is an energy.
         max_energy_ratio: Energy over that of dense INT8; None where the goal is a loss.
+        search_drop_bound: Points that it loses at most on images like those of the search split,
+            by the bound that it was picked by.
         verified: Whether it has been evaluated on the test split.
         recalibrated_accuracy: On the test split, 0..1, of the same configuration compressed from
             another sample of calibration data; None until that has been evaluated, and where the
@@ -86,6 +88,7 @@ class Pick(Entry):
 
     max_accuracy_drop: float | None
     max_energy_ratio: float | None
+    search_drop_bound: float
     verified: bool
     recalibrated_accuracy: float | None
     recalibrated_accuracy_drop: float | None
@@ -242,6 +245,7 @@ class _Measure:
                 **facts,
                 **self._from_other_calibration(picked.row["config_hash"]),
                 **asdict(picked.goal),
+                search_drop_bound=float(picked.row["drop_bound"]),
                 verified=facts["accuracy"] is not None,
             )
             found.append(pick)

@@ -158,6 +158,7 @@ def test_more_energy_never_has_a_greater_bound(found, ratios) -> None:
 def test_picks_come_in_the_order_of_the_goals_without_those_that_nothing_reaches() -> None:
     goals = Goals((0.5, 5.0), energy_targets=(1e-3, 1.0))
     found = picks(rows_for_pick(), goals)
+    assert found[0].row["drop_bound"] == pytest.approx(0.1 + 2.33 * 0.1, abs=1e-3)
     names = [picked.goal.name for picked in found]
     assert names == ["best at 0.5", "best at 5", "best at 1 of INT8"]
     assert [int(picked.row["config_hash"], 16) for picked in found[:2]] == [1, 2]
