@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from envs.episode import Episode
 from envs.episode import Game
-from envs.observation import OBSERVATION_SIZE
+from envs.observation import observation_size
 from envs.space import SearchSpace
 
 AMOUNTS_AGENT: Final = "amounts"
@@ -18,7 +18,11 @@ COMPOSITE_AGENTS: Final = (AMOUNTS_AGENT, METHOD_AGENT)
 """Who decides, in turn, about every layer."""
 AMOUNTS: Final = ("sparsity", "weight bits", "activation bits")
 """What ``amounts`` decides, each a number from -1 (the menu's least) to 1 (its most)."""
-METHOD_OBSERVATION_SIZE: Final = OBSERVATION_SIZE + len(AMOUNTS)
+
+
+def method_observation_size(limited: bool) -> int:
+    """Length of what ``method`` sees of a problem that has limits, or has none."""
+    return observation_size(limited) + len(AMOUNTS)
 
 
 def nearest_entries(space: SearchSpace, amounts: NDArray[np.floating]) -> NDArray[np.int64]:
@@ -75,11 +79,14 @@ class CompositeEpisode(Episode):
     def observe(self) -> NDArray[np.float32]:
         """What the agent whose turn it is sees, in [-1, 1].
 
-        For ``amounts`` (candidates, OBSERVATION_SIZE); for ``method`` the same with the amounts
-        of this layer appended, (candidates, METHOD_OBSERVATION_SIZE).
+        For ``amounts`` the same as in :class:`Episode`; for ``method`` with the amounts of this
+        layer appended, (candidates, :func:`method_observation_size`).
         """
         seen = super().observe()
         return seen if self._amounts is None else np.concatenate([seen, self._amounts], axis=1)
+
+    def action_mask(self) -> None:
+        """None: amounts are real numbers."""
 
     def decide(self, actions: NDArray[np.generic]) -> NDArray[np.float64]:
         """Take one agent's actions and pay the team, (candidates,).

@@ -19,8 +19,8 @@ from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from envs.accuracy import AccuracySource
 from envs.composite import AMOUNTS
 from envs.composite import COMPOSITE_AGENTS
-from envs.composite import METHOD_OBSERVATION_SIZE
 from envs.composite import CompositeEpisode
+from envs.composite import method_observation_size
 from envs.env_arguments import check_action
 from envs.env_arguments import choose_target
 from envs.env_arguments import explained
@@ -28,8 +28,8 @@ from envs.env_arguments import outcome
 from envs.env_arguments import read_game
 from envs.episode import AGENTS
 from envs.episode import Episode
-from envs.observation import OBSERVATION_SIZE
-from envs.observation import PROPOSAL_SIZE
+from envs.observation import observation_size
+from envs.observation import proposal_size
 from envs.rounds import RoundsEpisode
 
 Spaces: TypeAlias = "dict[str, gymnasium.Space[Any]]"
@@ -52,7 +52,12 @@ class CompressionEnv(MultiAgentEnv):
 
     ## Observation Space
     ``Box(-1, 1, (OBSERVATION_SIZE,), float32)`` for both agents, the same for every network;
-    ``envs.observation.OBSERVATION_NAMES`` and docs/environment.md say what each number is.
+    ``envs.observation.OBSERVATION_NAMES`` and docs/environment.md say what each number is. Where
+    the problem has limits, ``LIMIT_NAMES`` follow.
+
+    ## Action Masking
+    Where the problem has limits, ``infos[agent]["action_mask"]`` is a bool array of the shape
+    ``action_space.nvec``: whether ``mask[tuple(action)]`` leaves a way to hold them.
 
     ## Rewards
     The change of the score ``-ln(energy_ratio) - 2 ln(max(1, drop / target))`` with the decision,
@@ -80,8 +85,9 @@ class CompressionEnv(MultiAgentEnv):
         super().__init__()
         with explained():
             self.game, self.targets = read_game(config or {})
+        problem = self.game.problem
         self.observation_spaces, self.action_spaces = self.spaces(
-            self.game.problem.space.sizes, len(self.game.layers)
+            problem.space.sizes, len(self.game.layers), bool(problem.limits.given)
         )
         self.possible_agents = list(self.action_spaces)
         self.agents = list(self.action_spaces)
@@ -90,16 +96,17 @@ class CompressionEnv(MultiAgentEnv):
         self._episode: Episode | None = None
 
     @staticmethod
-    def spaces(sizes: NDArray[np.int64], layers: int) -> tuple[Spaces, Spaces]:
+    def spaces(sizes: NDArray[np.int64], layers: int, limited: bool) -> tuple[Spaces, Spaces]:
         """Observation and action spaces of the agents.
 
         Args:
             sizes: ``SearchSpace.sizes`` of the menus.
             layers: How many are decided about; a walk's spaces do not depend on it.
+            limited: Whether the problem has limits.
         """
         pairs = zip(AGENTS, (sizes[:2], sizes[2:]), strict=True)
         actions: Spaces = {agent: gymnasium.spaces.MultiDiscrete(pair) for agent, pair in pairs}
-        return dict.fromkeys(actions, _unit_box(OBSERVATION_SIZE)), actions
+        return dict.fromkeys(actions, _unit_box(observation_size(limited))), actions
 
     def start(self, targets: NDArray[np.float64]) -> Episode:
         """Episodes of this game side by side, one for every target in points."""
@@ -119,7 +126,7 @@ class CompressionEnv(MultiAgentEnv):
                 self._rng = np.random.default_rng(seed)
             target = choose_target(self._rng, self.targets, options)
             episode = self._episode = self.start(np.array([target]))
-            return {episode.agent: episode.observe()[0]}, {}
+            return {episode.agent: episode.observe()[0]}, _infos(episode)
 
     def step(
         self, action_dict: Mapping[str, NDArray[Any]]
@@ -140,7 +147,7 @@ class CompressionEnv(MultiAgentEnv):
             reward = float(episode.decide(action[None])[0])
             over = episode.is_done
             observations = {} if over else {episode.agent: episode.observe()[0]}
-            infos: dict[str, Any] = {"__common__": outcome(episode)} if over else {}
+            infos = _infos(episode)
         # The agent that waits is paid too: a team shares what its last action led to.
         rewards = dict.fromkeys(self.possible_agents, reward)
         return observations, rewards, {"__all__": over}, {"__all__": False}, infos
@@ -163,17 +170,18 @@ class CompositeEnv(CompressionEnv):
 
     ## Observation Space
     ``amounts`` sees what the agents of ``CompressionEnv`` see; ``method`` sees the same and the
-    amounts of this layer: ``Box(-1, 1, (METHOD_OBSERVATION_SIZE,), float32)``.
+    amounts of this layer. Actions are not masked.
 
     ## Rewards
     As in ``CompressionEnv``; the decision of ``method`` pays for the layer.
     """
 
     @staticmethod
-    def spaces(sizes: NDArray[np.int64], layers: int) -> tuple[Spaces, Spaces]:
+    def spaces(sizes: NDArray[np.int64], layers: int, limited: bool) -> tuple[Spaces, Spaces]:
         amounts, method = COMPOSITE_AGENTS
+        seen = _unit_box(observation_size(limited))
         return (
-            {amounts: _unit_box(OBSERVATION_SIZE), method: _unit_box(METHOD_OBSERVATION_SIZE)},
+            {amounts: seen, method: _unit_box(method_observation_size(limited))},
             {amounts: _unit_box(len(AMOUNTS)), method: gymnasium.spaces.Discrete(int(sizes[0]))},
         )
 
@@ -198,22 +206,31 @@ class RoundsEnv(CompressionEnv):
 
     ## Observation Space
     ``Box(-1, 1, (layers, PROPOSAL_SIZE), float32)`` for both agents: a row for every layer, which
-    ``envs.observation.PROPOSAL_NAMES`` and docs/environment.md explain.
+    ``envs.observation.PROPOSAL_NAMES`` and docs/environment.md explain. Where the problem has
+    limits, ``LIMIT_NAMES`` follow; actions are not masked.
 
     ## Rewards, Starting State, Episode End
     As in ``CompressionEnv``; an episode has two decisions a round.
     """
 
     @staticmethod
-    def spaces(sizes: NDArray[np.int64], layers: int) -> tuple[Spaces, Spaces]:
+    def spaces(sizes: NDArray[np.int64], layers: int, limited: bool) -> tuple[Spaces, Spaces]:
         pairs = zip(AGENTS, (sizes[:2], sizes[2:]), strict=True)
         actions: Spaces = {
             agent: gymnasium.spaces.MultiDiscrete(np.tile(pair, layers)) for agent, pair in pairs
         }
-        return dict.fromkeys(actions, _unit_box(layers, PROPOSAL_SIZE)), actions
+        return dict.fromkeys(actions, _unit_box(layers, proposal_size(limited))), actions
 
     def start(self, targets: NDArray[np.float64]) -> RoundsEpisode:
         return RoundsEpisode(self.game, targets)
+
+
+def _infos(episode: Episode) -> dict[str, Any]:
+    """The mask of the agent whose turn it is, or what came of the walk."""
+    if episode.is_done:
+        return {"__common__": outcome(episode)}
+    mask = episode.action_mask()
+    return {} if mask is None else {episode.agent: {"action_mask": mask[0]}}
 
 
 def _unit_box(*shape: int) -> gymnasium.spaces.Box:

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.accuracy import AccuracySource
+from envs.completions import Completions
+from envs.completions import least_excessive
 from envs.limits import excess
 from envs.observation import Observer
 from envs.prices import LayerPrices
@@ -77,6 +79,7 @@ class Game:
         if not self.start_energy > 0:  # True for NaN too
             raise InputError("level", problem.level, "use a level that prices energy")
         self.prices = LayerPrices(problem)
+        self.completions = Completions(problem, self.prices) if problem.limits.given else None
         self.is_filter = np.array([method.granularity == "filter" for method in space.methods])
         self.leaders = [space.leader(layer) for layer in range(len(space.layers))]
         self.followers = {
@@ -122,6 +125,7 @@ class Episode:
             raise InputError("target", targets, "use accuracy drops above 0, in points")
         self._game = game
         self._turn = 0
+        self._options: tuple[int, NDArray[np.float64]] | None = None
         self.choices = np.repeat(game.start_choice[None], len(self.targets), axis=0)
         self._appraise()
 
@@ -146,9 +150,12 @@ class Episode:
         return self._turn == self.turns
 
     def observe(self) -> NDArray[np.float32]:
-        """What the agent whose turn it is sees, (candidates, OBSERVATION_SIZE) in [-1, 1]."""
+        """What the agent whose turn it is sees, in [-1, 1].
+
+        Shape (candidates, :func:`envs.observation.observation_size`).
+        """
         position = min(self._turn // 2, len(self._game.layers) - 1)
-        return self._game.observer(
+        seen = self._game.observer(
             layer=self.layer,
             previous=self._game.layers[position - 1] if position else -1,
             choices=self.choices,
@@ -158,6 +165,36 @@ class Episode:
             drop=self.accuracy_drop,
             target=self.targets,
         )
+        return self._game.observer.with_limits(seen, self._least_usage())
+
+    def action_mask(self) -> NDArray[np.bool_] | None:
+        """Which actions of the agent whose turn it is leave a way to hold the limits.
+
+        All that cost the limits least where there is no such action. Never False for an action
+        from which a configuration can be reached that holds the limits by the prices of layers.
+
+        Returns:
+            By both indices of an action, (candidates, values of the first, values of the second);
+            None where there are no limits, and after the end.
+        """
+        usage = self._option_usage()
+        if usage is None:
+            return None
+        if self._is_pruning_turn:
+            over = excess(usage).min(axis=(3, 4))
+        else:
+            over = excess(self._of_pruning(usage))
+        return least_excessive(over)
+
+    def option_mask(self) -> NDArray[np.bool_] | None:
+        """As :meth:`action_mask`, of what both agents decide about a layer.
+
+        Returns:
+            By the columns of a choice, (candidates, methods, sparsities, weight widths, activation
+            widths).
+        """
+        usage = self._option_usage()
+        return None if usage is None else least_excessive(excess(usage))
 
     def decide(self, actions: NDArray[np.int64]) -> NDArray[np.float64]:
         """Take one agent's actions, (candidates, 2), and pay the team, (candidates,).
@@ -166,7 +203,7 @@ class Episode:
         shaping, Ng et al., ICML 1999), else all is paid at the end. Either way an episode's
         rewards add up to the final score minus that of the start.
         """
-        if self._turn % 2 == 0:
+        if self._is_pruning_turn:
             self._prune(np.asarray(actions, dtype=np.int64))
         else:
             self.choices[:, self.layer, WEIGHT_BITS:] = actions
@@ -191,33 +228,76 @@ class Episode:
         """Columns of a choice that the agent whose turn it is decides about."""
         return COLUMNS[AGENTS.index(self.agent)]
 
+    @property
+    def _is_pruning_turn(self) -> bool:
+        return self._turn % 2 == 0
+
     def _prune(self, actions: NDArray[np.int64]) -> None:
-        """Apply pruning actions the way ``SearchSpace.canonical`` would."""
+        """Apply pruning actions, (candidates, 2)."""
         game, layer = self._game, self.layer
-        leader = game.leaders[layer]
-        here = self.choices[:, layer, :WEIGHT_BITS]
-        method, sparsity = actions[:, 0].copy(), actions[:, 1]
-        if leader != layer:
-            method[game.is_filter[method]] = 0
-        wanted = np.stack([method, game.problem.space.nearest_sparsity[method, sparsity]], axis=1)
-        if leader not in (layer, -1):
-            follows = game.is_filter[here[:, METHOD]]
-            wanted = np.where(follows[:, None], here, wanted)
+        wanted = self._effective(actions[:, None])[:, 0]
         self.choices[:, layer, :WEIGHT_BITS] = wanted
-        if leader == layer:
-            removes = np.flatnonzero(game.is_filter[method])
+        if game.leaders[layer] == layer:
+            removes = np.flatnonzero(game.is_filter[wanted[:, METHOD]])
             for follower in game.followers[layer]:
                 self.choices[removes, follower, :WEIGHT_BITS] = wanted[removes]
 
+    def _effective(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What ``SearchSpace.canonical`` would make of pruning actions, (candidates, any, 2)."""
+        game, layer = self._game, self.layer
+        leader = game.leaders[layer]
+        here = self.choices[:, None, layer, :WEIGHT_BITS]
+        method, sparsity = actions[..., 0].copy(), actions[..., 1]
+        if leader != layer:
+            method[game.is_filter[method]] = 0
+        wanted = np.stack([method, game.problem.space.nearest_sparsity[method, sparsity]], axis=-1)
+        if leader not in (layer, -1):
+            follows = game.is_filter[here[..., METHOD]]
+            wanted = np.where(follows[..., None], here, wanted)
+        return wanted
+
+    def _option_usage(self) -> NDArray[np.float64] | None:
+        """The least shares of the limits that are taken in the end, for all options of the layer.
+
+        Returns:
+            By the columns of a choice, (candidates, methods, sparsities, weight widths, activation
+            widths, limits); None where there are no limits, and after the end.
+        """
+        game = self._game
+        if game.completions is None or self.is_done:
+            return None
+        layer, sizes = self.layer, game.problem.space.sizes
+        if self._options is None or self._options[0] != layer:
+            usage = game.completions.option_usage(layer, self.choices, self._layer_usage)
+            prunings = np.stack(np.unravel_index(np.arange(usage.shape[1]), sizes[:2]), axis=-1)
+            effective = self._effective(np.repeat(prunings[None], len(usage), axis=0))
+            index = np.ravel_multi_index((effective[..., 0], effective[..., 1]), sizes[:2])
+            usage = np.take_along_axis(usage, index[..., None, None], axis=1)
+            self._options = layer, usage.reshape(len(usage), *sizes, -1)
+        return self._options[1]
+
+    def _of_pruning(self, options: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Those of all options, (candidates, methods, sparsities, ...), that have been decided."""
+        method, sparsity = self.choices[:, self.layer, :WEIGHT_BITS].T
+        return options[np.arange(len(options)), method, sparsity]
+
+    def _least_usage(self) -> NDArray[np.float64]:
+        """Shares of the limits with what is undecided at its cheapest, (candidates, limits)."""
+        usage = self._option_usage()
+        if usage is None:
+            return self._usage
+        open_options = usage if self._is_pruning_turn else self._of_pruning(usage)
+        return open_options.min(axis=tuple(range(1, open_options.ndim - 1)))
+
     def _appraise(self) -> None:
         game, final = self._game, self.is_done
-        self._layer_energy, usage = game.prices.layer_costs(self.choices)
-        energy = self._layer_energy.sum(axis=1)
+        self._layer_energy, self._layer_usage = game.prices.layer_costs(self.choices)
+        energy, self._usage = self._layer_energy.sum(axis=1), self._layer_usage.sum(axis=1)
         if final:
             report = game.problem.cost(self.choices)
-            energy, usage = report.energy_pj, game.problem.limits.usage(report)
+            energy, self._usage = report.energy_pj, game.problem.limits.usage(report)
         self.energy_ratio = energy / game.start_energy
-        self.over_limits = excess(usage)
+        self.over_limits = excess(self._usage)
         if final or game.accuracy.is_cheap:
             self.accuracy_drop = game.accuracy.accuracy_drop(self.choices)
             self.score = score(

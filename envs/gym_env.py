@@ -17,7 +17,7 @@ from envs.env_arguments import outcome
 from envs.env_arguments import read_game
 from envs.episode import TARGETS
 from envs.episode import Episode
-from envs.observation import OBSERVATION_SIZE
+from envs.observation import observation_size
 from envs.problem import CompressionProblem
 
 
@@ -34,6 +34,11 @@ class GymCompressionEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.int64]]):
 
     ## Observation Space
     ``Box(-1, 1, (OBSERVATION_SIZE,), float32)``: what the ``pruning`` agent sees at the layer.
+
+    ## Action Masking
+    Where the problem has limits, ``info["action_mask"]`` is a bool array of the shape
+    ``action_space.nvec``: whether ``mask[tuple(action)]`` leaves a way to hold them. Libraries that
+    mask each of the four indices by itself may take ``mask.any(axis=...)`` over the others.
 
     ## Rewards
     The change of the score ``-ln(energy_ratio) - 2 ln(max(1, drop / target))`` with the layer's
@@ -77,8 +82,10 @@ class GymCompressionEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.int64]]):
         }
         with explained():
             self.game, self.targets = read_game(arguments)
-        self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (OBSERVATION_SIZE,), np.float32)
-        self.action_space = gymnasium.spaces.MultiDiscrete(self.game.problem.space.sizes)
+        problem = self.game.problem
+        shape = (observation_size(bool(problem.limits.given)),)
+        self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, shape, np.float32)
+        self.action_space = gymnasium.spaces.MultiDiscrete(problem.space.sizes)
         self._episode: Episode | None = None
 
     def reset(
@@ -89,7 +96,7 @@ class GymCompressionEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.int64]]):
         with explained():
             target = choose_target(self.np_random, self.targets, options)
             self._episode = Episode(self.game, np.array([target]))
-            return self._episode.observe()[0], {}
+            return self._episode.observe()[0], _info(self._episode)
 
     def step(
         self, action: NDArray[np.int64]
@@ -101,5 +108,12 @@ class GymCompressionEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.int64]]):
         with explained():
             row = check_action(self.action_space, action)[None]
             reward = float(episode.decide(row[:, :2])[0] + episode.decide(row[:, 2:])[0])
-            info: dict[str, Any] = outcome(episode) if episode.is_done else {}
-            return episode.observe()[0], reward, episode.is_done, False, info
+            return episode.observe()[0], reward, episode.is_done, False, _info(episode)
+
+
+def _info(episode: Episode) -> dict[str, Any]:
+    """The mask of the layer to decide about, or what came of the walk."""
+    if episode.is_done:
+        return outcome(episode)
+    mask = episode.option_mask()
+    return {} if mask is None else {"action_mask": mask[0]}

@@ -20,6 +20,8 @@ _OF_LAYERS = {
     "dram_bytes": "dram_bytes",
 }
 """By the name of a limit, the attribute of ``CostReport`` whose sum over the layers it bounds."""
+LIMITED = tuple(_OF_LAYERS)
+"""Names of all limits that there may be, in the order of the attributes of ``CostLimits``."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,12 @@ class CostLimits:
     def given(self) -> dict[str, float]:
         """The limits that there are, by name."""
         return {name: limit for name, limit in asdict(self).items() if limit is not None}
+
+    def by_name(self, usage: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Shares of the limits, (..., limits), as those of ``LIMITED``: 0 where there is none."""
+        shares = np.zeros((*usage.shape[:-1], len(LIMITED)))
+        shares[..., [LIMITED.index(name) for name in self.given]] = usage
+        return shares
 
     def layer_usage(self, report: CostReport) -> NDArray[np.float64]:
         """Share of each limit that a layer takes, (candidates, layers, limits)."""

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.accuracy import AccuracySource
+from envs.limits import LIMITED
 from envs.predictor import AccuracyPredictor
 from envs.prices import LayerPrices
 from envs.problem import CompressionProblem
@@ -59,6 +60,8 @@ DYNAMIC_NAMES = (
 )
 OBSERVATION_NAMES = STATIC_NAMES + DAMAGE_NAMES + DYNAMIC_NAMES
 """Meaning of every number of an observation, in order; docs/environment.md explains them."""
+LIMIT_NAMES = tuple(f"share of limit: {name}" for name in LIMITED)
+"""What is seen besides where a problem has limits, at the end."""
 OBSERVATION_SIZE = len(OBSERVATION_NAMES)
 PROPOSAL_NAMES = (
     *STATIC_NAMES,
@@ -79,9 +82,21 @@ PROPOSAL_SIZE = len(PROPOSAL_NAMES)
 
 NO_DAMAGE = 1e-4
 """Points below which damage is not told apart."""
+_MOST_OF_LIMIT = 2.0
+"""Shares of a limit above this are not told apart."""
 _STATICS = len(STATIC_NAMES)
 _DAMAGES = _STATICS + len(DAMAGE_NAMES)
 _FOLLOWS = STATIC_NAMES.index("removes filters when its leader does")
+
+
+def observation_size(limited: bool) -> int:
+    """Length of an observation of a problem that has limits, or has none."""
+    return OBSERVATION_SIZE + limited * len(LIMIT_NAMES)
+
+
+def proposal_size(limited: bool) -> int:
+    """As :func:`observation_size`, of one layer where all layers are decided at once."""
+    return PROPOSAL_SIZE + limited * len(LIMIT_NAMES)
 
 
 class Observer:
@@ -102,6 +117,7 @@ class Observer:
         start: NDArray[np.int64],
     ) -> None:
         space = problem.space
+        self._limits = problem.limits
         self._dense_in = problem.table.dense_in
         self._channels = problem.table.channels
         self._is_filter = np.array([space.is_filter(index) for index in range(len(space.methods))])
@@ -211,6 +227,22 @@ class Observer:
         dynamic[..., 11] = _target_feature(target)[:, None]
         dynamic[..., 12] = turns_left
         return np.clip(seen, -1.0, 1.0, out=seen)
+
+    def with_limits(
+        self, seen: NDArray[np.float32], usage: NDArray[np.float64]
+    ) -> NDArray[np.float32]:
+        """Observations with the shares of the limits at their end; as they are without limits.
+
+        Args:
+            seen: (candidates, ..., numbers).
+            usage: Shares of the limits, (candidates, limits).
+        """
+        if not self._limits.given:
+            return seen
+        shares = np.minimum(self._limits.by_name(usage) / _MOST_OF_LIMIT, 1.0)
+        shares = shares.reshape(len(seen), *[1] * (seen.ndim - 2), -1)
+        shares = np.broadcast_to(shares, (*seen.shape[:-1], shares.shape[-1]))
+        return np.concatenate([seen, shares.astype(np.float32)], axis=-1)
 
     def _describe(self, rows: NDArray[np.int64], out: NDArray[np.float32]) -> None:
         """Write what has been decided for layers, ``rows`` (..., 4), into ``out``, (..., 4)."""

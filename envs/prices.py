@@ -26,6 +26,12 @@ class LayerPrices:
 
     Args:
         problem: What is priced.
+
+    Attributes:
+        without_inputs: Price of every option where no input channel is left, energy in pJ first
+            and then the shares of the limits, (options, layers, 1 + limits); may be below 0.
+        per_input_share: What all input channels add to it, of the same shape.
+        least: What a layer costs at least, (layers, 1 + limits).
     """
 
     def __init__(self, problem: CompressionProblem) -> None:
@@ -38,9 +44,9 @@ class LayerPrices:
         everywhere = np.broadcast_to(options[:, None, :], (len(options), layers, 4))
         states = problem.states(everywhere)
         full, half = (_price(problem, states, fraction) for fraction in (1.0, 0.5))
-        self._without_inputs = 2.0 * half - full
-        self._per_input_fraction = 2.0 * (full - half)
-        self._least = LEAST_FRACTION * full.max(axis=0)
+        self.without_inputs = 2.0 * half - full
+        self.per_input_share = 2.0 * (full - half)
+        self.least = LEAST_FRACTION * full.max(axis=0)
 
     def layer_energy(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
         """Energy in pJ, (candidates, layers), of canonical choices (candidates, layers, 4)."""
@@ -49,14 +55,14 @@ class LayerPrices:
     def layer_costs(
         self, choices: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """As :meth:`layer_energy`, and the shares of the limits, (candidates, limits)."""
+        """As :meth:`layer_energy`, and shares of the limits, (candidates, layers, limits)."""
         option = choices @ self._strides
         kept_in, _ = self._table.channels(choices)
         fraction = (kept_in / self._table.dense_in)[..., None]
-        price = self._without_inputs[option, self._row]
-        price += self._per_input_fraction[option, self._row] * fraction
-        price = np.maximum(price, self._least)
-        return price[..., 0], price[..., 1:].sum(axis=1)
+        price = self.without_inputs[option, self._row]
+        price += self.per_input_share[option, self._row] * fraction
+        price = np.maximum(price, self.least)
+        return price[..., 0], price[..., 1:]
 
     def option_costs(
         self, layer: int, choices: NDArray[np.int64]
@@ -73,8 +79,8 @@ class LayerPrices:
         """
         kept_in, _ = self._table.channels(choices)
         fraction = (kept_in[:, layer] / self._table.dense_in[layer])[:, None, None]
-        price = self._without_inputs[:, layer] + self._per_input_fraction[:, layer] * fraction
-        price = np.maximum(price, self._least[layer])
+        price = self.without_inputs[:, layer] + self.per_input_share[:, layer] * fraction
+        price = np.maximum(price, self.least[layer])
         return price[..., 0], price[..., 1:]
 
 

@@ -42,14 +42,17 @@ class RoundsEpisode(Episode):
         return len(AGENTS) * ROUNDS
 
     def observe(self) -> NDArray[np.float32]:
-        """What the agent whose turn it is sees, (candidates, layers, PROPOSAL_SIZE) in [-1, 1]."""
+        """What the agent whose turn it is sees, in [-1, 1].
+
+        Shape (candidates, layers, :func:`envs.observation.proposal_size`).
+        """
         game = self._game
         layer_drop = np.zeros((len(self.choices), len(game.layers)))
         if game.accuracy.is_cheap:
             start = np.broadcast_to(game.start_choice, self.choices.shape)
             undone = self._with_parts_of(start, slice(None))
             layer_drop = self.accuracy_drop[:, None] - self._drops(undone)
-        return game.observer.proposal(
+        seen = game.observer.proposal(
             layers=game.layers,
             choices=self.choices,
             layer_energy=self._layer_energy,
@@ -59,6 +62,10 @@ class RoundsEpisode(Episode):
             target=self.targets,
             turns_left=1.0 - self._turn / self.turns,
         )
+        return game.observer.with_limits(seen, self._usage)
+
+    def action_mask(self) -> None:
+        """None: a layer's part of a decision does not know what the others take."""
 
     def decide(self, actions: NDArray[np.int64]) -> NDArray[np.float64]:
         """Take one agent's actions and pay the team the change of the score, (candidates,).
@@ -105,7 +112,8 @@ class RoundsEpisode(Episode):
         """Score of choices, (candidates, layers, 4), that are priced layer by layer."""
         game = self._game
         energy, usage = game.prices.layer_costs(choices)
-        return score(energy.sum(axis=1) / game.start_energy, drops, targets, excess(usage))
+        over_limits = excess(usage.sum(axis=1))
+        return score(energy.sum(axis=1) / game.start_energy, drops, targets, over_limits)
 
     def _with_parts_of(self, others: NDArray[np.int64], columns: slice) -> NDArray[np.int64]:
         """What stands, with these columns of one layer at a time taken from ``others``.

@@ -183,9 +183,9 @@ class CompositeAgents(Agents):
         torch.set_rng_state(state["torch_rng"])  # SAC draws actions while it learns
 
 
-def composite_modules(sizes: NDArray[np.int64]) -> MultiRLModuleSpec:
-    """Both agents' networks, for menus of these ``SearchSpace.sizes``."""
-    observations, actions = CompositeEnv.spaces(sizes, layers=1)
+def composite_modules(sizes: NDArray[np.int64], limited: bool) -> MultiRLModuleSpec:
+    """Both agents' networks, see ``search.learners.MakeModules``."""
+    observations, actions = CompositeEnv.spaces(sizes, layers=1, limited=limited)
     network = DefaultModelConfig(fcnet_hiddens=list(HIDDEN))
     actor = RLModuleSpec(
         Actor,
@@ -241,7 +241,7 @@ def composite_agents(
         )
     )
     env_config = {"problem": problem, "accuracy": accuracy, "targets": targets}
-    modules = composite_modules(problem.space.sizes)
+    modules = composite_modules(problem.space.sizes, bool(problem.limits.given))
     return CompositeAgents(
         build(in_process(config, CompositeEnv, env_config, CompositeRunner, modules, seed))
     )

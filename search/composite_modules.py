@@ -25,9 +25,9 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.utils.numpy import MAX_LOG_NN_OUTPUT
 from ray.rllib.utils.numpy import MIN_LOG_NN_OUTPUT
 
+from envs.composite import AMOUNTS
 from envs.composite import AMOUNTS_AGENT
 from envs.composite import METHOD_AGENT
-from envs.observation import OBSERVATION_SIZE
 
 MILD = 0.8
 """What a new actor takes of each amount: little pruned, numbers wide; from -1 to 1."""
@@ -78,7 +78,7 @@ class Actor(DefaultSACTorchRLModule):
         return mean, log_std.clamp(MIN_LOG_NN_OUTPUT, MAX_LOG_NN_OUTPUT).exp()
 
     def features(self, observations: torch.Tensor) -> torch.Tensor:
-        """Last hidden layer of the actor for observations (batch, OBSERVATION_SIZE)."""
+        """Last hidden layer of the actor for its observations, (batch, numbers)."""
         hidden: torch.Tensor = self.pi_encoder({Columns.OBS: observations})[ENCODER_OUT]
         return hidden
 
@@ -114,7 +114,7 @@ class Rainbow(DefaultDQNTorchRLModule):
     ) -> dict[str, torch.Tensor]:
         seen = batch[Columns.OBS]
         with torch.no_grad():
-            features = self.features(seen[:, :OBSERVATION_SIZE])
+            features = self.features(seen[:, : -len(AMOUNTS)])
         both = torch.cat([seen, features], dim=1)
         hidden = encoder({Columns.OBS: both})[ENCODER_OUT]
         advantage = head["af"](hidden).view(len(seen), -1, self.num_atoms)

@@ -36,7 +36,7 @@ class Walks:
         targets: Accepted accuracy drops in points, (walks,).
         amounts: Actions of ``amounts``, (walks, layers, 3).
         methods: Actions of ``method``, (walks, layers).
-        observations: Of ``amounts``, (walks, layers, OBSERVATION_SIZE).
+        observations: Of ``amounts``, (walks, layers, numbers).
         rewards: Of the team, (walks, layers).
         choices: What came of it, canonical, (walks, all layers, 4).
     """

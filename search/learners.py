@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from search.agents import Agents
 
     MakeAgents = Callable[[CompressionProblem, AccuracySource, int], Agents]
-    MakeModules = Callable[[NDArray[np.int64]], MultiRLModuleSpec]
+    MakeModules = Callable[[NDArray[np.int64], bool], MultiRLModuleSpec]
 
 LEARNERS = ("ppo", "ppo-rounds", "composite")
 """Algorithms that have policies."""
@@ -23,7 +23,7 @@ LEARNERS = ("ppo", "ppo-rounds", "composite")
 
 def learner(algorithm: str) -> tuple[MakeAgents, MakeModules]:
     """What makes agents of a problem, a judge of accuracy and a seed, and what makes the networks
-    of all agents for menus of given ``SearchSpace.sizes``.
+    of all agents for menus of given ``SearchSpace.sizes``, of problems with limits or without.
 
     Args:
         algorithm: One of ``LEARNERS``.

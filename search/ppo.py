@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
+from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
@@ -23,13 +25,18 @@ from search.agents import build
 from search.agents import cautious_logits
 from search.agents import in_process
 from search.agents import two_modules
+from search.walks import ACTION_MASK
+from search.walks import IMPOSSIBLE
 from search.walks import EpisodeRunner
 
 HIDDEN = (64, 64)
 
 
 class CautiousModule(DefaultPPOTorchRLModule):
-    """PPO's module, whose new policy changes little; see :func:`cautious_logits`."""
+    """PPO's module, whose new policy changes little; see :func:`cautious_logits`.
+
+    Where a batch says which values were open, it learns from the logits that were drawn from.
+    """
 
     def setup(self) -> None:
         super().setup()
@@ -38,11 +45,20 @@ class CautiousModule(DefaultPPOTorchRLModule):
             output.weight.mul_(0.01)
             output.bias.copy_(cautious_logits(self.model_config["agent"], self.action_space.nvec))
 
+    def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        output: dict[str, Any] = super()._forward_train(batch, **kwargs)
+        if ACTION_MASK in batch:
+            logits = output[Columns.ACTION_DIST_INPUTS]
+            open_logits = logits.masked_fill(~batch[ACTION_MASK], IMPOSSIBLE)
+            output[Columns.ACTION_DIST_INPUTS] = open_logits
+        return output
 
-def ppo_modules(sizes: NDArray[np.int64]) -> MultiRLModuleSpec:
-    """Both agents' networks, for menus of these ``SearchSpace.sizes``."""
+
+def ppo_modules(sizes: NDArray[np.int64], limited: bool) -> MultiRLModuleSpec:
+    """Both agents' networks, see ``search.learners.MakeModules``."""
     network = DefaultModelConfig(fcnet_hiddens=list(HIDDEN), vf_share_layers=False)
-    return two_modules(CautiousModule, CompressionEnv.spaces(sizes, layers=1), asdict(network))
+    spaces = CompressionEnv.spaces(sizes, layers=1, limited=limited)
+    return two_modules(CautiousModule, spaces, asdict(network))
 
 
 def ppo_agents(
@@ -78,7 +94,7 @@ def ppo_agents(
         grad_clip=1.0,
     )
     env_config = {"problem": problem, "accuracy": accuracy, "targets": targets}
-    modules = ppo_modules(problem.space.sizes)
+    modules = ppo_modules(problem.space.sizes, bool(problem.limits.given))
     return Agents(
         build(in_process(config, CompressionEnv, env_config, EpisodeRunner, modules, seed))
     )

@@ -15,7 +15,7 @@ from envs.composite import AMOUNTS
 from envs.composite import COMPOSITE_AGENTS
 from envs.composite import METHOD_AGENT
 from envs.episode import Game
-from envs.observation import OBSERVATION_SIZE
+from envs.observation import observation_size
 from search.composite_walks import Walks
 from search.composite_walks import replay
 
@@ -48,12 +48,13 @@ class WalkReplay:
         self._alpha = alpha
         self._beta = beta
         layers = len(game.layers)
+        seen = observation_size(bool(game.problem.limits.given))
         self._priorities = np.zeros((len(COMPOSITE_AGENTS), 0, layers), dtype=np.float32)
         self._walks = Walks(
             np.zeros(0),
             np.zeros((0, layers, len(AMOUNTS)), dtype=np.float32),
             np.zeros((0, layers), dtype=np.int64),
-            np.zeros((0, layers, OBSERVATION_SIZE), dtype=np.float32),
+            np.zeros((0, layers, seen), dtype=np.float32),
             np.zeros((0, layers), dtype=np.float32),
             np.zeros((0, *game.start_choice.shape), dtype=np.int64),
         )

@@ -95,9 +95,9 @@ def _log_probability(logits: Tensor, actions: Tensor, sizes: list[int]) -> tuple
     return total, entropy
 
 
-def rounds_modules(sizes: NDArray[np.int64], layers: int = 1) -> MultiRLModuleSpec:
-    """Both agents' networks, for menus of these ``SearchSpace.sizes``."""
-    return two_modules(LayersModule, RoundsEnv.spaces(sizes, layers), {})
+def rounds_modules(sizes: NDArray[np.int64], limited: bool, layers: int = 1) -> MultiRLModuleSpec:
+    """Both agents' networks, see ``search.learners.MakeModules``."""
+    return two_modules(LayersModule, RoundsEnv.spaces(sizes, layers, limited), {})
 
 
 def rounds_agents(
@@ -135,7 +135,7 @@ def rounds_agents(
         )
     )
     env_config: dict[str, Any] = {"problem": problem, "accuracy": accuracy, "targets": targets}
-    modules = rounds_modules(problem.space.sizes, layers)
+    modules = rounds_modules(problem.space.sizes, bool(problem.limits.given), layers)
     return Agents(
         build(in_process(config, RoundsEnv, env_config, RoundsRunner, modules, seed)),
         EPISODES_PER_UPDATE,

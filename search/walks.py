@@ -24,36 +24,73 @@ from envs.episode import draw_target
 Policy = Callable[[str, NDArray[np.float32]], NDArray[np.float32]]
 """From an agent and its observations (episodes, ...) to the logits of both actions, joined."""
 
+ACTION_MASK = "action_mask"
+"""Column that tells which values of every action were open when it was drawn."""
+IMPOSSIBLE = -1e9
+"""Logit of a value that is never drawn; finite, for an entropy that is a number."""
+
 
 def sample_actions(
-    logits: NDArray[np.float32], sizes: NDArray[np.int64], rng: np.random.Generator | None
+    logits: NDArray[np.float32],
+    sizes: NDArray[np.int64],
+    rng: np.random.Generator | None,
+    allowed: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Draw independent categorical actions, one per entry of ``sizes``.
+    """Draw categorical actions, one per entry of ``sizes``.
+
+    They are independent unless some are not allowed together: then each is drawn from the values
+    that those before it leave open.
 
     Args:
         logits: Unnormalized log-probabilities of all actions side by side, (episodes, sum of
             sizes).
         sizes: Number of values of each action.
         rng: Draws the actions; None takes the likeliest.
+        allowed: Actions that may be taken, at least one in every episode, (episodes, *sizes); all
+            if None.
 
     Returns:
         Actions, (episodes, actions), and the logarithm of their joint probability, (episodes,).
     """
     actions, log_probability = [], np.zeros(len(logits), dtype=np.float32)
+    rows = np.arange(len(logits))
     for part in np.split(logits, np.cumsum(sizes)[:-1], axis=1):
+        if allowed is not None:
+            part = np.where(_open_now(allowed), part, np.float32(IMPOSSIBLE))
         # The largest of Gumbel-perturbed logits is a draw from their softmax.
         noise = 0.0 if rng is None else rng.gumbel(size=part.shape)
         action = np.argmax(part + noise, axis=1)
         peak = part.max(axis=1)
         normalizer = peak + np.log(np.exp(part - peak[:, None]).sum(axis=1))
-        log_probability += part[np.arange(len(part)), action] - normalizer
+        log_probability += part[rows, action] - normalizer
+        if allowed is not None:
+            allowed = allowed[rows, action]
         actions.append(action)
     return np.stack(actions, axis=1), log_probability
 
 
+def open_values(allowed: NDArray[np.bool_], actions: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which values of each action were open when it was drawn, (episodes, sum of sizes).
+
+    Args:
+        allowed: See :func:`sample_actions`.
+        actions: What was drawn, (episodes, actions).
+    """
+    parts = []
+    for action in actions.T:
+        parts.append(_open_now(allowed))
+        allowed = allowed[np.arange(len(actions)), action]
+    return np.concatenate(parts, axis=1)
+
+
+def _open_now(allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Values of the first action that go with some values of the others, (episodes, values)."""
+    return np.asarray(allowed.reshape(*allowed.shape[:2], -1).any(axis=2))
+
+
 def module_outputs(
     module: Mapping[str, Any], agent: str, observations: NDArray[np.float32]
-) -> dict[str, NDArray[np.float32]]:
+) -> dict[str, NDArray[Any]]:
     """What the network of an agent says, by column; (episodes, ...) each."""
     with torch.no_grad():
         outputs = module[agent].forward_inference({Columns.OBS: torch.from_numpy(observations)})
@@ -88,7 +125,8 @@ def play(
     """
     while not episode.is_done:
         logits = policy(episode.agent, episode.observe())
-        actions, _ = sample_actions(logits, sizes[episode.agent], rng)
+        allowed = episode.action_mask()
+        actions, _ = sample_actions(logits, sizes[episode.agent], rng, allowed)
         episode.decide(actions)
     return episode.choices
 
@@ -143,7 +181,7 @@ class Turn:
     seen: NDArray[np.float32]
     actions: NDArray[np.int64]
     rewards: NDArray[np.float64]
-    columns: dict[str, NDArray[np.float32]]
+    columns: dict[str, NDArray[Any]]
 
 
 class EpisodeRunner(GameRunner):
@@ -207,10 +245,12 @@ class EpisodeRunner(GameRunner):
         while not played.is_done:
             agent, seen = played.agent, played.observe()
             columns = module_outputs(self.module, agent, seen)
-            logits = columns[Columns.ACTION_DIST_INPUTS]
+            logits, allowed = columns[Columns.ACTION_DIST_INPUTS], played.action_mask()
             actions, columns[Columns.ACTION_LOGP] = sample_actions(
-                logits, self._sizes[agent], self.rng if explore else None
+                logits, self._sizes[agent], self.rng if explore else None, allowed
             )
+            if allowed is not None:
+                columns[ACTION_MASK] = open_values(allowed, actions)
             turns.append(Turn(agent, seen, actions, played.decide(actions), columns))
         self._add_columns(played, turns)
         return [self._episode(turns, index) for index in range(len(played.targets))]

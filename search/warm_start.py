@@ -33,7 +33,7 @@ def initial_policies(spec: Spec) -> dict[str, bytes]:
 
     Raises:
         InputError: it is no run, has no policies, or they are of another algorithm or for menus
-            of other sizes.
+            of other sizes, or only one of the runs has limits.
     """
     if spec.init_from is None:
         return {}
@@ -67,6 +67,11 @@ def _check_same_kind(spec: Spec, earlier: Spec) -> None:
     if earlier.algorithm != spec.algorithm:
         allowed = f"it is a run of {earlier.algorithm}; use one of {spec.algorithm}"
         raise InputError("init_from", spec.init_from, allowed)
+    if bool(earlier.goals.limits.given) != bool(spec.goals.limits.given):
+        allowed = "its policies see limits and this run has none; use one without limits"
+        if spec.goals.limits.given:
+            allowed = "its policies see no limits, and this run has some; use one with limits"
+        raise InputError("init_from", spec.init_from, allowed)
     sizes = zip(_MENUS, _menu_sizes(earlier), _menu_sizes(spec), strict=True)
     for menu, there, here in sizes:
         if there != here:
@@ -98,7 +103,8 @@ def _check_shapes(content: bytes, spec: Spec) -> None:
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     # Weights only: a run directory may come from someone else, and pickles run code.
     state = torch.load(io.BytesIO(content), weights_only=True)["modules"]
-    for agent, module in modules(np.array(_menu_sizes(spec))).rl_module_specs.items():
+    specs = modules(np.array(_menu_sizes(spec)), bool(spec.goals.limits.given)).rl_module_specs
+    for agent, module in specs.items():
         for name, expected in module.build().state_dict().items():
             found, needed = tuple(state[agent][name].shape), tuple(expected.shape)
             if found != needed:

@@ -166,6 +166,18 @@ def test_policies_that_do_not_fit_are_named(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("earlier", [None, {"bops": 1e9}])
+def test_policies_that_saw_limits_are_not_those_that_saw_none(
+    earlier: dict | None, tmp_path: Path
+) -> None:
+    RunDirectory.create(tmp_path / "run", spec(algorithm="ppo", space=SPACE, limits=earlier))
+    own = None if earlier else {"model_bytes": 1e4}
+    asked = spec(algorithm="ppo", space=SPACE, init_from=str(tmp_path / "run"), limits=own)
+    with pytest.raises(InputError, match="limits") as caught:
+        initial_policies(asked)
+    assert caught.value.field == "init_from"
+
+
 def test_nothing_is_taken_unless_asked_for() -> None:
     assert initial_policies(spec()) == {}
 
