@@ -15,6 +15,10 @@ from envs.space import SearchSpace
 
 _POINTS = 33
 """Shares of the input channels at which the cheapest options are known."""
+_SAMPLE = 512
+"""Random configurations that tell how far the prices of layers are above the model's."""
+_SURE = 0.99
+"""Share of them that must not be masked for an error of the prices."""
 _ROUNDING = 1e-9
 """Sums that differ by less are the same."""
 
@@ -25,11 +29,15 @@ class Completions:
     Every layer not decided yet takes of each limit what the option that is cheapest for it takes,
     and reads as few channels as leaders not decided yet could leave. So no configuration that is
     still reachable takes less; but none may take as little, where layers share channels or the
-    limits ask for different options.
+    limits ask for different options. Prices that are above the model's, as where a map's readers
+    are narrower than its layer, count for less by as much as they are off for random ones.
 
     Args:
         problem: With limits.
         prices: Of the same problem.
+
+    Attributes:
+        overestimate: Prices of layers over the model's, at least 1, (limits,).
     """
 
     def __init__(self, problem: CompressionProblem, prices: LayerPrices) -> None:
@@ -45,6 +53,10 @@ class Completions:
         self._prunings = self._is_filter.size * self._sparsities
         self._keeps_channels, self._anything = self._prunings, self._prunings + 1
         self._floors = self._cheapest(space)
+        sample = space.sample(np.random.default_rng(0), _SAMPLE)
+        by_layer = prices.layer_costs(sample)[1].sum(axis=1)
+        overestimate = by_layer / problem.limits.usage(problem.cost(sample))
+        self.overestimate = np.maximum(np.quantile(overestimate, _SURE, axis=0), 1.0)
 
     def option_usage(
         self,
@@ -65,7 +77,8 @@ class Completions:
         """
         _, own = self._prices.option_costs(layer, choices)
         own = own.reshape(len(choices), self._prunings, -1, own.shape[-1])
-        return own + self._others(layer, choices, layer_usage)[:, :, None]
+        least = own + self._others(layer, choices, layer_usage)[:, :, None]
+        return np.asarray(least / self.overestimate)
 
     def _others(
         self,
