@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from envs.space import METHOD
 from envs.space import SPARSITY
+from envs.space import WEIGHT_BITS
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,9 @@ class OptionTable:
     Attributes:
         weight_density: Non-zero fraction of the weights left, (L, M, S, W); zeros that rounding
             makes are counted as zeros.
+        column_density: What the removal of input channels by a group makes of that fraction where
+            weights are only rounded: the channels that stay are those of large weights,
+            (L, G, M, S, W); 1 where nothing is removed.
         activation_density: Non-zero fraction of the layer's quantized input, (L, A).
         weight_error: Squared error of the layer's output over its squared size when only its
             weights are replaced, (L, M, S, W). For a method that removes filters: the mean over
@@ -37,6 +41,7 @@ class OptionTable:
     """
 
     weight_density: NDArray[np.float64]
+    column_density: NDArray[np.float64]
     activation_density: NDArray[np.float64]
     weight_error: NDArray[np.float64]
     activation_error: NDArray[np.float64]
@@ -55,8 +60,32 @@ class OptionTable:
         kept_out = self.kept_out[layer, method, sparsity]
         kept_in = np.broadcast_to(self.dense_in, kept_out.shape)
         if len(self.leaders):
-            group = np.arange(len(self.leaders))
-            leads = method[..., self.leaders], sparsity[..., self.leaders]
-            removed = self.removed_in[:, group, leads[0], leads[1]]  # (L, candidates, G)
+            group, leads_method, leads_sparsity = self._leads(choices)
+            removed = self.removed_in[:, group, leads_method, leads_sparsity]  # (L, candidates, G)
             kept_in = kept_in - removed.sum(axis=-1).T
         return kept_in, kept_out
+
+    def rounded_density(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Density of weights that are only rounded, (candidates, layers), in the channels left."""
+        method, sparsity = choices[..., METHOD], choices[..., SPARSITY]
+        bits = choices[..., WEIGHT_BITS]
+        layer = np.arange(choices.shape[-2])
+        density = self.weight_density[layer, method, sparsity, bits]
+        if not len(self.leaders):
+            return density
+        group, leads_method, leads_sparsity = self._leads(choices)
+        factors = self.column_density[
+            layer[:, None],
+            group,
+            leads_method[..., None, :],
+            leads_sparsity[..., None, :],
+            bits[..., None],
+        ]
+        return np.minimum(density * factors.prod(axis=-1), 1.0)
+
+    def _leads(
+        self, choices: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Groups, (groups,), and method and sparsity of their leaders, (candidates, groups)."""
+        leads = choices[..., self.leaders, :]
+        return np.arange(len(self.leaders)), leads[..., METHOD], leads[..., SPARSITY]

@@ -59,16 +59,26 @@ class CompressionProblem:
         layer = np.arange(len(self.space.layers))
         activation_bits = self._activation_bits[layer, activation]
         kept_in, kept_out = self.table.channels(choices)
+        density = self.table.weight_density[layer, method, sparsity, weight]
+        rounded = self.table.rounded_density(choices)
+        density = np.where(self._only_rounds[method], rounded, density)
         states = LayerStates(
             in_channels=kept_in,
             out_channels=kept_out,
-            weight_density=self.table.weight_density[layer, method, sparsity, weight],
+            weight_density=density,
             activation_density=self.table.activation_density[layer, activation],
             weight_bits=self._weight_bits[layer, weight],
             activation_bits=activation_bits,
             output_bits=output_bits(self.workload, activation_bits),
         )
         return with_runs(states, self._runs[method, sparsity])
+
+    @cached_property
+    def _only_rounds(self) -> NDArray[np.bool_]:
+        """Whether a method leaves all weights of the channels that stay, (methods,)."""
+        return np.array(
+            [granularity in ("none", "filter") for granularity, _ in self.space.methods]
+        )
 
     @cached_property
     def _runs(self) -> NDArray[np.float64]:

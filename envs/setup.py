@@ -33,6 +33,7 @@ from envs.statistics import LayerStatistics
 from envs.statistics import collect_statistics
 from envs.statistics import load_statistics
 from envs.statistics import save_statistics
+from envs.tabulate import TABLE_VERSION
 from envs.tabulate import Progress
 from envs.tabulate import build_option_table
 from envs.tasks import Split
@@ -198,7 +199,7 @@ def _calibration_hash(task: Task, images: list[Tensor]) -> str:
 
 def _table_hash(compressor: Compressor, space: SearchSpace) -> str:
     """Hash of what an option table is made from."""
-    digest = hashlib.sha256(repr(space).encode())
+    digest = hashlib.sha256(f"{TABLE_VERSION} {space!r}".encode())
     if space.quantizer != DEFAULT_QUANTIZER:
         digest.update(repr(space.quantizer.to_json()).encode())
     for index in range(len(space.layers)):

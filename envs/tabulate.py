@@ -23,9 +23,12 @@ from envs.layer_compression import removed_columns
 from envs.options import OptionTable
 from envs.output_change import output_change
 from envs.reconstruction import output_error
+from envs.space import NO_PRUNING
 from envs.space import SearchSpace
 from envs.units import is_removed
 
+TABLE_VERSION = "2"
+"""Changes whenever a table says something else of the same network."""
 _PROBE_IMAGES = 256
 _PROBE_BITS = 3
 _LEAST_ERROR = 1e-9
@@ -50,7 +53,7 @@ def build_option_table(
         density[index], error[index] = _layer_options(compressor, space, index)
         if progress is not None:
             progress("compressing layers", index + 1, layers)
-    kept_out, removed_in, filter_error = _filter_options(compressor, space)
+    kept_out, removed_in, column_density, filter_error = _filter_options(compressor, space)
     units = compressor.network.units
     leaders = np.array(
         [units.group.index(group) for group in range(max(units.group, default=-1) + 1)],
@@ -60,6 +63,7 @@ def build_option_table(
         error[leader] += filter_error[group][:, :, None]
     return OptionTable(
         weight_density=density,
+        column_density=column_density,
         activation_density=_menu(compressor, space, lambda entry: entry.density),
         weight_error=error,
         activation_error=_menu(compressor, space, lambda entry: entry.error),
@@ -103,14 +107,13 @@ def _layer_options(
     return density, error
 
 
-def _filter_options(
-    compressor: Compressor, space: SearchSpace
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def _filter_options(compressor: Compressor, space: SearchSpace) -> tuple[NDArray[np.float64], ...]:
     """What removing channels leaves and loses.
 
     Returns:
         Output channels left (L, M, S), input channels that each group's removal takes
-        (L, G, M, S), and the error it adds to the outputs of the layers that read it (G, M, S).
+        (L, G, M, S), what it makes of the density of rounded weights (L, G, M, S, W), and the
+        error it adds to the outputs of the layers that read it (G, M, S).
     """
     network = compressor.network
     units = network.units
@@ -120,7 +123,9 @@ def _filter_options(
     for index, layer in enumerate(network.layers):
         kept_out[index] = layer.shape.out_channels
     removed_in = np.zeros((len(network.layers), groups, *shape))
+    density = np.ones((*removed_in.shape, len(space.weight_bits)))
     lost = np.zeros((groups, *shape))
+    nonzero = [_nonzero_weights(compressor, space, index) for index in range(len(network.layers))]
     filters = [index for index in range(len(space.methods)) if space.is_filter(index)]
     for group, method, step in itertools.product(range(groups), filters, range(shape[1])):
         criterion = space.methods[method].criterion
@@ -132,16 +137,50 @@ def _filter_options(
             taken = int(is_removed(units.in_units[index], gone).sum())
             removed_in[index, group, method, step] = taken
             if taken:
-                lost[group, method, step] += _reading_error(compressor, space, index, gone)
-    return kept_out, removed_in, lost
+                columns = _columns_of(compressor, index, gone)
+                lost[group, method, step] += _reading_error(compressor, space, index, columns)
+                density[index, group, method, step] = _density_of(nonzero[index], ~columns)
+    return kept_out, removed_in, density, lost
 
 
-def _reading_error(compressor: Compressor, space: SearchSpace, index: int, gone: Tensor) -> float:
-    """Relative output error of a layer that loses input channels, after least squares if any."""
-    layer = compressor.network.layers[index]
+def _nonzero_weights(compressor: Compressor, space: SearchSpace, index: int) -> Tensor:
+    """Share of rows whose rounded weight is not zero, (W, groups, columns), nothing pruned.
+
+    Ones for pinned layers, which are as they are.
+    """
+    groups, _, columns = compressor.network.layers[index].rows.shape
+    if space.layers[index] in space.pinned:
+        return torch.ones(len(space.weight_bits), groups, columns, dtype=torch.float64)
+    source = compressor.source(index, space.repair, space.quantizer)
+    make = layer_options if compressor.database is None else compressor.database.options
+    (by_width,) = make(source, NO_PRUNING, (0.0,), space.weight_bits)
+    return torch.stack(
+        [(by_width[bits].integers != 0).double().mean(dim=1) for bits in space.weight_bits]
+    )
+
+
+def _density_of(nonzero: Tensor, kept: Tensor) -> NDArray[np.float64]:
+    """Density in the columns that are kept, (groups, columns), over that of all, (W,)."""
+    if not bool(kept.any()):
+        return np.ones(len(nonzero))
+    everywhere = nonzero.mean(dim=(1, 2))
+    ratio = nonzero[:, kept].mean(dim=1) / everywhere
+    return np.asarray(torch.where(everywhere > 0, ratio, 1.0))
+
+
+def _columns_of(compressor: Compressor, index: int, gone: Tensor) -> Tensor:
+    """Columns of a layer's rows that go with these units, some of which it reads."""
     unit = compressor.network.units.in_units[index]
-    columns = removed_columns(layer, ~is_removed(unit, gone))
+    columns = removed_columns(compressor.network.layers[index], ~is_removed(unit, gone))
     assert columns is not None
+    return columns
+
+
+def _reading_error(
+    compressor: Compressor, space: SearchSpace, index: int, columns: Tensor
+) -> float:
+    """Relative output error of a layer that loses columns, after least squares if any."""
+    layer = compressor.network.layers[index]
     rows, moment = layer.rows.double(), compressor.statistics[index].second_moment.double()
     total = torch.einsum("grc,gcd,grd->", rows, moment, rows)
     lost = torch.zeros((), dtype=torch.float64)

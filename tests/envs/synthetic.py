@@ -125,6 +125,7 @@ def _option_table(workload: Workload, space: SearchSpace, rng: np.random.Generat
         weight_density=np.broadcast_to(
             kept[None, :, :, None] * (1 - 0.5 / bits), (layers, *kept.shape, len(bits))
         ).copy(),
+        column_density=np.ones((*removed_in.shape, len(bits))),
         activation_density=np.tile(0.6 - 0.1 / bits, (layers, 1)),
         weight_error=pruning[..., None] + rounding[:, None, None, :],
         activation_error=rounding * 0.7,
