@@ -88,6 +88,7 @@ class Race:
         evaluator: Measures what is proposed.
         judge: Knows all of the search split and the test split.
         initial: Policies to start from, or None.
+        learn_from: What policies learn from, see ``search.spec.Accuracy``.
     """
 
     def __init__(
@@ -96,7 +97,9 @@ class Race:
         evaluator: Evaluator,
         judge: Evaluator,
         initial: bytes | None,
+        learn_from: str,
     ) -> None:
+        self.learn_from = learn_from
         space, start = problem.space, start_choice(problem.space)
         baselines = np.repeat(start[None], len(BASELINE_BITS), axis=0)
         for choice, bits in zip(baselines, BASELINE_BITS, strict=True):
@@ -128,7 +131,7 @@ class Race:
                 share = evaluations // len(SEPARATE_TARGETS)
                 choices, accuracy = self._search(name, make, seed, share, choices, accuracy)
         else:
-            make = partial(make_proposer, algorithm)
+            make = partial(make_proposer, algorithm, accuracy=self.learn_from)
             choices, accuracy = self._search(name, make, seed, evaluations, choices, accuracy)
         report(name, self.problem.space, choices, *self._points(choices, accuracy), self.judge)
 
@@ -264,6 +267,7 @@ def main() -> None:
     parser.add_argument("--weights")
     parser.add_argument("--accelerator", default="eyeriss-like")
     parser.add_argument("--algorithms", nargs="+", default=["dp", "dp+local", "ppo", "random"])
+    parser.add_argument("--accuracy", default="predicted", help="what policies learn from")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--evaluations", type=int, default=60)
     parser.add_argument("--images", type=int, default=2000)
@@ -277,7 +281,7 @@ def main() -> None:
     accelerator = load_accelerator(args.accelerator)
     problem = prepare_problem(evaluator, accelerator, Menu())
     initial = args.init_from.read_bytes() if args.init_from else None
-    race = Race(problem, evaluator, judge, initial)
+    race = Race(problem, evaluator, judge, initial, args.accuracy)
     print("algorithm      seed  evals   volume   least ratio at 0.5, 1, 2 points, front")
     for algorithm in args.algorithms:
         for seed in args.seeds:

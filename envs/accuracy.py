@@ -28,3 +28,17 @@ class AccuracySource(Protocol):
             Shape (candidates,), in points (1 is one percent of the images); may be below zero.
         """
         ...
+
+
+class DeferredAccuracy:
+    """An ``AccuracySource`` for walks that are measured only after they have ended.
+
+    To it nothing loses accuracy. What a drop takes from the score is to be paid when it is known,
+    see ``envs.episode.drop_penalty``.
+    """
+
+    is_cheap = False
+
+    def accuracy_drop(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Zero for each of the choices (candidates, layers, 4), (candidates,)."""
+        return np.zeros(len(choices))

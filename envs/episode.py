@@ -51,9 +51,20 @@ def score(
         target: Accepted drop in points, > 0, (candidates,).
         over_limits: See :func:`envs.limits.excess`, (candidates,).
     """
-    over_target = np.log(np.clip(accuracy_drop, target, np.maximum(100.0, target)) / target)
-    penalty = PENALTY * (over_target + over_limits)
+    penalty = drop_penalty(accuracy_drop, target) + PENALTY * over_limits
     return -np.log(np.maximum(energy_ratio, LEAST_RATIO)) - penalty
+
+
+def drop_penalty(
+    accuracy_drop: NDArray[np.float64], target: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """What a drop takes from the score, ``2 * ln(max(1, drop / target))``, (candidates,).
+
+    Args:
+        accuracy_drop: In points, (candidates,); NaN where it is not known, as is the penalty then.
+        target: Accepted drop in points, > 0, (candidates,).
+    """
+    return PENALTY * np.log(np.clip(accuracy_drop, target, np.maximum(100.0, target)) / target)
 
 
 class Game:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,6 +26,7 @@ from envs.episode import AGENTS
 from hwmodel.errors import InputError
 from search.run_directory import CHECKPOINT
 from search.walks import GameRunner
+from search.walks import Walked
 
 EPISODES_PER_ROUND = 32
 """Episodes between two updates of the policies."""
@@ -61,6 +63,35 @@ class Agents:
             result = self.algorithm.train()
             mean_return = float(result["env_runners"]["episode_return_mean"])
         return mean_return
+
+    def walk(self, count: int, freedom: float = 1.0) -> Walked:
+        """Play ``count`` walks, at drawn targets, whose accuracy is measured afterwards.
+
+        Args:
+            count: How many.
+            freedom: From 1, where the agents explore as they do in training, upwards: the more,
+                the less what they have learnt decides.
+        """
+        played: Walked = self.algorithm.env_runner.walk(count, freedom)
+        return played
+
+    def learn(self, walked: Iterable[tuple[Any, NDArray[np.float64]]]) -> None:
+        """Train on walks, and on nothing else, once it is known what they lose.
+
+        Args:
+            walked: What :meth:`walk` returned since the latest call, and the accuracy drops in
+                points, (walks,), each. Walks of which it is NaN are left out.
+        """
+        runner, config = self.algorithm.env_runner, self.algorithm.config
+        episodes = [episode for played, drops in walked for episode in runner.paid(played, drops)]
+        if not episodes:
+            return
+        # All in one batch: of so few none can be spared. RLlib appends a step to each.
+        batch = sum(len(each.agent_episodes[AGENTS[0]]) + 1 for each in episodes)
+        self.algorithm.learner_group.update(
+            episodes=episodes, num_epochs=config.num_epochs, minibatch_size=batch
+        )
+        self._share_weights()
 
     def imitate(
         self, choices: NDArray[np.int64], targets: NDArray[np.float64], epochs: int

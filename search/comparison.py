@@ -153,9 +153,10 @@ def _run_curves(run: RunDirectory) -> list[dict[str, object]]:
 
 def _label(spec: Spec) -> str:
     """The algorithm, and what makes it another one."""
+    measured = f" ({spec.accuracy})" if spec.accuracy == "measured" else ""
     warm = " (warm)" if spec.init_from else ""
     limits = f", {spec.goals.limits}" if spec.goals.limits.given else ""
-    return spec.algorithm + warm + limits
+    return spec.algorithm + measured + warm + limits
 
 
 def _run_picks(run: RunDirectory) -> list[dict[str, object]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -40,7 +41,9 @@ from search.composite_modules import Rainbow
 from search.composite_modules import RainbowCatalog
 from search.composite_walks import EPSILON
 from search.composite_walks import CompositeRunner
+from search.composite_walks import Walks
 from search.composite_walks import demonstrate
+from search.composite_walks import paid
 from search.replay import WalkReplay
 
 HIDDEN = (64, 64)
@@ -49,6 +52,8 @@ BATCH = 256
 """Transitions of each agent in a gradient step."""
 STEPS_PER_ROUND = 32
 """Gradient steps after every ``EPISODES_PER_ROUND`` walks."""
+STEPS_PER_WALK = 16
+"""Gradient steps after every walk that took a true evaluation."""
 STEPS_PER_UPDATE = 8
 """Gradient steps between two moves of the target networks."""
 TAU = 0.05
@@ -117,24 +122,42 @@ class Composite(SAC):
     def setup(self, config: Any) -> None:
         super().setup(config)
         buffer = self.config.replay_buffer_config
-        self.walks = WalkReplay(
-            self.env_runner.game, CAPACITY, N_STEPS, buffer["alpha"], buffer["beta"]
-        )
+        game = self.env_runner.game
+        # Where all is paid at the end, that is what decisions are judged by.
+        n_steps = N_STEPS if game.accuracy.is_cheap else dict.fromkeys(N_STEPS, len(game.layers))
+        self.walks = WalkReplay(game, CAPACITY, n_steps, buffer["alpha"], buffer["beta"])
 
     def training_step(self) -> None:
-        runner = self.env_runner
-        fading = max(0.0, 1.0 - self.played / EXPLORING_WALKS)
-        epsilon = EPSILON + (FIRST_EPSILON - EPSILON) * fading
-        walks = runner.play(runner.draw_targets(EPISODES_PER_ROUND), runner.rng, epsilon)
-        self.played += EPISODES_PER_ROUND
+        walks = self.play(EPISODES_PER_ROUND)
         self.walks.add(walks)
         returns = float(walks.rewards.sum(axis=1).mean())
         self.metrics.log_value((ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN), returns, window=1)
-        for _ in range(0, STEPS_PER_ROUND, STEPS_PER_UPDATE):
-            self._update()
+        self.update(STEPS_PER_ROUND)
         self.env_runner_group.sync_weights(
             from_worker_or_learner_group=self.learner_group, inference_only=True
         )
+
+    def play(self, count: int, freedom: float = 1.0) -> Walks:
+        """Explore at drawn targets.
+
+        Args:
+            count: Walks.
+            freedom: What the share of blindly drawn methods and the spread of amounts are
+                multiplied by.
+        """
+        runner = self.env_runner
+        fading = max(0.0, 1.0 - self.played / EXPLORING_WALKS)
+        epsilon = EPSILON + (FIRST_EPSILON - EPSILON) * fading
+        self.played += count
+        walks: Walks = runner.play(
+            runner.draw_targets(count), runner.rng, min(1.0, epsilon * freedom), freedom
+        )
+        return walks
+
+    def update(self, steps: int) -> None:
+        """Learn from what was kept by at least so many gradient steps."""
+        for _ in range(0, steps, STEPS_PER_UPDATE):
+            self._update()
 
     def _update(self) -> None:
         rng = self.env_runner.rng
@@ -155,6 +178,18 @@ class CompositeAgents(Agents):
     def use(self, accuracy: AccuracySource) -> None:
         super().use(accuracy)
         self.algorithm.walks.appraise()
+
+    def walk(self, count: int, freedom: float = 1.0) -> Walks:
+        walks: Walks = self.algorithm.play(count, freedom)
+        return walks
+
+    def learn(self, walked: Iterable[tuple[Walks, NDArray[np.float64]]]) -> None:
+        """Add walks to the replay once it is known what they lose, and train on all in it."""
+        added = [paid(walks, drops) for walks, drops in walked]
+        for walks in added:
+            self.algorithm.walks.add(walks)
+        self.algorithm.update(STEPS_PER_WALK * sum(len(walks.targets) for walks in added))
+        self._share_weights()
 
     def imitate(
         self, choices: NDArray[np.int64], targets: NDArray[np.float64], epochs: int

@@ -17,6 +17,7 @@ from envs.composite import METHOD_AGENT
 from envs.composite import CompositeEpisode
 from envs.composite import amounts_of
 from envs.episode import Game
+from envs.episode import drop_penalty
 from envs.space import METHOD
 from envs.space import SPARSITY
 from search.walks import GameRunner
@@ -89,11 +90,24 @@ def demonstrate(game: Game, choices: NDArray[np.int64], targets: NDArray[np.floa
     return play(game, targets, decide)
 
 
+def paid(walks: Walks, drops: NDArray[np.float64]) -> Walks:
+    """Walks that lost ``drops`` points, paid for that; without those of which it is NaN."""
+    rewards = walks.rewards.copy()
+    rewards[:, -1] -= drop_penalty(drops, walks.targets)
+    known = np.isfinite(drops)
+    everything = vars(walks) | {"rewards": rewards}
+    return Walks(**{name: values[known] for name, values in everything.items()})
+
+
 class CompositeRunner(GameRunner):
     """Plays whole batches of walks with the policies of both modules."""
 
     def play(
-        self, targets: NDArray[np.float64], rng: np.random.Generator | None, epsilon: float
+        self,
+        targets: NDArray[np.float64],
+        rng: np.random.Generator | None,
+        epsilon: float,
+        freedom: float = 1.0,
     ) -> Walks:
         """Walks of the policies.
 
@@ -101,12 +115,13 @@ class CompositeRunner(GameRunner):
             targets: Accepted accuracy drops in points, (walks,).
             rng: Draws the actions; None takes the best.
             epsilon: Share of methods that are drawn blindly.
+            freedom: What the spread of drawn amounts is multiplied by.
         """
 
         def decide(agent: str, position: int, seen: NDArray[np.float32]) -> NDArray[Any]:
             observations = torch.from_numpy(seen)
             if agent == AMOUNTS_AGENT:
-                return self._amounts(observations, rng)
+                return self._amounts(observations, rng, freedom)
             return self._methods(observations, rng, epsilon)
 
         with torch.no_grad():
@@ -119,12 +134,12 @@ class CompositeRunner(GameRunner):
         return self.play(targets, rng, EPSILON).choices
 
     def _amounts(
-        self, observations: torch.Tensor, rng: np.random.Generator | None
+        self, observations: torch.Tensor, rng: np.random.Generator | None, freedom: float
     ) -> NDArray[np.float32]:
         mean, deviation = self.module[AMOUNTS_AGENT].distribution(observations)
         if rng is not None:
             noise = rng.standard_normal(mean.shape, dtype=np.float32)
-            mean = mean + deviation * torch.from_numpy(noise)
+            mean = mean + freedom * deviation * torch.from_numpy(noise)
         actions: NDArray[np.float32] = torch.tanh(mean).numpy()
         return actions
 

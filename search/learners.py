@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 LEARNERS = ("ppo", "ppo-rounds", "composite")
 """Algorithms that have policies."""
+MEASURED_LEARNERS = ("ppo", "composite")
+"""Those whose policies can learn from true evaluations alone. The others ask for the accuracy of
+every decision."""
 
 
 def learner(algorithm: str) -> tuple[MakeAgents, MakeModules]:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import CompressionProblem
+from search.checkpoints import keep
+from search.checkpoints import take_up
 from search.measurements import Measurements
 from search.measurements import Reference
 from search.proposers import Front
-from search.run_directory import CHECKPOINT
-from search.run_directory import INITIAL_POLICIES
 from search.storage import Storage
-from search.storage import local_copy
-from search.storage import write_error
 
 if TYPE_CHECKING:
     from search.learners import MakeAgents
@@ -51,8 +47,7 @@ class PolicyProposer:
         reference: What measurements are compared to.
         seed: Of the draws, and of the agents' weights, actions and targets.
         make_agents: Makes agents of a problem, a judge of accuracy and a seed.
-        policies: Folder of a run's policies. The agents are kept in ``seed-N`` and go on from
-            what is there; else they start from what is in ``initial``, if anything.
+        policies: Folder of a run's policies, see :func:`take_up`.
         targets: Range of accuracy-drop limits, in points, that agents are asked for.
     """
 
@@ -68,18 +63,12 @@ class PolicyProposer:
         self._targets = targets
         self._known = Measurements(problem, reference)
         self._front = Front(problem, reference)
-        self._policies = policies.child(f"seed-{seed}")
+        self._policies = policies
         self._agents = make_agents(problem, self._known.predictor, seed)
         self._seed = seed
         self._episodes, self._epochs = FIRST_EPISODES, FIRST_EPOCHS
-        initial = policies.child(INITIAL_POLICIES)
-        if CHECKPOINT in self._policies.names():
-            with local_copy(self._policies) as directory:
-                self._agents.restore(directory)
+        if take_up(self._agents, policies, seed):
             self._episodes, self._epochs = ROUND_EPISODES, ROUND_EPOCHS
-        elif CHECKPOINT in initial.names():
-            with local_copy(initial) as directory:
-                self._agents.start_from(directory)
 
     def propose(self, count: int) -> NDArray[np.int64]:
         known = self._known
@@ -126,10 +115,4 @@ class PolicyProposer:
         self._known.add(choices, accuracy)
 
     def save(self) -> None:
-        with tempfile.TemporaryDirectory() as temporary:
-            self._agents.save(Path(temporary))
-            name = CHECKPOINT
-            try:
-                self._policies.write_patiently(name, (Path(temporary) / name).read_bytes())
-            except OSError as error:
-                raise write_error("policies", self._policies.location, error) from error
+        keep(self._agents, self._policies, self._seed)

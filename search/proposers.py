@@ -14,6 +14,7 @@ from envs.space import SearchSpace
 from search.allocation import Allocator
 from search.learners import LEARNERS
 from search.learners import learner
+from search.measured_proposer import MeasuredPolicyProposer
 from search.measurements import Measurements
 from search.measurements import Reference
 from search.proposals import propose_random
@@ -211,6 +212,7 @@ def make_proposer(
     reference: Reference,
     seed: int,
     policies: Storage,
+    accuracy: str = "predicted",
 ) -> Proposer:
     """The proposer that an algorithm of a specification stands for.
 
@@ -220,11 +222,14 @@ def make_proposer(
         reference: What measurements are compared to.
         seed: The same seed draws the same.
         policies: Folder of a run's learned policies, see :class:`PolicyProposer`.
+        accuracy: Which one policies learn from, see ``search.spec.Accuracy``.
     """
     if algorithm in LEARNERS:
+        make_agents, _ = learner(algorithm)
+        if accuracy == "measured":
+            return MeasuredPolicyProposer(problem, reference, seed, make_agents, policies)
         from search.policy_proposer import PolicyProposer
 
-        make_agents, _ = learner(algorithm)
         return PolicyProposer(problem, reference, seed, make_agents, policies)
     if algorithm.startswith("optuna"):
         from search.optuna_proposer import OptunaProposer

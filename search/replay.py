@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ class WalkReplay:
     """The latest walks, and how much each agent has to learn from each of their layers.
 
     What a walk decided is kept; what it saw and earned follows from the rules. So a checkpoint
-    is small, and after the predictor has learnt from measurements nothing in here is stale.
+    is small, and after the predictor has learnt from measurements nothing in here is stale. What
+    was earned by measured accuracy stays, and is kept too.
 
     Transitions are drawn with a probability proportional to ``error ** alpha`` and weighted
     against the bias by ``beta`` (Schaul et al., ICLR 2016), apart for each agent.
@@ -73,8 +75,8 @@ class WalkReplay:
         self._priorities = np.concatenate(added, axis=1)[:, -self._capacity :]
 
     def appraise(self) -> None:
-        """Let the game's present judge say what was seen and earned."""
-        if len(self):
+        """Let the game's present judge say what was seen and earned, unless it was measured."""
+        if len(self) and self._game.accuracy.is_cheap:
             self._walks = replay(self._game, self._walks)
 
     def sample(
@@ -113,23 +115,19 @@ class WalkReplay:
         priorities[drawn] = (np.abs(errors) + LEAST_PRIORITY) ** self._alpha
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint holds: decisions and priorities, as tensors."""
+        """What a checkpoint holds, as tensors: decisions and priorities, and what was measured."""
         kept = {name: getattr(self._walks, name) for name in ("targets", "amounts", "methods")}
+        if not self._game.accuracy.is_cheap:
+            kept["rewards"] = self._walks.rewards
         kept["priorities"] = self._priorities
         return {name: torch.from_numpy(np.ascontiguousarray(kept[name])) for name in kept}
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on from :meth:`state`, appraised by the game's present judge."""
+        """Go on from :meth:`state`, appraised by the game's present judge if not measured."""
         kept = {name: tensor.numpy() for name, tensor in state.items()}
         self._priorities = kept.pop("priorities")
-        empty = self._walks
-        self._walks = Walks(
-            **kept,
-            observations=empty.observations,
-            rewards=empty.rewards,
-            choices=empty.choices,
-        )
-        self.appraise()
+        walks = replay(self._game, replace(self._walks, **kept))
+        self._walks = replace(walks, rewards=kept.get("rewards", walks.rewards))
 
     def _seen(
         self, agent: str, walk: NDArray[np.int64], layer: NDArray[np.int64]

@@ -152,8 +152,10 @@ class RunDirectory:
         """
         started = self._header()["spec"]
         for key, value in spec.identity().items():
-            if value != started.get(key):
-                allowed = f"the run was started with {started.get(key)!r}; use another --output"
+            # Runs from before there was a field have its default.
+            before = started.get(key, Spec.model_fields[key].default)
+            if value != before:
+                allowed = f"the run was started with {before!r}; use another --output"
                 raise InputError(f"spec.{key}", value, allowed)
 
     @contextlib.contextmanager

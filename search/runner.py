@@ -271,6 +271,7 @@ def _search(
         problem=problem,
         worker=worker.spec,
         algorithm=spec.algorithm,
+        accuracy=spec.accuracy,
         shares=shares,
         baselines=baselines,
         int8_energy_pj=float(worker.price(baselines[DENSE_INT8], GUIDE_LEVEL).energy_pj[0]),

@@ -23,6 +23,8 @@ from pydantic import ConfigDict
 from pydantic import Field
 from pydantic import PlainSerializer
 from pydantic import SerializerFunctionWrapHandler
+from pydantic import ValidationInfo
+from pydantic import field_validator
 from pydantic import model_serializer
 
 from envs.attack import Attack
@@ -41,6 +43,7 @@ from envs.task_spec import TaskSpec
 from hwmodel.errors import InputError
 from search._spec_errors import validated
 from search.goals import Goals
+from search.learners import MEASURED_LEARNERS
 
 if TYPE_CHECKING:
     from envs.setup import Menu
@@ -60,6 +63,8 @@ Algorithm = Literal[
     "optuna-nsga2",
 ]
 """What proposes configurations; see ``search.proposers``."""
+Accuracy = Literal["predicted", "measured"]
+"""What policies learn from: a predictor that true evaluations correct, or these alone."""
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -267,6 +272,7 @@ class Spec(_Section):
         output: The run directory: a local path, or a URI that pyarrow knows.
         level: Level of the hardware model at which evaluations are priced; one that knows energy.
         algorithm: What proposes configurations.
+        accuracy: What policies learn from; ``measured`` has one true evaluation for every episode.
         init_from: An earlier run, path or URI, whose policies this one's start from; None starts
             from nothing.
         seeds: One trial each.
@@ -288,6 +294,7 @@ class Spec(_Section):
     output: _Text
     level: Literal["mid", "fine"] = "mid"
     algorithm: Algorithm = "ppo"
+    accuracy: Accuracy = "predicted"
     init_from: _Text | None = None
     seeds: Annotated[tuple[_Seed, ...], Field(min_length=1), AfterValidator(_check_distinct)] = (0,)
     budget: Annotated[int, Field(ge=MIN_BUDGET, strict=True)] = 300
@@ -302,6 +309,16 @@ class Spec(_Section):
     space: SpaceSection = SpaceSection()
     robustness: RobustnessSection | None = None
     resources: ResourceSection = ResourceSection()
+
+    @field_validator("accuracy")
+    @classmethod
+    def _policies_can_learn_from_it(cls, accuracy: Accuracy, info: ValidationInfo) -> Accuracy:
+        algorithm = info.data.get("algorithm")  # not there if it is not allowed itself
+        if accuracy == "measured" and algorithm not in (None, *MEASURED_LEARNERS):
+            measurable = " or ".join(MEASURED_LEARNERS)
+            allowed = f"use 'predicted' with {algorithm}; 'measured' needs {measurable}"
+            raise InputError("", accuracy, allowed)
+        return accuracy
 
     @classmethod
     def from_mapping(cls, data: object) -> Spec:
@@ -341,8 +358,10 @@ class Spec(_Section):
     def hash(self) -> str:
         """Hash of :meth:`identity`, 16 hexadecimal digits."""
         identity = self.identity()
-        for field in ("init_from", "energy_targets", "limits", "robustness"):
-            if not identity[field]:  # specifications from before this field keep their hash
+        for field in ("accuracy", "energy_targets", "init_from", "limits", "robustness"):
+            default = type(self).model_fields[field].default
+            # Specifications from before this field keep their hash.
+            if identity[field] == (list(default) if isinstance(default, tuple) else default):
                 del identity[field]
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]

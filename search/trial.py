@@ -66,6 +66,7 @@ class TrialSetup:
         problem: What may be decided and how it is priced.
         worker: What evaluators evaluate.
         algorithm: What proposes configurations, see ``search.spec.Spec``.
+        accuracy: What policies learn from, see ``search.spec.Accuracy``.
         shares: Evaluations of every seed.
         baselines: What accuracies are compared to, and is measured first, by name.
         int8_energy_pj: Energy of dense INT8 at the problem's level.
@@ -82,6 +83,7 @@ class TrialSetup:
     problem: CompressionProblem
     worker: WorkerSpec
     algorithm: str
+    accuracy: str
     shares: dict[int, int]
     baselines: dict[str, CompressionConfig]
     int8_energy_pj: float
@@ -232,7 +234,9 @@ def _resumed(seed: int, setup: TrialSetup, metrics: SeedMetrics) -> tuple[Seeker
         energy_aims=setup.goals.energy_targets,
     )
     policies = setup.run.child("policies")
-    proposer = make_proposer(setup.algorithm, setup.problem, reference, seed, policies)
+    proposer = make_proposer(
+        setup.algorithm, setup.problem, reference, seed, policies, setup.accuracy
+    )
     own = evaluations(rows[(rows["split"] == "search") & rows["seed"].isin((-1, seed))])
     metrics.known(own)
     seeker = Seeker(proposer, Measurements(setup.problem, reference))

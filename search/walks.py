@@ -6,7 +6,9 @@ from collections.abc import Callable
 from collections.abc import KeysView
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from envs.compression_env import CompressionEnv
 from envs.episode import AGENTS
 from envs.episode import Episode
 from envs.episode import draw_target
+from envs.episode import drop_penalty
 
 Policy = Callable[[str, NDArray[np.float32]], NDArray[np.float32]]
 """From an agent and its observations (episodes, ...) to the logits of both actions, joined."""
@@ -184,6 +187,30 @@ class Turn:
     columns: dict[str, NDArray[Any]]
 
 
+class Walked(Protocol):
+    """Walks that have ended, side by side, for which accuracy is still to be paid."""
+
+    @property
+    def choices(self) -> NDArray[np.int64]:
+        """Where they ended, canonical, (walks, layers, 4)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Played:
+    """Episodes that have ended, side by side, for which accuracy is still to be paid.
+
+    Attributes:
+        targets: Accepted accuracy drops in points, (episodes,).
+        turns: All decisions.
+        choices: What came of them, canonical, (episodes, layers, 4).
+    """
+
+    targets: NDArray[np.float64]
+    turns: list[Turn]
+    choices: NDArray[np.int64]
+
+
 class EpisodeRunner(GameRunner):
     """Samples batches of episodes of its environment, the same as RLlib would.
 
@@ -233,27 +260,56 @@ class EpisodeRunner(GameRunner):
         force_reset: bool = False,
     ) -> list[MultiAgentEpisode]:
         count = num_episodes or -(-(num_timesteps or 1) // self._turns)
-        episodes = self._play(self._env.start(self.draw_targets(count)), explore)
+        turns = self._play(self._env.start(self.draw_targets(count)), self.rng if explore else None)
+        episodes = [self._episode(turns, index) for index in range(count)]
         self._done_episodes_for_metrics.extend(episodes)
         for episode in episodes:
             self._increase_sampled_metrics(self._turns, {}, episode)
             episode.to_numpy()
         return episodes
 
-    def _play(self, played: Episode, explore: bool) -> list[MultiAgentEpisode]:
+    def walk(self, count: int, freedom: float) -> Played:
+        """Play ``count`` episodes whose accuracy is measured later; see :meth:`paid`.
+
+        Args:
+            count: How many.
+            freedom: What logits are divided by: 1 draws as the policies say, more draws more
+                evenly.
+        """
+        played = self._env.start(self.draw_targets(count))
+        turns = self._play(played, self.rng, freedom)
+        return Played(played.targets, turns, played.choices)
+
+    def paid(self, played: Played, drops: NDArray[np.float64]) -> list[MultiAgentEpisode]:
+        """RLlib's form of episodes that lost ``drops`` points; without those of which it is NaN."""
+        *earlier, last = played.turns
+        rewards = last.rewards - drop_penalty(drops, played.targets)
+        turns = [*earlier, replace(last, rewards=rewards)]
+        known = np.flatnonzero(np.isfinite(drops)).tolist()
+        episodes = [self._episode(turns, index) for index in known]
+        for episode in episodes:
+            episode.to_numpy()
+        return episodes
+
+    def _play(
+        self, played: Episode, rng: np.random.Generator | None, freedom: float = 1.0
+    ) -> list[Turn]:
         turns = []
         while not played.is_done:
             agent, seen = played.agent, played.observe()
             columns = module_outputs(self.module, agent, seen)
-            logits, allowed = columns[Columns.ACTION_DIST_INPUTS], played.action_mask()
+            # The learner weighs by the probabilities that were drawn with.
+            logits = columns[Columns.ACTION_DIST_INPUTS] / np.float32(freedom)
+            columns[Columns.ACTION_DIST_INPUTS] = logits
+            allowed = played.action_mask()
             actions, columns[Columns.ACTION_LOGP] = sample_actions(
-                logits, self._sizes[agent], self.rng if explore else None, allowed
+                logits, self._sizes[agent], rng, allowed
             )
             if allowed is not None:
                 columns[ACTION_MASK] = open_values(allowed, actions)
             turns.append(Turn(agent, seen, actions, played.decide(actions), columns))
         self._add_columns(played, turns)
-        return [self._episode(turns, index) for index in range(len(played.targets))]
+        return turns
 
     def _add_columns(self, played: Episode, turns: list[Turn]) -> None:
         """Add to the columns of every turn what else the learner wants to know."""

@@ -32,6 +32,7 @@ FLAGS = {
     "accelerator": "--accelerator",
     "level": "--level",
     "algorithm": "--algorithm",
+    "accuracy": "--accuracy",
     "init_from": "--init-from",
     "seeds": "--seeds",
     "budget": "--budget",
@@ -57,6 +58,7 @@ def add_verbs(verbs: Verbs) -> None:
         help="ppo, ppo-rounds, composite, dp, dp+local, uniform, random, optuna-tpe or "
         "optuna-nsga2",
     )
+    search.add_argument("--accuracy", help="what policies learn from: predicted or measured")
     search.add_argument("--init-from", metavar="RUN", help="start from the policies of this run")
     search.add_argument("--seeds", type=_seeds, help="how many (2 means 0,1), or a list: 0,5,7")
     search.add_argument("--budget", type=int, help="distinct true evaluations, all seeds together")

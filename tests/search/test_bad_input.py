@@ -103,6 +103,11 @@ CASES = {
     "no seeds": bad_flag("--seeds 0", "--seeds", "'0'", "2 means 0,1"),
     "equal seeds": bad_flag("--seeds 3,3", "--seeds: [3, 3]", "once"),
     "algorithm": bad_flag("--algorithm sac", "--algorithm: 'sac'", "'random'"),
+    "accuracy": bad_flag("--accuracy true", "--accuracy: 'true'", "'predicted' or 'measured'"),
+    "accuracy without policies": bad_flag(
+        "--algorithm dp --accuracy measured",
+        *("--accuracy: 'measured'", "use 'predicted' with dp", "needs ppo or composite"),
+    ),
     "start from no run": bad_flag(
         "--init-from {here}/nope", "init_from", "nope", "joulecut search"
     ),

@@ -71,6 +71,13 @@ def test_a_warm_start_is_not_averaged_with_a_cold_one(tmp_path: Path) -> None:
     assert overview["ratio_at_1"].to_dict() == pytest.approx({"ppo": 0.9, "ppo (warm)": 0.4})
 
 
+def test_policies_that_learnt_from_another_accuracy_are_another_algorithm(tmp_path: Path) -> None:
+    predicted = make_run(tmp_path / "predicted", "ppo", {0: [0.4]})
+    measured = make_run(tmp_path / "measured", "ppo", {0: [0.9]}, accuracy="measured")
+    table = curves([predicted, measured])
+    assert set(table["algorithm"]) == {"ppo", "ppo (measured)"}
+
+
 def test_the_summary_compares_after_as_many_evaluations_as_all_have(tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path / "ppo", "ppo", {0: [0.6, 0.5, 0.1], 1: [0.7, 0.7]}),

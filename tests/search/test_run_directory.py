@@ -105,6 +105,24 @@ def test_a_run_cannot_forget_or_change_what_it_started_from(tmp_path: Path) -> N
             run.check_spec(spec(init_from=other))
 
 
+def test_a_run_goes_on_with_the_accuracy_that_its_policies_learnt_from(tmp_path: Path) -> None:
+    for started, other in (("predicted", "measured"), ("measured", "predicted")):
+        run = RunDirectory.create(tmp_path / started, spec(accuracy=started))
+        run.check_spec(spec(accuracy=started))
+        with pytest.raises(InputError, match=rf"spec\.accuracy: .*started with '{started}'"):
+            run.check_spec(spec(accuracy=other))
+
+
+def test_a_run_from_before_a_field_has_its_default(run: RunDirectory) -> None:
+    path = Path(run.location) / "run.json"
+    header = json.loads(path.read_text())
+    del header["spec"]["accuracy"]
+    path.write_text(json.dumps(header))
+    run.check_spec(spec())
+    with pytest.raises(InputError, match=r"spec\.accuracy: 'measured' .*with 'predicted'"):
+        run.check_spec(spec(accuracy="measured"))
+
+
 def test_resources_and_time_may_change(run: RunDirectory) -> None:
     run.check_spec(spec(resources={"evaluators": 7}, time_budget="1h", output="moved"))
 

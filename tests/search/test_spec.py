@@ -86,6 +86,7 @@ def test_where_and_how_long_do_not_change_the_hash(change) -> None:
         {"task": {"name": "digits", "weights": "other.safetensors"}},
         {"accelerator": "nvdla-small"},
         {"algorithm": "random"},
+        {"accuracy": "measured"},
         {"init_from": "runs/0"},
         {"seeds": [1]},
         {"budget": 301},
@@ -101,7 +102,27 @@ def test_what_decides_the_result_changes_the_hash(change) -> None:
 
 
 def test_a_specification_from_before_what_may_be_left_out_keeps_its_hash() -> None:
-    assert spec(init_from=None, limits=None, robustness=None).hash == "a372585114768d0d"
+    left_out = {"init_from": None, "limits": None, "robustness": None, "accuracy": "predicted"}
+    assert spec(**left_out).hash == "a372585114768d0d"
+
+
+@pytest.mark.parametrize("algorithm", ["ppo-rounds", "dp", "dp+local", "random", "optuna-tpe"])
+def test_only_policies_that_are_paid_at_the_end_learn_from_measured_accuracy(
+    algorithm: str,
+) -> None:
+    assert spec(algorithm=algorithm).accuracy == "predicted"
+    with pytest.raises(InputError) as caught:
+        spec(algorithm=algorithm, accuracy="measured")
+    expected = (
+        f"accuracy: 'measured' is not allowed; use 'predicted' with {algorithm}; "
+        "'measured' needs ppo or composite"
+    )
+    assert str(caught.value) == expected
+
+
+def test_an_unknown_algorithm_is_named_before_its_accuracy() -> None:
+    with pytest.raises(InputError, match=r"^algorithm: 'sac'"):
+        spec(algorithm="sac", accuracy="measured")
 
 
 def test_limits_are_read_and_written(tmp_path: Path) -> None:
