@@ -216,7 +216,7 @@ def _maximize_likelihood(
             optimizer.step()
 
 
-def cautious_logits(agent: str, sizes: Sequence[int]) -> torch.Tensor:
+def cautious_logits(agent: str, sizes: Sequence[int], caution: float = CAUTION) -> torch.Tensor:
     """Logits of a policy that changes little: wide numbers, few weights removed.
 
     A network decided uniformly at random guesses; all that such episodes teach is that.
@@ -224,6 +224,7 @@ def cautious_logits(agent: str, sizes: Sequence[int]) -> torch.Tensor:
     Args:
         agent: One of ``AGENTS``.
         sizes: Number of values of its two actions.
+        caution: Log-odds by which a milder value is preferred to the next harsher one.
 
     Returns:
         Of both actions, joined, (sum of sizes,).
@@ -231,7 +232,7 @@ def cautious_logits(agent: str, sizes: Sequence[int]) -> torch.Tensor:
     first, second = (torch.arange(float(size)) for size in sizes)
     if agent == AGENTS[0]:  # no method first, then low sparsities
         first, second = -first.clamp(max=1), -second
-    return CAUTION * torch.cat([first, second])  # widths ascend
+    return caution * torch.cat([first, second])  # widths ascend
 
 
 def two_modules(

@@ -20,6 +20,7 @@ from envs.compression_env import CompressionEnv
 from envs.episode import AGENTS
 from envs.episode import TARGETS
 from envs.problem import CompressionProblem
+from search.agents import CAUTION
 from search.agents import EPISODES_PER_ROUND
 from search.agents import Agents
 from search.agents import build
@@ -34,6 +35,8 @@ HIDDEN = (64, 64)
 FEW_EPISODES: Mapping[str, Any] = {"lr": 5e-3, "num_epochs": 8, "lambda_": 1.0}
 """What differs where every episode takes a true evaluation: more is learnt from each, and since
 all is paid at the end, decisions are judged by that and not by what is expected to come."""
+FEW_EPISODES_CAUTION = 0.4
+"""Caution of new policies there, which have no thousand episodes to get over it."""
 
 
 class CautiousModule(DefaultPPOTorchRLModule):
@@ -47,7 +50,8 @@ class CautiousModule(DefaultPPOTorchRLModule):
         output = [layer for layer in self.pi.modules() if isinstance(layer, torch.nn.Linear)][-1]
         with torch.no_grad():
             output.weight.mul_(0.01)
-            output.bias.copy_(cautious_logits(self.model_config["agent"], self.action_space.nvec))
+            agent, caution = self.model_config["agent"], self.model_config["caution"]
+            output.bias.copy_(cautious_logits(agent, self.action_space.nvec, caution))
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         output: dict[str, Any] = super()._forward_train(batch, **kwargs)
@@ -58,11 +62,13 @@ class CautiousModule(DefaultPPOTorchRLModule):
         return output
 
 
-def ppo_modules(sizes: NDArray[np.int64], limited: bool) -> MultiRLModuleSpec:
+def ppo_modules(
+    sizes: NDArray[np.int64], limited: bool, caution: float = CAUTION
+) -> MultiRLModuleSpec:
     """Both agents' networks, see ``search.learners.MakeModules``."""
-    network = DefaultModelConfig(fcnet_hiddens=list(HIDDEN), vf_share_layers=False)
+    network = asdict(DefaultModelConfig(fcnet_hiddens=list(HIDDEN), vf_share_layers=False))
     spaces = CompressionEnv.spaces(sizes, layers=1, limited=limited)
-    return two_modules(CautiousModule, spaces, asdict(network))
+    return two_modules(CautiousModule, spaces, network | {"caution": caution})
 
 
 def ppo_agents(
@@ -99,8 +105,9 @@ def ppo_agents(
     )
     if not accuracy.is_cheap:
         config.training(**FEW_EPISODES)
+    caution = CAUTION if accuracy.is_cheap else FEW_EPISODES_CAUTION
     env_config = {"problem": problem, "accuracy": accuracy, "targets": targets}
-    modules = ppo_modules(problem.space.sizes, bool(problem.limits.given))
+    modules = ppo_modules(problem.space.sizes, bool(problem.limits.given), caution)
     return Agents(
         build(in_process(config, CompressionEnv, env_config, EpisodeRunner, modules, seed))
     )

@@ -221,6 +221,30 @@ def test_the_other_agents_search_and_are_kept(algorithm: str, tmp_path: Path) ->
     assert algorithm != "composite" or len(state["replay"]["targets"]) > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["ppo", "composite"])
+def test_policies_search_by_true_evaluations_alone_and_others_start_from_them(
+    algorithm: str, tmp_path: Path
+) -> None:
+    changes = {"task": f"{TASK_FILE}:task", "algorithm": algorithm, "accuracy": "measured"}
+    spec = write_spec(tmp_path, **changes)
+    result = joulecut("search", spec)
+    assert result.returncode == 0, result.stderr
+    rows = pd.read_parquet(tmp_path / "run" / "ledger")
+    searched = rows[rows["split"] == "search"]
+    assert len(searched) == searched["config_hash"].nunique() == 26
+    assert set(rows[rows["role"] == "search"]["algorithm"]) == {algorithm}
+    for seed in (0, 1):
+        folder = tmp_path / "run" / "policies" / f"seed-{seed}"
+        state = torch.load(folder / CHECKPOINT, weights_only=True)
+        assert algorithm != "composite" or len(state["replay"]["rewards"]) >= 10
+    assert joulecut("resume", tmp_path / "run").returncode == 0
+    assert len(pd.read_parquet(tmp_path / "run" / "ledger")) == len(rows)
+    flags = ("--init-from", tmp_path / "run", "--budget", "16", "--output", tmp_path / "warm")
+    result = joulecut("search", spec, *flags)
+    assert result.returncode == 0, result.stderr
+
+
 def evaluations(run: Path) -> int:
     """Rows of the ledger on the search split so far."""
     parts = list((run / "ledger").glob("part-*.parquet"))
