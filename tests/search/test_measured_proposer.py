@@ -186,7 +186,7 @@ def test_freer_walks_are_drawn_with_the_probabilities_that_they_say(local_ray: N
     ppo = make_agents("ppo")
     settled, free = (ppo.walk(64, freedom).choices for freedom in (1.0, 1e6))
     menu = len(SPACE.weight_bits) - 1
-    assert (settled[..., 2] == menu).mean() > 0.5
+    assert (settled[..., 2] == menu).mean() > 0.3
     assert (free[..., 2] == menu).mean() == pytest.approx(1 / (menu + 1), abs=0.08)
     played: Any = ppo.walk(64, 1e6)
     evenly = -np.log(len(SPACE.weight_bits) * len(SPACE.activation_bits))
