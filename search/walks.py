@@ -299,7 +299,7 @@ class EpisodeRunner(GameRunner):
             agent, seen = played.agent, played.observe()
             columns = module_outputs(self.module, agent, seen)
             # The learner weighs by the probabilities that were drawn with.
-            logits = columns[Columns.ACTION_DIST_INPUTS] / np.float32(freedom)
+            logits = np.float32(1 / freedom) * columns[Columns.ACTION_DIST_INPUTS]
             columns[Columns.ACTION_DIST_INPUTS] = logits
             allowed = played.action_mask()
             actions, columns[Columns.ACTION_LOGP] = sample_actions(
