@@ -187,7 +187,8 @@ def load_accelerator(name_or_path: str | Path) -> Accelerator:
     try:
         return Accelerator.model_validate(data)
     except ValidationError as error:
-        raise _first_error(error) from None
+        first = _first_error(error)
+        raise InputError(first.field, first.value, f"{first.allowed} (in {name_or_path})") from None
 
 
 def _presets() -> dict[str, Path]:

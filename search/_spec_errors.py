@@ -64,6 +64,10 @@ def _first_error(model: type[BaseModel], error: ValidationError) -> InputError:
     if first["type"] == "model_type":
         keys = _known_keys(_section(model, first["loc"]))
         return InputError(path, first["input"], f"use a mapping; {keys}")
+    if first["type"] == "too_short":
+        return InputError(path, first["input"], "name at least one")
+    if first["type"] in ("tuple_type", "list_type"):
+        return InputError(path, first["input"], "use a list, such as [1, 2]")
     message = first["msg"].replace("Input should", "it should", 1)
     if first["type"] == "float_type" and _is_number(first["input"]):
         message = f"write {float(first['input'])!r}: without a point YAML takes it for text"

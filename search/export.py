@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
@@ -23,7 +24,9 @@ from envs.removal import sums_integers
 from envs.setup import prepare_evaluator
 from hwmodel import InputError
 from search.baselines import DENSE_FP32
+from search.front import accuracy_drop
 from search.front import baseline
+from search.front import distinct
 from search.goals import Goal
 from search.picks import Candidates
 from search.run_directory import RunDirectory
@@ -37,11 +40,12 @@ _TEMPLATE = '''"""A compressed network. Needs torch and safetensors, nothing els
 
 Layers add up products of integers, which are exact in single precision, and scale the sums. Weights
 are stored as integers and scales, with a weight's .block for the scales of every input channel
-where these differ; layers list: layers.json.
+where these differ; layer by layer in layers.json.
 """
 
 from pathlib import Path
 
+import pandas as pd
 import torch
 from safetensors.torch import load_file
 from torch import device
@@ -88,7 +92,8 @@ def export(run: RunDirectory, goal: Goal, directory: str | Path) -> dict[str, An
         directory: New or empty.
 
     Returns:
-        The pick's hash and costs, and what :func:`write_network` returns.
+        The pick's hash, what it loses in points and at most by the bound that it was picked by,
+        its energy, and what :func:`write_network` returns.
 
     Raises:
         InputError: nothing reaches the goal, or the directory cannot be used.
@@ -107,9 +112,20 @@ def export(run: RunDirectory, goal: Goal, directory: str | Path) -> dict[str, An
     return {
         "config_hash": config.hash,
         "search_accuracy_drop": float(100 * (reference["accuracy"] - picked["accuracy"])),
+        "search_drop_bound": float(picked["drop_bound"]),
+        "test_accuracy_drop": _test_drop(rows, config.hash),
         "energy_pj": float(picked["energy_pj"]),
         **write_network(evaluator.compressor, config, Path(directory)),
     }
+
+
+def _test_drop(rows: pd.DataFrame, config_hash: str) -> float | None:
+    """Points that a configuration loses on the test split; None where it was not run there."""
+    dense, tested = baseline(rows, DENSE_FP32, "test"), distinct(rows, "test")
+    found = tested[(tested["config_hash"] == config_hash) & tested["accuracy"].notna()]
+    if dense is None or found.empty:
+        return None
+    return float(accuracy_drop(found, dense)[0])
 
 
 def write_network(

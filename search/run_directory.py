@@ -185,6 +185,7 @@ class RunDirectory:
         """
         spec, state, rows = self.spec(), self._state.read(), self.ledger.read(MEASURED)
         searched = distinct(rows, "search")
+        best, names = best_so_far(rows, spec.goals), [goal.name for goal in spec.goals.all]
         seeds = [{"seed": s, "evaluations": int((searched["seed"] == s).sum())} for s in spec.seeds]
         return {
             "run": self.location,
@@ -197,7 +198,8 @@ class RunDirectory:
             "accelerator": spec.accelerator,
             "algorithm": spec.algorithm,
             "seeds": seeds,
-            "best": best_so_far(rows, spec.goals),
+            "best": best,
+            "unreached": [name for name in names if name not in {entry["name"] for entry in best}],
             "driver": state.get("driver"),
             "heartbeat": state.get("heartbeat"),
         }

@@ -71,11 +71,14 @@ def notes(report: Report) -> list[str]:
             f"attacked %: accuracy on {attack.images} images of the split (all, if it has fewer) "
             f"under {attack.method}{steps}, epsilon {attack.epsilon:g}."
         )
-    if not report.best:
-        lines.append("No configuration reaches a goal yet.")
+    if report.unreached:
+        lines.append(f"No configuration for sure: {', '.join(report.unreached)}.")
     unverified = [item.name for item in report.best if not item.verified]
     if unverified:
-        lines.append(f"Not yet evaluated on the test split: {', '.join(unverified)}.")
+        lines.append(
+            f"Not yet evaluated on the test split: {', '.join(unverified)}. What they lose on the "
+            "search split, joulecut status tells."
+        )
     limits = [item.max_accuracy_drop for item in report.best if item.max_accuracy_drop is not None]
     tightest = min(limits, default=math.inf)
     if report.search_images and tightest < smallest_provable_drop(report.search_images):

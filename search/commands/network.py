@@ -66,7 +66,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     from envs.config import CompressionConfig
     from hwmodel import load_accelerator
 
-    attack = _attack(args)
+    attack, calibration_seed = _attack(args), args.calibration_seed
+    if calibration_seed is not None and calibration_seed < 1:
+        raise InputError("--calibration-seed", calibration_seed, "use 1 or more")
     config = CompressionConfig.load(args.config) if args.config else None
     accelerator = load_accelerator(args.accelerator)
     from search.evaluate import evaluate_config
@@ -79,7 +81,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             args.level,
             args.split,
             attack,
-            args.calibration_seed,
+            calibration_seed,
         )
     if args.json:
         print_json(result)

@@ -77,6 +77,8 @@ def _status(args: argparse.Namespace) -> None:
         energy = "energy" if ratio is None else f"{ratio:.3f} of dense INT8's energy"
         loss = f"{best['search_accuracy_drop']:.2f} points lost on the search split"
         print(f"{best['name']}: {energy}, {loss}, {best['config_hash']}")
+    for name in status["unreached"]:
+        print(f"{name}: no configuration for sure")
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -104,4 +106,5 @@ def _export(args: argparse.Namespace) -> None:
     from search.export import export  # torch: after what is cheap to check
 
     for key, value in export(run, goal, args.output).items():
-        print(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
+        text = "not measured yet" if value is None else value
+        print(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {text}")

@@ -52,7 +52,7 @@ def add_verbs(verbs: Verbs) -> None:
     search.add_argument("spec", nargs="?", metavar="SPEC.yaml", help="flags override what it says")
     add_task(search, required=False)
     search.add_argument("--accelerator", help="preset or YAML file, see 'joulecut accelerators'")
-    search.add_argument("--level", help="level of the hardware model")
+    search.add_argument("--level", help="level of the hardware model, mid or fine")
     search.add_argument(
         "--algorithm",
         help="ppo, ppo-rounds, composite, dp, dp+local, uniform, random, optuna-tpe or "

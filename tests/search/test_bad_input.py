@@ -75,7 +75,7 @@ CASES = {
     "one bit": bad_spec("space: {weight_bits: [1, 8]}", "space.weight_bits[0]: 1", "to 2"),
     "nine bits": bad_spec("space: {activation_bits: [9]}", "activation_bits[0]: 9", "to 8"),
     "bits twice": bad_spec("space: {weight_bits: [4, 4]}", "space.weight_bits", "once"),
-    "no bits": bad_spec("space: {weight_bits: []}", "space.weight_bits: []", "at least 1"),
+    "no bits": bad_spec("space: {weight_bits: []}", "space.weight_bits: []", "at least one"),
     "sparsity above one": bad_spec("space: {sparsities: [1.5]}", "sparsities[0]: 1.5", "less"),
     "sparsity below zero": bad_spec("space: {sparsities: [-0.1]}", "sparsities[0]", "greater"),
     "unknown method": bad_spec(
@@ -85,7 +85,7 @@ CASES = {
         "space: {pinned: {first: {weight_bits: 9}}}", "space.pinned.first.weight_bits: 9", "2 to 8"
     ),
     "pinned key": bad_spec("space: {pinned: {last: {bits: 8}}}", "pinned.last.bits", "weight_bits"),
-    "wrong type": bad_spec("seeds: three", "seeds: 'three'", "tuple"),
+    "wrong type": bad_spec("seeds: three", "seeds: 'three'", "list"),
     "yes is not a number": bad_spec("resources: {evaluators: yes}", "evaluators: True", "integer"),
     "repair": bad_spec("space: {repair: hope}", "space.repair: 'hope'", "'layerwise'"),
     "coarse prices no energy": bad_spec("level: coarse", "level: 'coarse'", "'mid'"),
@@ -201,7 +201,7 @@ CASES = {
         "cost --task digits --accelerator eyeriss-like --config {here}/nope", ("config:", "nope")
     ),
     "calibration seed": Case(
-        "evaluate --task digits --calibration-seed 0", ("calibration seed: 0", "1 or more")
+        "evaluate --task digits --calibration-seed 0", ("--calibration-seed: 0", "1 or more")
     ),
     "split": Case("evaluate --task digits --split train", ("--split", "'train'", "calibration")),
     "attack without its size": Case(

@@ -108,7 +108,7 @@ def test_a_run_that_has_just_begun_can_be_reported(tmp_path: Path) -> None:
         None,
     )
     write_report(run, report)
-    assert notes(report) == ["No configuration reaches a goal yet."]
+    assert notes(report) == ["No configuration for sure: best at 0.5, best at 1, best at 2."]
 
 
 def test_without_dense_int8_the_ratio_is_unknown(tmp_path: Path) -> None:
@@ -183,7 +183,8 @@ def test_notes_tell_what_was_not_verified_and_what_lost_too_much(run: RunDirecto
     later = ROW.time + timedelta(hours=1)  # a repetition changes nothing
     run.ledger.append([evaluation(2, accuracy=0.87, split="test", time=later)])
     assert notes(build_report(run)) == [
-        "Not yet evaluated on the test split: best at 0.5, best at 1."
+        "Not yet evaluated on the test split: best at 0.5, best at 1. What they lose on the "
+        "search split, joulecut status tells."
     ]
     run.ledger.append([evaluation(1, accuracy=0.88, split="test")])
     assert notes(build_report(run)) == [

@@ -142,6 +142,11 @@ def test_status_has_the_best_so_far(run: RunDirectory) -> None:
     best = {item["max_accuracy_drop"]: item for item in run.status()["best"]}
     assert best[1.0]["config_hash"] == f"{1:016x}"
     assert best[1.0]["energy_ratio_int8"] == 0.25
+    assert run.status()["unreached"] == []
+
+
+def test_status_names_what_nothing_reaches(run: RunDirectory) -> None:
+    assert run.status()["unreached"] == ["best at 0.5", "best at 1", "best at 2"]
 
 
 def test_states_of_a_run(run: RunDirectory) -> None:
