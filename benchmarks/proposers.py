@@ -274,6 +274,8 @@ def main() -> None:
     parser.add_argument("--database", type=Path, help="folder of an option database")
     parser.add_argument("--init-from", type=Path, help="policies to start from: an agents.pt")
     args = parser.parse_args()
+    if args.accuracy == "measured" and {ZERO_SHOT, *SEPARATE} & set(args.algorithms):
+        parser.error(f"{ZERO_SHOT} and {', '.join(SEPARATE)} know predicted accuracy alone")
     torch.set_num_threads(1)
     task = TaskSpec(args.task, data=args.data, weights=args.weights).load()
     evaluator = prepare_evaluator(first_images(task, args.images), args.database)

@@ -76,7 +76,8 @@ class Completions:
             (candidates, methods * sparsities, weight and activation widths, limits).
         """
         _, own = self._prices.option_costs(layer, choices)
-        own = own.reshape(len(choices), self._prunings, -1, own.shape[-1])
+        widths = own.shape[1] // self._prunings
+        own = own.reshape(len(choices), self._prunings, widths, own.shape[-1])
         least = own + self._others(layer, choices, layer_usage)[:, :, None]
         return np.asarray(least / self.overestimate)
 

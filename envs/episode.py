@@ -284,7 +284,7 @@ class Episode:
             effective = self._effective(np.repeat(prunings[None], len(usage), axis=0))
             index = np.ravel_multi_index((effective[..., 0], effective[..., 1]), sizes[:2])
             usage = np.take_along_axis(usage, index[..., None, None], axis=1)
-            self._options = layer, usage.reshape(len(usage), *sizes, -1)
+            self._options = layer, usage.reshape(len(usage), *sizes, usage.shape[-1])
         return self._options[1]
 
     def _of_pruning(self, options: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -240,7 +240,7 @@ class Observer:
         if not self._limits.given:
             return seen
         shares = np.minimum(self._limits.by_name(usage) / _MOST_OF_LIMIT, 1.0)
-        shares = shares.reshape(len(seen), *[1] * (seen.ndim - 2), -1)
+        shares = shares.reshape(len(seen), *[1] * (seen.ndim - 2), shares.shape[-1])
         shares = np.broadcast_to(shares, (*seen.shape[:-1], shares.shape[-1]))
         return np.concatenate([seen, shares.astype(np.float32)], axis=-1)
 

@@ -20,7 +20,8 @@ class LayerPrices:
 
     A price depends on the layer's own option and, linearly between two priced points (all input
     channels and half of them), on the input channels left. What it leaves out is the width at
-    which a layer's readers ask for its output; it is taken to be the layer's own. That is near
+    which a layer's readers ask for its output, which is taken to be the layer's own, and that the
+    input channels left are denser than all. That is near
     enough to guide a walk through the layers; whole configurations are priced by
     ``CompressionProblem.cost``.
 
@@ -42,7 +43,9 @@ class LayerPrices:
         layers = len(problem.workload)
         self._row = np.arange(layers)
         everywhere = np.broadcast_to(options[:, None, :], (len(options), layers, 4))
-        states = problem.states(everywhere)
+        # Its own density: which input channels are left is not its option's.
+        density = problem.table.weight_density[(self._row, *np.moveaxis(everywhere, -1, 0)[:3])]
+        states = replace(problem.states(everywhere), weight_density=density)
         full, half = (_price(problem, states, fraction) for fraction in (1.0, 0.5))
         self.without_inputs = 2.0 * half - full
         self.per_input_share = 2.0 * (full - half)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,6 @@ where these differ; layer by layer in layers.json.
 
 from pathlib import Path
 
-import pandas as pd
 import torch
 from safetensors.torch import load_file
 from torch import device
@@ -103,9 +101,8 @@ def export(run: RunDirectory, goal: Goal, directory: str | Path) -> dict[str, An
     candidates = Candidates.of(rows, spec.goals.limits)
     picked = None if candidates is None else candidates.pick(goal)
     if reference is None or picked is None:
-        field, value = next((f, v) for f, v in asdict(goal).items() if v is not None)
-        allowed = "no configuration of the run holds it; allow more"
-        raise InputError(f"--{field.replace('_', '-')}", value, allowed)
+        allowed = "no configuration of the run holds it for sure; allow more"
+        raise InputError(goal.flag, goal.asked[1], allowed)
     config = CompressionConfig.from_json(json.loads(picked["config"]))
     directory_here = local_database(run.database(spec))
     evaluator = prepare_evaluator(spec.task_spec().load(), directory_here)

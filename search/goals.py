@@ -21,6 +21,16 @@ class Goal:
     max_energy_ratio: float | None = None
 
     @property
+    def asked(self) -> tuple[str, float]:
+        """The attribute that is not None, and its value."""
+        return next((name, value) for name, value in vars(self).items() if value is not None)
+
+    @property
+    def flag(self) -> str:
+        """What asks for it on the command line."""
+        return f"--{self.asked[0].replace('_', '-')}"
+
+    @property
     def name(self) -> str:
         """What its pick is called: ``best at 1`` point, ``best at 0.5 of INT8``."""
         if self.max_energy_ratio is not None:

@@ -68,12 +68,17 @@ class MeasuredPolicyProposer:
                     new.setdefault(key, choice)
             if len(new) == count:
                 break
+        if not new:
+            self._learn_from_walks()
         return np.array(list(new.values()), dtype=np.int64).reshape(-1, len(self._space.layers), 4)
 
     def learn(self, choices: NDArray[np.int64], accuracy: NDArray[np.float64]) -> None:
         drops = 100 * (self._reference.accuracy - accuracy)
         self._drops.update(zip(self._hashes(choices), drops.tolist(), strict=True))
-        # Without those whose end is being evaluated by another seed, or was not in time.
+        self._learn_from_walks()
+
+    def _learn_from_walks(self) -> None:
+        """Pay walks, but those whose end another seed is evaluating, or was not in time."""
         walked = [(walks, self._drops_at(walks.choices)) for walks in self._unpaid]
         self._agents.learn(walked)
         self._unpaid = []

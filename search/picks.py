@@ -110,6 +110,14 @@ class Candidates:
         return self._rows.iloc[int(np.argmin(np.where(holds, cost, np.inf)))]
 
 
+def unreached(rows: pd.DataFrame, goals: Goals) -> list[str]:
+    """Names of the goals that nothing reaches; none before the baselines were measured."""
+    if any(baseline(rows, name, "search") is None for name in (DENSE_FP32, DENSE_INT8)):
+        return []
+    reached = {picked.goal for picked in picks(rows, goals)}
+    return [goal.name for goal in goals.all if goal not in reached]
+
+
 def best_so_far(rows: pd.DataFrame, goals: Goals) -> list[dict[str, Any]]:
     """Best so far for every goal, as ``status`` has it; goals that nothing reaches are left out."""
     reference, int8 = (baseline(rows, name, "search") for name in (DENSE_FP32, DENSE_INT8))

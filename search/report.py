@@ -30,6 +30,7 @@ from search.goals import Goals
 from search.ledger import MEASURED
 from search.ledger import RECALIBRATED
 from search.picks import picks
+from search.picks import unreached
 from search.run_directory import RunDirectory
 from search.timing import Timing
 from search.timing import timing
@@ -108,7 +109,7 @@ class Report:
         hypervolume: Of the search split, see ``search.front.hypervolume``; None without baselines.
         baselines: In the order of ``BASELINES``; those evaluated so far.
         best: For every goal that a configuration reaches.
-        unreached: Names of the other goals.
+        unreached: Names of the other goals; empty before the baselines were measured.
         front: Configurations of the search split that no other beats in energy, accuracy and, with
             an attack, robust accuracy; by ascending energy.
         points: Every evaluation of the search split, for the picture: columns ``name``,
@@ -165,7 +166,6 @@ def build_report(run: RunDirectory) -> Report:
     search = distinct(rows, "search")
     measure = _Measure(rows)
     best = measure.picks(spec.goals)
-    names = [goal.name for goal in spec.goals.all]
     drops = measure.drops(search)
     ratios = search["energy_pj"] / (measure.int8_pj or math.nan)
     holds = holds_limits(search, spec.goals.limits)
@@ -184,7 +184,7 @@ def build_report(run: RunDirectory) -> Report:
         hypervolume=hypervolume(ratios[holds], drops[holds]) if measure.is_complete else None,
         baselines=measure.baselines(),
         best=best,
-        unreached=[name for name in names if name not in {item.name for item in best}],
+        unreached=unreached(rows, spec.goals),
         front=measure.front(search[holds]),
         points=pd.DataFrame(
             {"name": search["name"], "energy_ratio_int8": ratios, "accuracy_drop": drops}

@@ -31,6 +31,7 @@ from search.front import distinct
 from search.ledger import MEASURED
 from search.ledger import Ledger
 from search.picks import best_so_far
+from search.picks import unreached
 from search.spec import Spec
 from search.spec import parse_yaml
 from search.storage import Location
@@ -153,7 +154,7 @@ class RunDirectory:
         started = self._header()["spec"]
         for key, value in spec.identity().items():
             # Runs from before there was a field have its default.
-            before = started.get(key, Spec.model_fields[key].default)
+            before = started.get(key, Spec.default_of(key))
             if value != before:
                 allowed = f"the run was started with {before!r}; use another --output"
                 raise InputError(f"spec.{key}", value, allowed)
@@ -185,7 +186,6 @@ class RunDirectory:
         """
         spec, state, rows = self.spec(), self._state.read(), self.ledger.read(MEASURED)
         searched = distinct(rows, "search")
-        best, names = best_so_far(rows, spec.goals), [goal.name for goal in spec.goals.all]
         seeds = [{"seed": s, "evaluations": int((searched["seed"] == s).sum())} for s in spec.seeds]
         return {
             "run": self.location,
@@ -198,8 +198,8 @@ class RunDirectory:
             "accelerator": spec.accelerator,
             "algorithm": spec.algorithm,
             "seeds": seeds,
-            "best": best,
-            "unreached": [name for name in names if name not in {entry["name"] for entry in best}],
+            "best": best_so_far(rows, spec.goals),
+            "unreached": unreached(rows, spec.goals),
             "driver": state.get("driver"),
             "heartbeat": state.get("heartbeat"),
         }

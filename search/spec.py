@@ -347,6 +347,12 @@ class Spec(_Section):
         """YAML text; the inverse of :meth:`load`."""
         return yaml.safe_dump(self.to_json(), sort_keys=False, default_flow_style=None)
 
+    @classmethod
+    def default_of(cls, field: str) -> Any:
+        """Default of a field, as :meth:`to_json` has it."""
+        default = cls.model_fields[field].default
+        return list(default) if isinstance(default, tuple) else default
+
     def identity(self) -> dict[str, Any]:
         """What decides the result: everything but where it runs, for how long, and where to."""
         data = self.to_json()
@@ -359,9 +365,8 @@ class Spec(_Section):
         """Hash of :meth:`identity`, 16 hexadecimal digits."""
         identity = self.identity()
         for field in ("accuracy", "energy_targets", "init_from", "limits", "robustness"):
-            default = type(self).model_fields[field].default
             # Specifications from before this field keep their hash.
-            if identity[field] == (list(default) if isinstance(default, tuple) else default):
+            if identity[field] == self.default_of(field):
                 del identity[field]
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -71,6 +71,8 @@ def notes(report: Report) -> list[str]:
             f"attacked %: accuracy on {attack.images} images of the split (all, if it has fewer) "
             f"under {attack.method}{steps}, epsilon {attack.epsilon:g}."
         )
+    if not report.best and not report.unreached:
+        lines.append("No configuration reaches a goal yet.")
     if report.unreached:
         lines.append(f"No configuration for sure: {', '.join(report.unreached)}.")
     unverified = [item.name for item in report.best if not item.verified]

@@ -69,6 +69,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     attack, calibration_seed = _attack(args), args.calibration_seed
     if calibration_seed is not None and calibration_seed < 1:
         raise InputError("--calibration-seed", calibration_seed, "use 1 or more")
+    if calibration_seed is not None and args.config is None:
+        allowed = "only a configuration of --config depends on calibration data"
+        raise InputError("--calibration-seed", calibration_seed, allowed)
     config = CompressionConfig.load(args.config) if args.config else None
     accelerator = load_accelerator(args.accelerator)
     from search.evaluate import evaluate_config

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from hwmodel.errors import InputError
@@ -99,9 +98,9 @@ def _export(args: argparse.Namespace) -> None:
     from search.run_directory import RunDirectory
 
     goal = Goal(args.max_accuracy_drop, args.max_energy_ratio)
-    for field, value in asdict(goal).items():
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise InputError(f"--{field.replace('_', '-')}", value, "use a number above 0")
+    _, value = goal.asked
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(goal.flag, value, "use a number above 0")
     run = RunDirectory.open(args.run)
     from search.export import export  # torch: after what is cheap to check
 

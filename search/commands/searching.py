@@ -157,6 +157,7 @@ def _final_report(run: RunDirectory) -> Report | None:
         report = build_report(run)
         shown = [*report.baselines, *report.best]
         is_verified = all(entry.accuracy is not None for entry in shown)
+        is_verified &= not any(entry.recalibration_error for entry in report.best)
         if report.evaluations >= report.budget and is_verified:
             return report
     return None

@@ -59,6 +59,17 @@ def test_unfinished_configurations_take_about_as_much_as_the_model_says() -> Non
         assert np.corrcoef(table[:, column], model[:, column])[0, 1] > 0.97
 
 
+def test_a_price_by_layer_is_that_of_its_own_option() -> None:
+    """Whatever the removal of its input channels, which is no part of an option, makes of zeros."""
+    removed = PROBLEM.table.removed_in[..., None] > 0
+    denser = np.where(removed, 1.3, PROBLEM.table.column_density)
+    table = replace(PROBLEM.table, column_density=denser)
+    other = replace(PROBLEM, table=table)
+    assert not np.array_equal(other.cost(CHOICES).energy_pj, PROBLEM.cost(CHOICES).energy_pj)
+    here, there = (LayerPrices(problem).layer_energy(CHOICES) for problem in (PROBLEM, other))
+    np.testing.assert_array_equal(here, there)
+
+
 def test_a_finished_episode_pays_for_exceeding_a_limit() -> None:
     choice = PROBLEM.space.sample(np.random.default_rng(1), 1)
     needed = float(PROBLEM.cost(choice).model_bytes[0])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from envs.composite import COMPOSITE_AGENTS
 from envs.episode import Episode
 from envs.episode import Game
 from envs.episode import score
+from envs.limits import NO_LIMITS
+from envs.limits import CostLimits
 from hwmodel import InputError
 from search.composite import CompositeAgents
 from search.composite import composite_agents
@@ -207,6 +210,14 @@ def test_what_surprised_is_drawn_more_often_and_weighs_less() -> None:
     assert columns["weights"][~surprising] == pytest.approx(1.0)
     others, _ = kept.sample("method", 20_000, np.random.default_rng(0))
     assert (others < LAYERS).mean() == pytest.approx(1 / 10, abs=0.02)
+
+
+@pytest.mark.parametrize("limits", [NO_LIMITS, CostLimits(model_bytes=1e3, bops=1e6)])
+def test_an_empty_replay_is_kept(limits: CostLimits) -> None:
+    game = Game(replace(PROBLEM, limits=limits), ACCURACY)
+    kept, resumed = (WalkReplay(game, 25, ONE_STEP, alpha=0.6, beta=0.4) for _ in range(2))
+    resumed.load(kept.state())
+    assert len(resumed) == 0
 
 
 def test_the_oldest_walks_are_forgotten() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 from dataclasses import replace
@@ -19,6 +20,20 @@ from hwmodel import InputError
 from search.export import write_network
 from tests.envs.networks import NETWORKS
 from tests.envs.test_removal import make_evaluator
+
+
+def imported_by(source: str) -> set[str]:
+    """Packages that a module's source asks for."""
+    nodes = list(ast.walk(ast.parse(source)))
+    plain = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    named = [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.partition(".")[0] for name in plain + named}
+
+
+def test_an_exported_network_needs_torch_and_safetensors_alone(tmp_path: Path) -> None:
+    evaluator = make_evaluator("inverted")
+    write_network(evaluator.compressor, uniform(evaluator.compressor.network.names, 8), tmp_path)
+    assert imported_by((tmp_path / "network.py").read_text()) == {"pathlib", "safetensors", "torch"}
 
 
 def load_module(directory: Path) -> ModuleType:

@@ -115,6 +115,9 @@ def test_where_nothing_new_is_left_nothing_is_proposed(tmp_path: Path) -> None:
     assert choices.shape == (0, len(SPACE.layers), 4)
     assert agents.freedoms == sorted(set(agents.freedoms))
     assert agents.freedoms[-1] > 20
+    # Walks that led to what is known are paid by it, although nothing is evaluated.
+    ((ends, drops),) = agents.learnt[-1:]
+    np.testing.assert_allclose(drops, 100 * (REFERENCE.accuracy - measure(ends)))
 
 
 @pytest.fixture(params=MEASURED_LEARNERS)

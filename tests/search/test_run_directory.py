@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,8 @@ def test_a_run_goes_on_with_the_accuracy_that_its_policies_learnt_from(tmp_path:
 def test_a_run_from_before_a_field_has_its_default(run: RunDirectory) -> None:
     path = Path(run.location) / "run.json"
     header = json.loads(path.read_text())
-    del header["spec"]["accuracy"]
+    for field in ("accuracy", "energy_targets"):
+        del header["spec"][field]
     path.write_text(json.dumps(header))
     run.check_spec(spec())
     with pytest.raises(InputError, match=r"spec\.accuracy: 'measured' .*with 'predicted'"):
@@ -146,7 +148,11 @@ def test_status_has_the_best_so_far(run: RunDirectory) -> None:
 
 
 def test_status_names_what_nothing_reaches(run: RunDirectory) -> None:
-    assert run.status()["unreached"] == ["best at 0.5", "best at 1", "best at 2"]
+    assert run.status()["unreached"] == []  # nothing is known yet
+    lossy = [replace(row, accuracy=0.85) for row in baselines() if row.name != "dense FP32"]
+    dense = [replace(row, energy_pj=None) for row in baselines() if row.name == "dense FP32"]
+    run.ledger.append([*dense, *lossy, evaluation(1, accuracy=0.89, energy_pj=20e6)])
+    assert run.status()["unreached"] == ["best at 0.5", "best at 1"]
 
 
 def test_states_of_a_run(run: RunDirectory) -> None:
