@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,23 +66,28 @@ class OptionTable:
             kept_in = kept_in - removed.sum(axis=-1).T
         return kept_in, kept_out
 
-    def rounded_density(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Density of weights that are only rounded, (candidates, layers), in the channels left."""
-        method, sparsity = choices[..., METHOD], choices[..., SPARSITY]
+    def density_left(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Density of rounded weights in the input channels left over that in all of them.
+
+        Shape (candidates, layers), for canonical choices.
+        """
         bits = choices[..., WEIGHT_BITS]
-        layer = np.arange(choices.shape[-2])
-        density = self.weight_density[layer, method, sparsity, bits]
-        if not len(self.leaders):
-            return density
-        group, leads_method, leads_sparsity = self._leads(choices)
-        factors = self.column_density[
-            layer[:, None],
-            group,
-            leads_method[..., None, :],
-            leads_sparsity[..., None, :],
-            bits[..., None],
-        ]
-        return np.minimum(density * factors.prod(axis=-1), 1.0)
+        left = np.ones(bits.shape)
+        layer, group = self._reads
+        if len(layer):
+            _, leads_method, leads_sparsity = self._leads(choices)
+            factors = self.column_density[
+                layer, group, leads_method[:, group], leads_sparsity[:, group], bits[:, layer]
+            ]
+            first = np.flatnonzero(np.diff(layer, prepend=-1))
+            left[:, layer[first]] = np.multiply.reduceat(factors, first, axis=1)
+        return left
+
+    @cached_property
+    def _reads(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Layers and the groups whose channels they read, pair by pair, by ascending layer."""
+        layer, group = np.nonzero(self.removed_in.any(axis=(2, 3)))
+        return layer, group
 
     def _leads(
         self, choices: NDArray[np.int64]

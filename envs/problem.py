@@ -60,7 +60,7 @@ class CompressionProblem:
         activation_bits = self._activation_bits[layer, activation]
         kept_in, kept_out = self.table.channels(choices)
         density = self.table.weight_density[layer, method, sparsity, weight]
-        rounded = self.table.rounded_density(choices)
+        rounded = np.minimum(density * self.table.density_left(choices), 1.0)
         density = np.where(self._only_rounds[method], rounded, density)
         states = LayerStates(
             in_channels=kept_in,

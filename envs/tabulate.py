@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from envs.config import CompressionConfig
 from envs.config import LayerDecision
 from envs.config import Repair
 from envs.config import uniform
+from envs.database import Option
 from envs.database import layer_options
 from envs.evaluator import Evaluator
 from envs.layer_compression import compressed_rows
@@ -24,6 +26,7 @@ from envs.options import OptionTable
 from envs.output_change import output_change
 from envs.reconstruction import output_error
 from envs.space import NO_PRUNING
+from envs.space import Method
 from envs.space import SearchSpace
 from envs.units import is_removed
 
@@ -91,20 +94,31 @@ def _layer_options(
         lost = output_error((rows - layer.rows)[None], statistics.second_moment, layer.rows)
         error[:] = float(lost[0])
         return density, error
-    source = compressor.source(index, space.repair, space.quantizer)
-    make = layer_options if compressor.database is None else compressor.database.options
     for number, method in enumerate(space.methods):
         if space.is_filter(number):  # what stays is rounded like an unpruned layer
             density[number], error[number] = density[0], error[0]
             continue
         sparsities, place = space.reached_sparsities(number)
-        options = make(source, method, sparsities, space.weight_bits)
+        options = _options(compressor, space, index, method, sparsities)
         for values, name in ((density, "density"), (error, "error")):
             found = [
                 [float(getattr(by[bits], name)) for bits in space.weight_bits] for by in options
             ]
             values[number] = np.array(found)[place]
     return density, error
+
+
+def _options(
+    compressor: Compressor,
+    space: SearchSpace,
+    index: int,
+    method: Method,
+    sparsities: Sequence[float],
+) -> list[dict[int, Option]]:
+    """Options of one layer that is pruned in one way, by width; one set for each sparsity."""
+    source = compressor.source(index, space.repair, space.quantizer)
+    make = layer_options if compressor.database is None else compressor.database.options
+    return make(source, method, sparsities, space.weight_bits)
 
 
 def _filter_options(compressor: Compressor, space: SearchSpace) -> tuple[NDArray[np.float64], ...]:
@@ -125,8 +139,9 @@ def _filter_options(compressor: Compressor, space: SearchSpace) -> tuple[NDArray
     removed_in = np.zeros((len(network.layers), groups, *shape))
     density = np.ones((*removed_in.shape, len(space.weight_bits)))
     lost = np.zeros((groups, *shape))
-    nonzero = [_nonzero_weights(compressor, space, index) for index in range(len(network.layers))]
     filters = [index for index in range(len(space.methods)) if space.is_filter(index)]
+    reads = range(len(network.layers)) if filters else ()
+    nonzero = [_nonzero_weights(compressor, space, index) for index in reads]
     for group, method, step in itertools.product(range(groups), filters, range(shape[1])):
         criterion = space.methods[method].criterion
         members, keep = compressor.kept_units(group, criterion, space.sparsities[step])
@@ -151,9 +166,7 @@ def _nonzero_weights(compressor: Compressor, space: SearchSpace, index: int) -> 
     groups, _, columns = compressor.network.layers[index].rows.shape
     if space.layers[index] in space.pinned:
         return torch.ones(len(space.weight_bits), groups, columns, dtype=torch.float64)
-    source = compressor.source(index, space.repair, space.quantizer)
-    make = layer_options if compressor.database is None else compressor.database.options
-    (by_width,) = make(source, NO_PRUNING, (0.0,), space.weight_bits)
+    (by_width,) = _options(compressor, space, index, NO_PRUNING, [0.0])
     return torch.stack(
         [(by_width[bits].integers != 0).double().mean(dim=1) for bits in space.weight_bits]
     )

@@ -94,7 +94,12 @@ class Measurements:
     @property
     def energy_ratio(self) -> NDArray[np.float64]:
         """Energy over that of the reference, (measurements,)."""
-        return self.problem.cost(self.choices).energy_pj / self.reference.energy_pj
+        return self._priced()[0]
+
+    def _priced(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Energy ratios of what was measured, and which of it holds the limits."""
+        report = self.problem.cost(self.choices)
+        return report.energy_pj / self.reference.energy_pj, self.problem.limits.hold(report)
 
     @property
     def accuracy_drop(self) -> NDArray[np.float64]:
@@ -117,21 +122,21 @@ class Measurements:
         """What no other measured choice that holds the limits beats, by what it is estimated to
         lose: choices, (measurements, layers, 4), and these drops in points, (measurements,).
         """
-        counts = self.problem.limits.hold(self.problem.cost(self.choices))
+        ratio, counts = self._priced()
         choices, drops = self.choices[counts], self.estimated_drop[counts]
-        best = pareto_front(self.energy_ratio[counts], drops)
+        best = pareto_front(ratio[counts], drops)
         return choices[best], drops[best]
 
     def select(self, candidates: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """At most ``count`` of the candidates that were not measured; see :func:`select`."""
-        counts = self.problem.limits.hold(self.problem.cost(self.choices))
+        ratio, counts = self._priced()
         return select(
             self.problem,
             self.predictor,
             candidates,
             count,
             self.seen,
-            self.energy_ratio[counts],
+            ratio[counts],
             self.accuracy_drop[counts],
             self.estimated_drop[counts],
             self.reference.energy_pj,

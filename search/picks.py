@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from dataclasses import dataclass
 from typing import Any
@@ -110,12 +111,11 @@ class Candidates:
         return self._rows.iloc[int(np.argmin(np.where(holds, cost, np.inf)))]
 
 
-def unreached(rows: pd.DataFrame, goals: Goals) -> list[str]:
-    """Names of the goals that nothing reaches; none before the baselines were measured."""
+def unreached(rows: pd.DataFrame, goals: Goals, reached: Collection[str]) -> list[str]:
+    """Names of the goals besides those reached; none before the baselines were measured."""
     if any(baseline(rows, name, "search") is None for name in (DENSE_FP32, DENSE_INT8)):
         return []
-    reached = {picked.goal for picked in picks(rows, goals)}
-    return [goal.name for goal in goals.all if goal not in reached]
+    return [goal.name for goal in goals.all if goal.name not in reached]
 
 
 def best_so_far(rows: pd.DataFrame, goals: Goals) -> list[dict[str, Any]]:

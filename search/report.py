@@ -184,7 +184,7 @@ def build_report(run: RunDirectory) -> Report:
         hypervolume=hypervolume(ratios[holds], drops[holds]) if measure.is_complete else None,
         baselines=measure.baselines(),
         best=best,
-        unreached=unreached(rows, spec.goals),
+        unreached=unreached(rows, spec.goals, {item.name for item in best}),
         front=measure.front(search[holds]),
         points=pd.DataFrame(
             {"name": search["name"], "energy_ratio_int8": ratios, "accuracy_drop": drops}

@@ -186,6 +186,7 @@ class RunDirectory:
         """
         spec, state, rows = self.spec(), self._state.read(), self.ledger.read(MEASURED)
         searched = distinct(rows, "search")
+        best = best_so_far(rows, spec.goals)
         seeds = [{"seed": s, "evaluations": int((searched["seed"] == s).sum())} for s in spec.seeds]
         return {
             "run": self.location,
@@ -198,8 +199,8 @@ class RunDirectory:
             "accelerator": spec.accelerator,
             "algorithm": spec.algorithm,
             "seeds": seeds,
-            "best": best_so_far(rows, spec.goals),
-            "unreached": unreached(rows, spec.goals),
+            "best": best,
+            "unreached": unreached(rows, spec.goals, {entry["name"] for entry in best}),
             "driver": state.get("driver"),
             "heartbeat": state.get("heartbeat"),
         }
