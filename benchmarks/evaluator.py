@@ -74,6 +74,12 @@ def evaluate_plainly(
         bias = shift if module.bias is None else module.bias.data + shift
         module.bias = nn.Parameter(bias, requires_grad=False)
         module.register_forward_pre_hook(partial(round_input, layer.input_range))
+    for stored, grid in zip(
+        evaluator.compressor.network.maps, compressed.map_ranges, strict=True
+    ):  # of these networks each is the input of a block, whose first layer reads it
+        assert stored.reader is not None
+        block = evaluator.compressor.network.names[stored.reader].rpartition(".")[0]
+        modules[block].register_forward_pre_hook(partial(round_input, grid))
     correct = 0
     with torch.no_grad():
         for inputs, targets in batches:

@@ -12,9 +12,12 @@ from torch import nn
 
 from envs.attack import Attack
 from envs.compression import CompressedNetwork
+from envs.config import FLOAT_BITS
 from envs.quantization import ActivationRange
 from envs.quantization import in_steps
+from envs.quantization import inverse_factors
 from envs.quantization import quantize_activation
+from envs.removal import map_grids
 from envs.removal import shrunk_graph
 from envs.trace import TracedNetwork
 from hwmodel.errors import InputError
@@ -40,6 +43,16 @@ class StraightThrough(nn.Module):
         # Values at an end of the grid pass too: zeros are at one, of images and after a ReLU.
         passed = scaled * ((scaled - integers).abs() <= 0.5)
         return (passed + (integers - passed).detach()) * self.grid.scale
+
+
+class StraightThroughMap(StraightThrough):
+    """The same for a map that others than layers read: what equalizes its channels is undone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rounded = super().forward(x)
+        if self.grid.divided is None or self.grid.bits in FLOAT_BITS:
+            return rounded
+        return rounded * (1 / inverse_factors(self.grid.divided, x.ndim).to(x.device))
 
 
 @dataclass(frozen=True)
@@ -69,12 +82,17 @@ class ValueRange:
 
 def differentiable(network: TracedNetwork, compressed: CompressedNetwork) -> fx.GraphModule:
     """A compressed network, channels removed, whose roundings let gradients pass."""
-    graph, tensors = shrunk_graph(network, compressed, compressed.removed_units)
+    removed = compressed.removed_units
+    graph, tensors = shrunk_graph(network, compressed, removed)
     roundings = {
         f"input_{index}": StraightThrough(layer.input_range.of_channels(layer.kept_in))
         for index, layer in enumerate(compressed.layers)
     }
-    return fx.GraphModule({**tensors, **roundings}, graph).eval()
+    maps = {
+        f"map_{number}": StraightThroughMap(grid)
+        for number, grid in enumerate(map_grids(network, compressed, removed))
+    }
+    return fx.GraphModule({**tensors, **roundings, **maps}, graph).eval()
 
 
 def attacked(

@@ -12,6 +12,7 @@ from envs.config import FLOAT_BITS
 from envs.quantization import ActivationRange
 from envs.quantization import power_of_two_above
 from envs.quantization import quantize_activation
+from envs.quantization import short_scale
 from envs.quantizer import DEFAULT_QUANTIZER
 from envs.quantizer import Quantizer
 from envs.quantizer import percentile
@@ -82,7 +83,7 @@ def _range_between(
     step = high / (half - 1) if symmetric else (high - low) / steps
     # Single precision, so that what is stored is exactly what is multiplied with.
     step_32 = torch.tensor(step, dtype=torch.float32)
-    scale = (power_of_two_above(step_32) if power_of_two else step_32).item()
+    scale = (power_of_two_above if power_of_two else short_scale)(step_32).item()
     lowest = -half if symmetric else max(round(low / scale), -steps)
     return ActivationRange(bits, scale, lowest, lowest + steps)
 

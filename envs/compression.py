@@ -99,10 +99,17 @@ class CompressedLayer:
 
 @dataclass(frozen=True)
 class CompressedNetwork:
-    """Every layer after compression, and the units of channels that are gone, bool (units,)."""
+    """A whole network after compression.
+
+    Attributes:
+        layers: Its layers.
+        removed_units: Units of channels that are gone, bool, (units,).
+        map_ranges: Grid of every stored map; of 32 bits for those that are not rounded.
+    """
 
     layers: tuple[CompressedLayer, ...]
     removed_units: Tensor
+    map_ranges: tuple[ActivationRange, ...]
 
 
 class Compressor:
@@ -159,15 +166,16 @@ class Compressor:
             for index, decision in enumerate(decisions)
         ]
         ranges = [entry.range for entry in inputs]
+        maps = self.map_ranges(config)
         if config.repair == "sequential":
-            weights = self._sequential_weights(config, ranges, kept_in, kept_out)
+            weights = self._sequential_weights(config, ranges, maps, kept_in, kept_out)
         else:
             weights = [
                 self._weights(index, config, kept_in[index], kept_out[index])
                 for index in range(len(decisions))
             ]
         if config.repair == "aligned":
-            weights = self._aligned(weights, config, ranges, kept_out)
+            weights = self._aligned(weights, config, ranges, maps, kept_out)
         layers = tuple(
             CompressedLayer(
                 *weights[index],
@@ -179,7 +187,7 @@ class Compressor:
             )
             for index, decision in enumerate(decisions)
         )
-        return CompressedNetwork(layers, removed)
+        return CompressedNetwork(layers, removed, maps)
 
     def states(self, compressed: CompressedNetwork) -> LayerStates:
         """What the hardware sees of a compressed network: one candidate."""
@@ -206,12 +214,37 @@ class Compressor:
     def input_range(
         self, index: int, bits: int, repair: Repair, quantizer: Quantizer
     ) -> InputRange:
-        """How the input of layer ``index`` is rounded to ``bits``; found once."""
+        """How the input of layer ``index`` is rounded to ``bits``; found once.
+
+        Layers that read the same map round it alike.
+        """
+        index = self.network.same_input[index]
         key = index, bits, repair != "none", quantizer.of_activations
         if key not in self._inputs:
             _, statistics = self.view(index, repair, bits)
             self._inputs[key] = statistics.input_range(bits, quantizer)
         return self._inputs[key]
+
+    def map_ranges(self, config: CompressionConfig) -> tuple[ActivationRange, ...]:
+        """Grid of every stored map: that of the layers that read it, at the width it is written.
+
+        Of 32 bits where a configuration rounds inputs of layers alone.
+        """
+        stored, quantizer = self.network.maps, config.quantizer
+        if not quantizer.rounds_maps:
+            return (ActivationRange(32),) * len(stored)
+        asked = [decision.activation_bits for decision in self._decisions(config)]
+        bits = output_bits(self.network.workload, np.array([asked], dtype=np.float64))[0]
+        found = []
+        for item in stored:
+            width = int(bits[item.writer])
+            if item.reader is not None:
+                entry = self.input_range(item.reader, width, config.repair, quantizer)
+            else:
+                statistics = self.statistics[item.writer].written[item.node]
+                entry = statistics.input_range(width, quantizer)
+            found.append(entry.range)
+        return tuple(found)
 
     def view(
         self, index: int, repair: Repair, activation_bits: int
@@ -371,6 +404,7 @@ class Compressor:
         self,
         config: CompressionConfig,
         ranges: Sequence[ActivationRange],
+        maps: Sequence[ActivationRange],
         kept_in: Sequence[Tensor],
         kept_out: Sequence[Tensor],
     ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
@@ -402,6 +436,7 @@ class Compressor:
             [layer for layer, _ in views],
             self.images,
             ranges,
+            maps,
             kept_out,
             compress_layer,
             self._dense_samples,
@@ -414,6 +449,7 @@ class Compressor:
         weights: list[tuple[Tensor, Tensor, Tensor | None]],
         config: CompressionConfig,
         ranges: Sequence[ActivationRange],
+        maps: Sequence[ActivationRange],
         kept_out: Sequence[Tensor],
     ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """The same with gains and biases that fit the dense outputs."""
@@ -425,6 +461,7 @@ class Compressor:
             self.network,
             self.images,
             ranges,
+            maps,
             kept_out,
             layers,
             self._dense_outputs,

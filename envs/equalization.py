@@ -48,11 +48,10 @@ def equalize(
     All layers that read a map read it divided by the same factors.
     """
     nodes = {node.name: node for node in network.graph_module.graph.nodes}
-    readers: dict[tuple[str, int], list[int]] = {}
-    for index, layer in enumerate(network.layers):
-        source = _source(nodes[layer.node])
-        if source.target not in _RESHAPING:
-            readers.setdefault((source.name, layer.channel_axis), []).append(index)
+    readers: dict[int, list[int]] = {}
+    for index, first in enumerate(network.same_input):
+        if _source(nodes[network.layers[index].node]).target not in _RESHAPING:
+            readers.setdefault(first, []).append(index)
     found = list(statistics)
     for indices in readers.values():
         layers = [(network.layers[index], statistics[index]) for index in indices]
@@ -122,5 +121,7 @@ def equalized_layer(layer: TracedLayer, by: ChannelExponents) -> TracedLayer:
 
 def _source(node: fx.Node) -> fx.Node:
     """What a layer's node reads, before it is rounded."""
-    rounding = node.all_input_nodes[0]
-    return rounding.all_input_nodes[0]
+    source = node.all_input_nodes[0]
+    while source.op == "call_module":
+        source = source.all_input_nodes[0]
+    return source

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from envs.quantization import ActivationRange
 from envs.quantization import inverse_factors
 from envs.quantization import scale_runs
+from envs.quantization import short_scale
 
 CHANNELS = 16
 """The kernels work on as many channels at once: fewer cost the same, and more often more."""
@@ -125,15 +126,19 @@ class IntegerLayer(nn.Module):
         self._target: tuple[float, int, torch.dtype] = (1.0, 0, torch.float32)
         self._activation = "none"
         self._top = 255
+        self._added: tuple[float, int] | None = None
 
     def rectify(self) -> None:
         """Apply a ReLU to the output."""
         self._activation = "relu"
 
     def can_round(self, grid: ActivationRange) -> bool:
-        """Whether :meth:`round_output` is possible: where the grid's channels are its own."""
+        """Whether :meth:`round_output` is possible: where the grid's channels are its own.
+
+        The kernels add a zero point before they round, which moves some values by a step.
+        """
         axis = 1 if self._geometry else -1
-        return grid.divided is None or grid.divided.axis == axis
+        return grid.low == 0 and (grid.divided is None or grid.divided.axis == axis)
 
     def round_output(self, grid: ActivationRange) -> None:
         """Give bytes on a grid instead of floats."""
@@ -143,11 +148,32 @@ class IntegerLayer(nn.Module):
         self._target = (grid.scale, -grid.low, torch.uint8)
         self._top = grid.high - grid.low
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self._kernel(
-            x, *self._source, self._packed, self._scale, self._zero_points, self._bias,
-            *self._geometry, *self._target, self._activation, [], "",
-        )  # fmt: skip
+    def can_add(self, grid: ActivationRange) -> bool:
+        """Whether :meth:`add` is possible: of convolutions whose output is rounded."""
+        return bool(self._geometry) and grid.low == 0 and grid.divided is None and adds_exactly()
+
+    def add(self, grid: ActivationRange) -> None:
+        """Add what other bytes, on a grid, stand for, before the output is rectified and rounded.
+
+        The module then takes these bytes, in channels-last memory, as well, and writes its output
+        over them.
+        """
+        self._added = (grid.scale, -grid.low)
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        layer = (x, *self._source, self._packed, self._scale, self._zero_points)
+        if self._added is None:
+            y: Tensor = self._kernel(
+                *layer, self._bias, *self._geometry, *self._target, self._activation, [], ""
+            )
+        else:
+            assert added is not None
+            y = added.contiguous(memory_format=torch.channels_last)
+            # It returns a copy of what it has written over ``y``.
+            torch.ops.onednn.qconv2d_pointwise.binary(
+                *layer, y, self._bias, *self._geometry, *self._target,
+                *self._added, "sum", 1.0, self._activation, [], "",
+            )  # fmt: skip
         return y.clamp_(max=self._top) if self._top < 255 else y
 
 
@@ -216,6 +242,42 @@ def is_available() -> bool:
         return all(_is_exact(groups) for groups in (1, 2 * CHANNELS)) and _is_exact(0)
     except (AttributeError, RuntimeError):  # no such operator, or no kernel behind it
         return False
+
+
+@functools.cache
+def adds_exactly() -> bool:
+    """Whether the kernels that add bytes compute what :meth:`IntegerLayer.add` says."""
+    try:
+        return all(_adds_exactly(top) for top in (15, 255))
+    except (AttributeError, RuntimeError):
+        return False
+
+
+def _adds_exactly(top: int) -> bool:
+    """Compare a convolution, with bytes added, with what floats give, step by step."""
+    generator = torch.Generator().manual_seed(0)
+    channels = 2 * CHANNELS
+    shape = (channels, channels, 3, 3)
+    weight = torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
+    codes, added = (
+        torch.randint(0, 256, (16, channels, 12, 12), generator=generator, dtype=torch.uint8)
+        for _ in range(2)
+    )
+    memory = torch.channels_last
+    codes, added = codes.contiguous(memory_format=memory), added.contiguous(memory_format=memory)
+    scale, bias = torch.rand(2, channels, generator=generator)
+    step, of_added = short_scale(torch.tensor([0.0371, 73.13])).tolist()
+    sums = F.conv2d(codes.double(), weight.double(), None, 1, 1).float()
+    total = sums * step * scale.view(-1, 1, 1) + bias.view(-1, 1, 1) + added.float() * of_added
+    of_output = short_scale(total.max() / top).item()
+    layer = IntegerLayer(
+        weight, scale, bias, ActivationRange(8, step, 0, 255), Geometry(padding=(1, 1))
+    )
+    layer.rectify()
+    layer.add(ActivationRange(8, of_added, 0, 255))
+    layer.round_output(ActivationRange(8, of_output, 0, top))
+    rounded = total.relu().mul(1 / of_output).round().clamp(0, top)
+    return torch.equal(layer(codes, added).float(), rounded)
 
 
 def _is_exact(groups: int) -> bool:

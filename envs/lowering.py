@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,10 @@ from envs.integer import IntegerSum
 from envs.integer import fits
 from envs.quantization import ActivationRange
 from envs.quantization import activation_integers
+from envs.quantization import inverse_factors
 from envs.quantization import quantize_activation
+from envs.quantization import round_map
+from envs.removal import map_grids
 from envs.removal import scale_sums
 from envs.removal import shrunk_graph
 from envs.removal import sums_integers
@@ -66,6 +70,36 @@ class IntegersOfInput(nn.Module):
         return activation_integers(x, self.grid)
 
 
+class RoundedMap(nn.Module):
+    """Rounds a stored map to a grid, for readers that do not equalize it."""
+
+    def __init__(self, grid: ActivationRange) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        return round_map(x, self.grid)
+
+
+class ValuesOfIntegers(nn.Module):
+    """Gives what bytes on a grid stand for: :class:`RoundedMap` of the map that they are of."""
+
+    def __init__(self, grid: ActivationRange) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = x.float()
+        if self.grid.low:
+            values += self.grid.low
+        values *= self.grid.scale
+        if self.grid.divided is not None:
+            values /= inverse_factors(self.grid.divided, x.ndim)
+        return values
+
+
+_FRESH_MODULES = (IntegerLayer, ValuesOfIntegers)
+
 Rounding = type[RoundedInput] | type[IntegersOfInput] | type[IntegerInput]
 
 
@@ -84,11 +118,17 @@ def lower(network: TracedNetwork, compressed: CompressedNetwork, integers: bool)
         removed = _whole_blocks(network.units, removed)
     graph, tensors = shrunk_graph(network, compressed, removed)
     lowering = _Lowering(graph, tensors, integers)
-    for index, (traced, layer) in enumerate(zip(network.layers, compressed.layers, strict=True)):
+    grids: list[ActivationRange] = []
+    scales: list[Tensor | None] = []
+    for index, layer in enumerate(compressed.layers):
         units = network.units.in_units[index], network.units.out_units[index]
         kept_in, kept_out = (~is_removed(of_channels, removed) for of_channels in units)
-        scale, grid = layer.scale_of(kept_in, kept_out), layer.input_range.of_channels(kept_in)
-        lowering.lower_layer(index, traced.node, layer, grid, scale)
+        grids.append(layer.input_range.of_channels(kept_in))
+        scales.append(layer.scale_of(kept_in, kept_out))
+    for number, grid in enumerate(map_grids(network, compressed, removed)):
+        lowering.lower_map(f"map_{number}", grid, grids)
+    for index, (traced, layer) in enumerate(zip(network.layers, compressed.layers, strict=True)):
+        lowering.lower_layer(index, traced.node, layer, grids[index], scales[index])
     lowering.fuse()
     lowering.work_in_place()
     return fx.GraphModule({**tensors, **lowering.modules}, graph).eval()
@@ -114,6 +154,40 @@ class _Lowering:
         self.nodes = {node.name: node for node in graph.nodes}
         self.modules: dict[str, nn.Module] = {}
         self.inputs: dict[tuple[fx.Node, ActivationRange, Rounding], fx.Node] = {}
+
+    def lower_map(self, name: str, grid: ActivationRange, grids: Sequence[ActivationRange]) -> None:
+        """Exchange the rounding of a stored map.
+
+        Layers that round to the map's own grid can read the map as it was before: that is the same.
+
+        Args:
+            name: Of the module.
+            grid: Of the map, for the channels that the graph still has.
+            grids: Of the inputs of all layers.
+        """
+        (node,) = self.graph.find_nodes(op="call_module", target=name)
+        source: Any = node.args[0]
+        alike = {f"input_{index}" for index, of_layer in enumerate(grids) if of_layer == grid}
+        for reader in list(node.users):
+            if grid.bits == 32 or reader.target in alike:
+                reader.replace_input_with(node, source)
+        if node.users:
+            with self.graph.inserting_before(node):
+                if self.integers and grid.bits not in FLOAT_BITS:
+                    integers = self._module(name, IntegerInput(grid), source)
+                    self.inputs[source, grid, IntegerInput] = integers
+                    written = self._module(f"{name}_values", ValuesOfIntegers(grid), integers)
+                else:
+                    written = self._module(name, RoundedMap(grid), source)
+            node.replace_all_uses_with(written)
+        self.graph.erase_node(node)
+
+    def _module(self, name: str, module: nn.Module, source: fx.Node) -> fx.Node:
+        """A node that passes a node's values through a new module."""
+        self.modules[name] = module
+        node = self.graph.call_module(name, (source,))
+        node.meta.update(source.meta)
+        return node
 
     def lower_layer(
         self,
@@ -184,11 +258,9 @@ class _Lowering:
             return source
         key = (source, grid, rounding)
         if key not in self.inputs:
-            name = f"rounded_{len(self.inputs)}"
-            self.modules[name] = rounding(grid)
             with self.graph.inserting_before(read):
-                self.inputs[key] = self.graph.call_module(name, (source,))
-            self.inputs[key].meta.update(read.meta)
+                name = f"rounded_{len(self.inputs)}"
+                self.inputs[key] = self._module(name, rounding(grid), source)
         return self.inputs[key]
 
     def fuse(self) -> None:
@@ -201,6 +273,9 @@ class _Lowering:
             if not isinstance(layer, IntegerLayer):
                 continue
             reader = _only_user(node)
+            if reader is not None and reader.target is aten.add.Tensor:
+                self._fuse_sum(node, layer, reader, grids)
+                continue
             if reader is not None and reader.target is aten.relu.default:
                 layer.rectify()
                 reader.replace_all_uses_with(node)
@@ -210,6 +285,49 @@ class _Lowering:
                 layer.round_output(grids[reader])
                 reader.replace_all_uses_with(node)
                 self.graph.erase_node(reader)
+
+    def _fuse_sum(
+        self,
+        node: fx.Node,
+        layer: IntegerLayer,
+        total: fx.Node,
+        grids: dict[fx.Node, ActivationRange],
+    ) -> None:
+        """Let a layer add a stored map to its output, rectify the sum, and round it.
+
+        Args:
+            node: The layer's node, which nothing reads but the addition.
+            layer: The layer.
+            total: The addition's node.
+            grids: Of the nodes that round to bytes.
+        """
+        other = next((item for item in total.args if item is not node), None)
+        last = _only_user(total)
+        relu = last if last is not None and last.target is aten.relu.default else None
+        rounding = last if relu is None else _only_user(relu)
+        if not isinstance(other, fx.Node) or other.op != "call_module" or total.kwargs:
+            return
+        if rounding not in grids:
+            return
+        values, grid = self.modules[str(other.target)], grids[rounding]
+        same = other.meta.get("shape") == node.meta.get("shape") is not None
+        if not (isinstance(values, ValuesOfIntegers) and same and grid.divided is None):
+            return
+        integers = other.all_input_nodes[0]
+        if not (layer.can_add(values.grid) and layer.can_round(grid) and integers < node):
+            return
+        if any(not user < node for user in integers.users):  # it will be written over
+            with self.graph.inserting_before(node):
+                integers = self.graph.call_function(aten.clone.default, (integers,))
+        if relu is not None:
+            layer.rectify()
+        layer.add(values.grid)
+        layer.round_output(grid)
+        node.args = (node.args[0], integers)
+        rounding.replace_all_uses_with(node)
+        for unused in (rounding, relu, total, other):
+            if unused is not None and not unused.users:
+                self.graph.erase_node(unused)
 
     def work_in_place(self) -> None:
         """Write over results that nobody else reads."""
@@ -241,7 +359,7 @@ class _Lowering:
         if value.meta.get("shape") != reader.meta.get("shape"):
             return False
         if value.op == "call_module":
-            return isinstance(self.modules[str(value.target)], IntegerLayer)
+            return isinstance(self.modules[str(value.target)], _FRESH_MODULES)
         return value.target in _FRESH
 
 

@@ -124,18 +124,27 @@ def with_runs(states: LayerStates, runs: NDArray[np.float64]) -> LayerStates:
 
 
 def output_bits(workload: Workload, activation_bits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Bits at which every layer's output is written: the widest that a reader of it asks for.
+    """Bits at which every layer's output is written: the widest that layers that read it ask for.
+
+    What no layer reads but an operation, such as the addition of a shortcut, is written as the
+    result of that operation is; what only the network's output reads, at the layer's own input
+    width.
 
     Args:
-        workload: Gives which layer feeds which.
+        workload: Gives which layer reads which map.
         activation_bits: Bits of every layer's input, shape (candidates, layers).
 
     Returns:
-        Shape (candidates, layers). What only the network's output reads is written at the
-        layer's own input width.
+        Shape (candidates, layers).
     """
-    written = np.zeros_like(activation_bits)
-    for reader, producers in enumerate(workload.feeds):
-        for producer in producers:
-            np.maximum(written[:, producer], activation_bits[:, reader], out=written[:, producer])
-    return np.where(written > 0, written, activation_bits)
+    written = activation_bits.copy()
+    layers, operations = range(len(workload)), workload.operations
+    reads = workload.maps_read or ((),) * len(workload)
+    for producer in reversed(layers):  # an operation runs behind a later layer than it reads of
+        readers = [reader for reader in layers if producer in reads[reader]]
+        results = [item.layer for item in operations if producer in item.reads]
+        if readers:
+            written[:, producer] = activation_bits[:, readers].max(axis=1)
+        elif results:
+            written[:, producer] = written[:, results].max(axis=1)
+    return written

@@ -103,6 +103,14 @@ def power_of_two_near(x: Tensor) -> Tensor:
     return _power_of_two_below(x * 2**0.5)
 
 
+def short_scale(x: Tensor) -> Tensor:
+    """Nearest number of 16 significant bits, single precision, positive and normal.
+
+    Its products with integers of 8 bits are exact, whoever computes them in whatever order.
+    """
+    return ((x.view(torch.int32) + 0x80) & ~0xFF).view(torch.float32)
+
+
 def _power_of_two_below(x: Tensor) -> Tensor:
     exponent_bits = 0xFF << 23
     return (x.view(torch.int32) & exponent_bits).view(torch.float32)
@@ -163,6 +171,17 @@ def quantize_activation(x: Tensor, range_: ActivationRange) -> Tensor:
     if range_.bits == 16:
         return x.half().to(x.dtype)
     return activation_integers(x, range_).mul_(range_.scale)
+
+
+def round_map(x: Tensor, range_: ActivationRange) -> Tensor:
+    """Nearest representable values of a map itself, as those that do not equalize it read it.
+
+    The same as :func:`quantize_activation` but for grids whose channels are divided.
+    """
+    rounded = quantize_activation(x, range_)
+    if range_.divided is None or range_.bits in FLOAT_BITS:
+        return rounded
+    return rounded.div_(inverse_factors(range_.divided, x.ndim).to(x.device))  # exact
 
 
 def activation_integers(x: Tensor, range_: ActivationRange) -> Tensor:

@@ -17,6 +17,7 @@ _SYMMETRY = ("affine|symmetric", "affine or symmetric")
 _ALLOWED = {
     "activation_range": (_RANGE, _RANGES),
     "activation_symmetry": _SYMMETRY,
+    "activation_placement": (r"fused|per-layer", "fused or per-layer"),
     "weight_range": (_RANGE, _RANGES),
     "weight_symmetry": _SYMMETRY,
     "weight_granularity": (r"tensor|channel|group:[1-9]\d{0,5}", "tensor, channel or group:N"),
@@ -41,6 +42,10 @@ class Quantizer:
         activation_symmetry: ``affine`` grids have their zero wherever it suits the input;
             ``symmetric`` ones in the middle, or, for inputs without negative values, at the lower
             end.
+        activation_placement: Where activations are rounded. ``fused``: once, where a map is
+            written, behind the layer and the operations that are computed with it (activation,
+            addition of a shortcut); all that read it from memory read what was rounded.
+            ``per-layer``: at each layer's input; additions read what was never rounded.
         weight_range: Which weights the integers span, out of those that share a scale: the same
             as for activations, ``kl`` only for whole tensors.
         weight_symmetry: The same as for activations, but that ``symmetric`` weights have their zero
@@ -57,6 +62,7 @@ class Quantizer:
 
     activation_range: str = "mse"
     activation_symmetry: str = "affine"
+    activation_placement: str = "fused"
     weight_range: str = "mse"
     weight_symmetry: str = "symmetric"
     weight_granularity: str = "channel"
@@ -80,7 +86,7 @@ class Quantizer:
 
     @cached_property
     def of_activations(self) -> Quantizer:
-        """The same as far as it decides about activations; all else by default."""
+        """The same as far as it decides about grids of activations; all else by default."""
         return replace(
             Quantizer(),
             activation_range=self.activation_range,
@@ -104,6 +110,10 @@ class Quantizer:
         """N of ``group:N``; None for other granularities."""
         kind, _, size = self.weight_granularity.partition(":")
         return int(size) if kind == "group" else None
+
+    @property
+    def rounds_maps(self) -> bool:
+        return self.activation_placement == "fused"
 
     @property
     def power_of_two(self) -> bool:

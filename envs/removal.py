@@ -26,6 +26,7 @@ from envs.compression import integer_weights
 from envs.config import FLOAT_BITS
 from envs.quantization import ActivationRange
 from envs.quantization import ScaleRun
+from envs.quantization import inverse_factors
 from envs.quantization import inverse_steps
 from envs.quantization import scale_runs
 from envs.trace import TracedNetwork
@@ -39,7 +40,7 @@ def remove_channels(network: TracedNetwork, compressed: CompressedNetwork) -> fx
 
     Every tensor is a buffer of the module itself with a flat name; layer i has ``weight_i`` and
     ``bias_i``, and ``scale_i`` where ``weight_i`` holds integers. All operations are ATen calls,
-    the rounding of inputs included.
+    the rounding of inputs and maps included.
 
     Args:
         network: Traced network; left as it is.
@@ -48,6 +49,8 @@ def remove_channels(network: TracedNetwork, compressed: CompressedNetwork) -> fx
     graph, tensors = shrunk_graph(network, compressed, compressed.removed_units)
     inputs = {str(node.target): node for node in graph.find_nodes(op="call_module")}
     nodes = {node.name: node for node in graph.nodes}
+    for number, grid in enumerate(map_grids(network, compressed, compressed.removed_units)):
+        _inline_map(inputs[f"map_{number}"], tensors, grid)
     for index, (traced, layer) in enumerate(zip(network.layers, compressed.layers, strict=True)):
         _inline_rounding(inputs[f"input_{index}"], index, tensors, layer)
         if sums_integers(layer):
@@ -64,7 +67,8 @@ def shrunk_graph(
 ) -> tuple[fx.Graph, dict[str, Tensor]]:
     """A copy of a network's graph without some channels, and the tensors that it reads.
 
-    Layer i keeps its module ``input_i``, which rounds what the layer reads.
+    Layer i keeps its module ``input_i``, which rounds what the layer reads, and stored map j its
+    ``map_j``.
 
     Args:
         network: Traced network; left as it is.
@@ -80,6 +84,26 @@ def shrunk_graph(
     for node in list(graph.nodes):
         remover.rewrite(node)
     return graph, tensors
+
+
+def map_grids(
+    network: TracedNetwork, compressed: CompressedNetwork, removed_units: Tensor
+) -> list[ActivationRange]:
+    """Grids of the stored maps, for the channels that a graph still has.
+
+    Args:
+        network: Traced network.
+        compressed: Its compressed layers.
+        removed_units: Units that the graph does without, see :func:`shrunk_graph`.
+    """
+    grids = []
+    for stored, grid in zip(network.maps, compressed.map_ranges, strict=True):
+        if stored.reader is not None:
+            grid = grid.of_channels(
+                ~is_removed(network.units.in_units[stored.reader], removed_units)
+            )
+        grids.append(grid)
+    return grids
 
 
 def sums_integers(layer: CompressedLayer) -> bool:
@@ -205,7 +229,7 @@ class _Remover:
         return ~gone if bool(gone.any()) else None
 
     def _labels(self, node: fx.Node) -> Labels | None:
-        if node.op == "call_module":  # the rounding of a layer's input changes no channel
+        if node.op == "call_module":  # rounding changes no channel
             return self._labels(node.args[0])  # type: ignore[arg-type]
         return self.units.node_units.get(node.name)
 
@@ -300,6 +324,22 @@ class _Remover:
             node.replace_input_with(item, smaller)
 
 
+def _inline_map(node: fx.Node, tensors: dict[str, Tensor], grid: ActivationRange) -> None:
+    """Exchange the module that rounds a stored map for nodes that do."""
+    source: Any = node.args[0]
+    with node.graph.inserting_before(node):
+        steps = _steps(node, grid, tensors)
+        rounded = _round(node.graph, source, grid, steps, integers=False)
+        if isinstance(steps, fx.Node):  # back to what was divided, exactly
+            factors = f"factors_{node.target}"
+            tensors[factors] = 1 / inverse_factors(grid.divided, len(source.meta["shape"]))
+            rounded = node.graph.call_function(
+                aten.mul_.Tensor, (rounded, node.graph.get_attr(factors))
+            )
+    node.replace_all_uses_with(rounded)
+    node.graph.erase_node(node)
+
+
 def _inline_rounding(
     node: fx.Node, index: int, tensors: dict[str, Tensor], layer: CompressedLayer
 ) -> None:
@@ -307,13 +347,20 @@ def _inline_rounding(
     source: Any = node.args[0]
     grid = layer.input_range.of_channels(layer.kept_in)
     with node.graph.inserting_before(node):
-        steps: Any = inverse_steps(grid, len(source.meta["shape"]))
-        if isinstance(steps, Tensor):
-            tensors[f"inverse_step_{index}"] = steps
-            steps = node.graph.get_attr(f"inverse_step_{index}")
+        steps = _steps(node, grid, tensors)
         rounded = _round(node.graph, source, grid, steps, integers=sums_integers(layer))
     node.replace_all_uses_with(rounded)
     node.graph.erase_node(node)
+
+
+def _steps(node: fx.Node, grid: ActivationRange, tensors: dict[str, Tensor]) -> float | fx.Node:
+    """What the input of a rounding module is multiplied by to get integers."""
+    steps = inverse_steps(grid, len(node.meta["shape"]))
+    if isinstance(steps, float):
+        return steps
+    name = f"inverse_step_{node.target}"
+    tensors[name] = steps
+    return node.graph.get_attr(name)
 
 
 def _round(

@@ -21,6 +21,7 @@ from torch import fx
 from envs.quantization import ActivationRange
 from envs.quantization import power_of_two_near
 from envs.quantization import quantize_activation
+from envs.quantization import round_map
 from envs.quantizer import Quantizer
 from envs.reconstruction import DAMPING
 from envs.statistics import outputs_at
@@ -117,6 +118,7 @@ def compress_in_sequence(
     layers: Sequence[TracedLayer],
     batches: Sequence[Tensor],
     input_ranges: Sequence[ActivationRange],
+    map_ranges: Sequence[ActivationRange],
     kept_out: Sequence[Tensor],
     compress_layer: CompressLayer,
     dense: Sequence[DenseSample],
@@ -135,6 +137,7 @@ def compress_in_sequence(
         layers: Its layers with the weights for what they read, equalized or not.
         batches: Calibration images, (images, ...); as many of them are used as fit the memory.
         input_ranges: Grid of every layer's input.
+        map_ranges: Grid of every stored map.
         kept_out: Output channels of every layer that stay, bool, (out_channels,).
         compress_layer: Compresses one layer.
         dense: Outputs of the dense layers, see :func:`sample_dense`.
@@ -158,7 +161,7 @@ def compress_in_sequence(
         found.append(alignment)
         return _aligned(layer, reached, alignment, kept_out[index])
 
-    walk_layers(network, _images(network, batches, _MOST_IMAGES), step)
+    walk_layers(network, _images(network, batches, _MOST_IMAGES), step, map_ranges)
     return found
 
 
@@ -181,6 +184,7 @@ def align_layers(
     network: TracedNetwork,
     batches: Sequence[Tensor],
     input_ranges: Sequence[ActivationRange],
+    map_ranges: Sequence[ActivationRange],
     kept_out: Sequence[Tensor],
     layers: Sequence[tuple[Tensor, Tensor]],
     wanted: Sequence[Tensor],
@@ -192,6 +196,7 @@ def align_layers(
         network: Traced network; its own weights do not matter.
         batches: Calibration images, (images, ...); the first few of them are used.
         input_ranges: Grid of every layer's input.
+        map_ranges: Grid of every stored map.
         kept_out: Output channels of every layer that stay, bool, (out_channels,).
         layers: Compressed weight and bias of every layer.
         wanted: Outputs of the dense layers, see :func:`dense_outputs`.
@@ -208,7 +213,7 @@ def align_layers(
         found.append(alignment)
         return _aligned(layer, reached, alignment, kept)
 
-    walk_layers(network, _alignment_images(network, batches), step)
+    walk_layers(network, _alignment_images(network, batches), step, map_ranges)
     return found
 
 
@@ -272,14 +277,21 @@ Step = Callable[[int, RunLayer, Tensor], Tensor]
 """Told a layer's index, its operation and its inputs; returns its outputs."""
 
 
-def walk_layers(network: TracedNetwork, images: Tensor, step: Step) -> None:
+def walk_layers(
+    network: TracedNetwork,
+    images: Tensor,
+    step: Step,
+    map_ranges: Sequence[ActivationRange] | None = None,
+) -> None:
     """Execute a graph.
 
     Args:
         network: Traced network.
         images: Inputs of the network.
         step: Computes the layers, in execution order; all else is computed as it is.
+        map_ranges: Grid that every stored map is rounded to; as they are if None.
     """
+    grids = {f"map_{number}": grid for number, grid in enumerate(map_ranges or ())}
     index_of = {layer.node: index for index, layer in enumerate(network.layers)}
     nodes = list(network.graph_module.graph.nodes)
     last_reader = {item: node for node in nodes for item in node.all_input_nodes}
@@ -294,8 +306,10 @@ def walk_layers(network: TracedNetwork, images: Tensor, step: Step) -> None:
                 for part in target.split("."):
                     value = getattr(value, part)
                 values[node] = value
-            elif node.op == "call_module":  # a layer's input, which the layer's step rounds
-                values[node] = values[node.all_input_nodes[0]]
+            elif node.op == "call_module":  # a layer's input is rounded by the layer's step
+                grid = grids.get(target)
+                source = values[node.all_input_nodes[0]]
+                values[node] = source if grid is None else round_map(source, grid)
             elif node.name in index_of:
                 source = values[node.all_input_nodes[0]]
                 values[node] = step(index_of[node.name], _operation(node), source)

@@ -6,9 +6,11 @@ import json
 import math
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from dataclasses import dataclass
+from dataclasses import field
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from envs.trace import TracedLayer
 from envs.trace import TracedNetwork
 from hwmodel import InputError
 
-STATISTICS_VERSION = "3"
+STATISTICS_VERSION = "4"
 """Changes whenever a file of statistics would hold something else."""
 
 _SAMPLE_VALUES = 65_536
@@ -55,21 +57,45 @@ class InputRange:
     error: float
 
 
-@dataclass(frozen=True)
-class LayerStatistics:
-    """Statistics of one layer.
+@dataclass(frozen=True, kw_only=True)
+class MapStatistics:
+    """Statistics of the values of a feature map.
+
+    Attributes:
+        inputs: By width, 2..8, 16 and 32 bits, as the default ``Quantizer`` rounds.
+        sample: Some of the values, (values,).
+        extremes: Least and largest value of every channel over all calibration images,
+            (2, channels), or of all together, (2, 1).
+        divided: What the channels are divided by in all of this; None for the map as it is.
+    """
+
+    inputs: dict[int, InputRange]
+    sample: Tensor
+    extremes: Tensor
+    divided: ChannelExponents | None = None
+
+    def input_range(self, bits: int, quantizer: Quantizer) -> InputRange:
+        """How a quantizer rounds the map to a width."""
+        if quantizer.of_activations == DEFAULT_QUANTIZER or bits in FLOAT_BITS:
+            return self.inputs[bits]
+        whole = quantizer.activation_range == "max_abs"
+        seen = self.extremes.flatten() if whole else self.sample
+        found = input_range(self.sample, calibrate_activation(seen, bits, quantizer))
+        return replace(found, range=replace(found.range, divided=self.divided))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStatistics(MapStatistics):
+    """Statistics of one layer and of the map that it reads.
 
     Attributes:
         second_moment: Mean of x x^T over the positions of the unfolded input,
             (groups, columns, columns).
         mean: Mean of x, (groups, columns).
         taylor: First-order importance of every output channel, (out_channels,).
-        inputs: By width, 2..8, 16 and 32 bits, as the default ``Quantizer`` rounds.
-        sample: Values of the input, (values,).
-        sample_channels: Their channels, int32, (values,).
-        extremes: Least and largest value of every channel of the input over all calibration images,
-            (2, in_channels).
-        divided: What the channels are divided by in all of this; None for the input as it is.
+        sample_channels: Channels of the sample's values, int32, (values,).
+        written: Of the maps that the layer writes and no layer reads as they are, by their names;
+            see ``StoredMap``.
         equalized: The same of the equalized input, see :mod:`envs.equalization`; None where that
             changes nothing.
     """
@@ -77,21 +103,9 @@ class LayerStatistics:
     second_moment: Tensor
     mean: Tensor
     taylor: Tensor
-    inputs: dict[int, InputRange]
-    sample: Tensor
     sample_channels: Tensor
-    extremes: Tensor
-    divided: ChannelExponents | None = None
+    written: Mapping[str, MapStatistics] = field(default_factory=dict)
     equalized: LayerStatistics | None = None
-
-    def input_range(self, bits: int, quantizer: Quantizer) -> InputRange:
-        """How a quantizer rounds the input to a width."""
-        if quantizer.of_activations == DEFAULT_QUANTIZER or bits in FLOAT_BITS:
-            return self.inputs[bits]
-        whole = quantizer.activation_range == "max_abs"
-        seen = self.extremes.flatten() if whole else self.sample
-        found = input_range(self.sample, calibrate_activation(seen, bits, quantizer))
-        return replace(found, range=replace(found.range, divided=self.divided))
 
 
 def collect_statistics(
@@ -104,14 +118,25 @@ def collect_statistics(
         batches: (inputs, targets); the targets are not looked at.
     """
     gatherers = [_Gatherer(layer) for layer in network.layers]
+    of_maps = {
+        f"map_{number}": _MapGatherer()
+        for number, stored in enumerate(network.maps)
+        if stored.reader is None
+    }
+    of_layers = {f"input_{index}": gatherer for index, gatherer in enumerate(gatherers)}
     batches = list(batches)
-    with _observing(network, gatherers):
+    with _observing(network, {**of_layers, **of_maps}):
         for inputs, _ in batches:
             with torch.no_grad():
                 network.graph_module(inputs)
+    written: list[dict[str, MapStatistics]] = [{} for _ in network.layers]
+    for number, stored in enumerate(network.maps):
+        if stored.reader is None:
+            written[stored.writer][stored.node] = of_maps[f"map_{number}"].result()
     scores = _taylor_scores(network, batches)
     return tuple(
-        gatherer.result(taylor) for gatherer, taylor in zip(gatherers, scores, strict=True)
+        replace(gatherer.result(taylor), written=maps)
+        for gatherer, taylor, maps in zip(gatherers, scores, written, strict=True)
     )
 
 
@@ -181,8 +206,7 @@ class _Gatherer(nn.Module):
         self.extremes: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        count = min(x.numel(), max(1024, _SAMPLE_VALUES // 16))
-        index = torch.randint(x.numel(), (count,), generator=self.generator)
+        index = _sampled_places(x, self.generator)
         self.values.append(x.flatten()[index].clone())
         axis = self.layer.channel_axis % x.ndim
         self.channels.append(index // math.prod(x.shape[axis + 1 :]) % x.shape[axis])
@@ -209,6 +233,34 @@ class _Gatherer(nn.Module):
             sample_channels=torch.cat(self.channels)[picked].int(),
             extremes=extremes,
         )
+
+
+class _MapGatherer(nn.Module):
+    """Sees a feature map go by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+        self.values: list[Tensor] = []
+        self.extremes: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.values.append(x.flatten()[_sampled_places(x, self.generator)].clone())
+        self.extremes.append(torch.stack(x.aminmax()))
+        return x
+
+    def result(self) -> MapStatistics:
+        values, extremes = torch.cat(self.values), torch.stack(self.extremes)
+        picked = torch.randperm(len(values), generator=self.generator)[:_SAMPLE_VALUES]
+        sample = values[picked]
+        ends = torch.stack([extremes[:, 0].amin(), extremes[:, 1].amax()])
+        return MapStatistics(inputs=_usual_inputs(sample), sample=sample, extremes=ends[:, None])
+
+
+def _sampled_places(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Where to look at a map: indices of its values, end to end."""
+    count = min(x.numel(), max(1024, _SAMPLE_VALUES // 16))
+    return torch.randint(x.numel(), (count,), generator=generator)
 
 
 def sample_patches(layer: TracedLayer, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -299,16 +351,17 @@ def input_range(sample: Tensor, chosen: ActivationRange) -> InputRange:
 
 
 @contextmanager
-def _observing(network: TracedNetwork, gatherers: list[_Gatherer]) -> Iterator[None]:
+def _observing(network: TracedNetwork, observers: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Exchange modules that maps pass, by their names."""
     module = network.graph_module
-    before = [getattr(module, f"input_{index}") for index in range(len(gatherers))]
+    before = {name: getattr(module, name) for name in observers}
     try:
-        for index, gatherer in enumerate(gatherers):
-            setattr(module, f"input_{index}", gatherer)
+        for name, observer in observers.items():
+            setattr(module, name, observer)
         yield
     finally:
-        for index, old in enumerate(before):
-            setattr(module, f"input_{index}", old)
+        for name, old in before.items():
+            setattr(module, name, old)
 
 
 def _taylor_scores(network: TracedNetwork, batches: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
@@ -342,7 +395,8 @@ def _taylor_scores(network: TracedNetwork, batches: list[tuple[Tensor, Tensor]])
     return [score / len(batches) for score in scores]
 
 
-_TENSORS = ("second_moment", "mean", "taylor", "sample", "sample_channels", "extremes")
+_MAP_TENSORS = ("sample", "extremes")
+_TENSORS = ("second_moment", "mean", "taylor", "sample_channels", *_MAP_TENSORS)
 
 
 def save_statistics(path: Path, statistics: tuple[LayerStatistics, ...]) -> None:
@@ -351,14 +405,22 @@ def save_statistics(path: Path, statistics: tuple[LayerStatistics, ...]) -> None
     for index, layer in enumerate(statistics):
         for name in _TENSORS:
             tensors[f"{index}.{name}"] = getattr(layer, name).contiguous()
+        for node, written in layer.written.items():
+            for name in _MAP_TENSORS:
+                tensors[f"{index}.{node}.{name}"] = getattr(written, name)
     entries = [
-        {"inputs": _ranges(layer), "equalized": _ranges(layer.equalized)} for layer in statistics
+        {
+            "inputs": _ranges(layer),
+            "equalized": _ranges(layer.equalized),
+            "written": {node: _ranges(written) for node, written in layer.written.items()},
+        }
+        for layer in statistics
     ]
     # Not by save_file, whose files only their owner may read: databases are shared.
     path.write_bytes(save(tensors, metadata={"layers": json.dumps(entries)}))
 
 
-def _ranges(layer: LayerStatistics | None) -> list[dict[str, Any]] | None:
+def _ranges(layer: MapStatistics | None) -> list[dict[str, Any]] | None:
     return None if layer is None else [asdict(entry) for entry in layer.inputs.values()]
 
 
@@ -383,7 +445,14 @@ def load_statistics(path: Path, network: TracedNetwork) -> tuple[LayerStatistics
     layers = []
     for index, (entry, traced) in enumerate(zip(entries, network.layers, strict=True)):
         of_layer = {name: tensors[f"{index}.{name}"] for name in _TENSORS}
-        layer = LayerStatistics(inputs=_inputs(entry["inputs"]), **of_layer)
+        written = {
+            node: MapStatistics(
+                inputs=_inputs(ranges),
+                **{name: tensors[f"{index}.{node}.{name}"] for name in _MAP_TENSORS},
+            )
+            for node, ranges in entry["written"].items()
+        }
+        layer = LayerStatistics(inputs=_inputs(entry["inputs"]), written=written, **of_layer)
         if entry["equalized"] is not None:
             inputs = _inputs(entry["equalized"])
             by = inputs[INTEGER_BITS[0]].range.divided

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,13 +25,15 @@ from envs.layer_compression import compressed_rows
 from envs.layer_compression import removed_columns
 from envs.options import OptionTable
 from envs.output_change import output_change
+from envs.problem import output_bits
+from envs.quantizer import Quantizer
 from envs.reconstruction import output_error
 from envs.space import NO_PRUNING
 from envs.space import Method
 from envs.space import SearchSpace
 from envs.units import is_removed
 
-TABLE_VERSION = "2"
+TABLE_VERSION = "3"
 """Changes whenever a table says something else of the same network."""
 _PROBE_IMAGES = 256
 _PROBE_BITS = 3
@@ -254,7 +257,57 @@ def _sensitivity(
             result[index, column] = change / max(error, _LEAST_ERROR)
         if progress is not None:
             progress("measuring sensitivities", index + 1, len(names))
+    if quantizer.rounds_maps:
+        _add_shared_maps(evaluator, repair, quantizer, reference, result)
     return result
+
+
+def _add_shared_maps(
+    evaluator: Evaluator,
+    repair: Repair,
+    quantizer: Quantizer,
+    reference: Tensor,
+    sensitivity: NDArray[np.float64],
+) -> None:
+    """Add what rounding maps does that no single layer's width decides.
+
+    A map is as wide as the widest of the layers that read it, or a sum that it goes into, ask for.
+    Where these are several, none of them alone narrows it. What its rounding changes beyond the
+    roundings of the layers that read it is shared out among them equally: at equal widths the sum
+    is then right.
+
+    Args:
+        evaluator: Runs the network.
+        repair: Of the layers that were probed.
+        quantizer: Of the same.
+        reference: Outputs of the dense network.
+        sensitivity: Of every layer's weights and inputs, (L, 2); inputs' are added to.
+    """
+    compressor = evaluator.compressor
+    network = compressor.network
+    names, count = network.names, len(network.layers)
+    dense = compressor.compress(uniform(names, 32))
+    rounded = compressor.map_ranges(
+        replace(uniform(names, _PROBE_BITS), repair=repair, quantizer=quantizer)
+    )
+    one_is_wide = np.where(np.eye(count, dtype=bool), 32.0, 2.0)
+    is_wide = output_bits(network.workload, one_is_wide) == 32
+    entries = [
+        compressor.input_range(index, _PROBE_BITS, repair, quantizer) for index in range(count)
+    ]
+    errors = np.maximum([entry.error for entry in entries], _LEAST_ERROR)
+    for number, stored in enumerate(network.maps):
+        deciding = np.flatnonzero(is_wide[:, stored.writer])
+        if len(deciding) < 2:
+            continue
+        ranges = list(dense.map_ranges)
+        ranges[number] = rounded[number]
+        outputs = _probe(evaluator, replace(dense, map_ranges=tuple(ranges)))
+        change = output_change(outputs, reference)
+        reading = [index for index in range(count) if network.same_input[index] == stored.reader]
+        known = float(np.sum(sensitivity[reading, 1] * errors[reading]))
+        share = max(change - known, 0.0) / len(deciding)
+        sensitivity[deciding, 1] += share / errors[deciding]
 
 
 def _weight_error(compressor: Compressor, compressed: CompressedNetwork, index: int) -> float:

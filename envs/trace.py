@@ -15,6 +15,8 @@ from torch import nn
 from envs.channels import LAYER_OPS
 from envs.channels import LabelInterpreter
 from envs.channels import group_count
+from envs.stored_maps import StoredMap
+from envs.stored_maps import find_stored_maps
 from envs.units import ChannelUnits
 from envs.units import channel_units
 from envs.vector_operations import between_layers
@@ -75,14 +77,19 @@ class TracedNetwork:
 
     Attributes:
         graph_module: Batch norms folded where possible; layer i reads ``weight_i`` and ``bias_i``
-            and its input passes through the submodule ``input_i``.
+            and its input passes through the submodule ``input_i``. Stored map j passes through
+            ``map_j`` on its way to all that read it.
         layers: In execution order.
+        maps: Those that others than one layer read.
+        same_input: For every layer, the first one that reads the same values along the same axis.
         workload: Their shapes, and which feeds which.
         units: Which channels can be removed, and with which others.
     """
 
     graph_module: fx.GraphModule
     layers: tuple[TracedLayer, ...]
+    maps: tuple[StoredMap, ...]
+    same_input: tuple[int, ...]
     workload: Workload
     units: ChannelUnits
 
@@ -128,12 +135,16 @@ def trace(network: nn.Module, example: Tensor, name: str) -> TracedNetwork:
         tuple(between.sources),
     )
     units = channel_units(interpreter, graph_module, [layer.node for layer in layers])
+    maps = find_stored_maps(graph_module.graph, nodes)
+    same_input = _first_readers(nodes, layers)
     for index, (node, layer) in enumerate(zip(nodes, layers, strict=True)):
         _attach_layer(graph_module, index, node, layer)
+    for number, stored in enumerate(maps):
+        _attach_map(graph_module, number, stored)
     _drop_unused_parameters(graph_module)
     graph_module.recompile()
     _require_same_outputs(graph_module, inputs, expected, name)
-    return TracedNetwork(graph_module, layers, workload, units)
+    return TracedNetwork(graph_module, layers, maps, same_input, workload, units)
 
 
 def _export(network: nn.Module, example: Tensor, name: str) -> fx.GraphModule:
@@ -236,6 +247,7 @@ class _ShapeRecorder(fx.Interpreter):
     def run_node(self, node: fx.Node) -> Any:
         value = super().run_node(node)
         node.meta["shape"] = tuple(value.shape) if isinstance(value, Tensor) else None
+        node.meta["dtype"] = value.dtype if isinstance(value, Tensor) else None
         if not isinstance(value, Tensor):
             node.meta["value"] = value
         return value
@@ -397,6 +409,14 @@ def _feeds(graph_module: fx.GraphModule, nodes: list[fx.Node]) -> tuple[tuple[in
     return tuple(feeds)
 
 
+def _first_readers(nodes: list[fx.Node], layers: tuple[TracedLayer, ...]) -> tuple[int, ...]:
+    first: dict[tuple[object, int], int] = {}
+    return tuple(
+        first.setdefault((node.args[0], layer.channel_axis), index)
+        for index, (node, layer) in enumerate(zip(nodes, layers, strict=True))
+    )
+
+
 def _attach_layer(
     graph_module: fx.GraphModule, index: int, node: fx.Node, layer: TracedLayer
 ) -> None:
@@ -416,6 +436,17 @@ def _attach_layer(
     weight.meta.update(old_weight.meta)  # type: ignore[union-attr]
     offset.meta["shape"] = tuple(layer.bias.shape)
     node.args = (read, weight, offset, *node.args[3:])
+
+
+def _attach_map(graph_module: fx.GraphModule, number: int, stored: StoredMap) -> None:
+    """Give a stored map a module that it passes on its way to whoever reads it."""
+    graph = graph_module.graph
+    (node,) = (node for node in graph.nodes if node.name == stored.node)
+    graph_module.add_submodule(f"map_{number}", nn.Identity())
+    with graph.inserting_after(node):
+        written = graph.call_module(f"map_{number}", (node,))
+    written.meta.update(node.meta)
+    node.replace_all_uses_with(written, delete_user_cb=lambda user: user is not written)
 
 
 def _drop_unused_parameters(graph_module: fx.GraphModule) -> None:

@@ -96,7 +96,7 @@ def _input_row(layer: LayerShape) -> int:
 def _readers(workload: Workload) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Who reads whose output, as its input and again; both (layers, layers)."""
     share = np.zeros((len(workload), len(workload)))
-    for reader, writers in enumerate(workload.sources or workload.feeds):
+    for reader, writers in enumerate(workload.maps_read):
         sizes = [workload.layers[writer].out_channels for writer in writers]
         for writer, size in zip(writers, sizes, strict=True):
             share[writer, reader] = size / sum(sizes)

@@ -148,3 +148,8 @@ class Workload:
 
     def __len__(self) -> int:
         return len(self.layers)
+
+    @property
+    def maps_read(self) -> tuple[tuple[int, ...], ...]:
+        """``sources``, or ``feeds`` where there are none."""
+        return self.sources or self.feeds

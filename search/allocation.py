@@ -297,6 +297,6 @@ def _shared_readers(problem: CompressionProblem, free: list[int]) -> list[tuple[
     """Layers that read one map, where several do: it is narrower only if all of them are."""
     readers: dict[int, list[int]] = {}
     for reader in free:
-        for producer in problem.workload.feeds[reader]:
+        for producer in problem.workload.maps_read[reader]:
             readers.setdefault(producer, []).append(reader)
     return sorted({tuple(layers) for layers in readers.values() if len(layers) > 1})

@@ -18,6 +18,8 @@ from envs.compression import CompressedNetwork
 from envs.compression import Compressor
 from envs.compression import integer_weights
 from envs.config import CompressionConfig
+from envs.quantization import ActivationRange
+from envs.removal import map_grids
 from envs.removal import remove_channels
 from envs.removal import sums_integers
 from envs.setup import prepare_evaluator
@@ -128,7 +130,8 @@ def _test_drop(rows: pd.DataFrame, config_hash: str) -> float | None:
 def write_network(
     compressor: Compressor, config: CompressionConfig, directory: Path
 ) -> dict[str, Any]:
-    """Write ``config.json``, ``weights.safetensors``, ``network.py`` and ``layers.json``.
+    """Write ``config.json``, ``weights.safetensors``, ``network.py``, ``layers.json`` and
+    ``maps.json``.
 
     Args:
         compressor: Compresses the network that the configuration belongs to.
@@ -157,9 +160,11 @@ def write_network(
         (directory / "network.py").write_text(code)
         layers = _layer_list(compressor, compressed)
         (directory / "layers.json").write_text(json.dumps(layers, indent=2) + "\n")
+        maps = _map_list(compressor, compressed)
+        (directory / "maps.json").write_text(json.dumps(maps, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         raise InputError("--output", str(directory), f"use a writable place ({error})") from None
-    names = ("config.json", "weights.safetensors", "network.py", "layers.json")
+    names = ("config.json", "weights.safetensors", "network.py", "layers.json", "maps.json")
     return {
         "files": [str(directory / name) for name in names],
         "weights_bytes": (directory / "weights.safetensors").stat().st_size,
@@ -209,10 +214,32 @@ def _scale_name(index: int, layer: CompressedLayer) -> str | None:
     return f"scale_{index}" if sums_integers(layer) else f"weight_{index}.scale"
 
 
-def _exponents(layer: CompressedLayer) -> list[int] | None:
-    """Of the powers of two that input channels are divided by first; None where they are not."""
-    left = layer.input_range.of_channels(layer.kept_in).divided
-    return None if left is None else list(left.exponents)
+def _grid(grid: ActivationRange) -> dict[str, Any]:
+    """How activations are rounded, and by which powers of two channels are divided first, if so."""
+    divided = grid.divided
+    return {
+        "bits": grid.bits,
+        "scale": grid.scale,
+        "exponents": None if divided is None else list(divided.exponents),
+        "low": grid.low,
+        "high": grid.high,
+    }
+
+
+def _map_list(compressor: Compressor, compressed: CompressedNetwork) -> list[dict[str, Any]]:
+    """The maps that are rounded where they are written, not only where a layer reads them."""
+    network = compressor.network
+    grids = map_grids(network, compressed, compressed.removed_units)
+    return [
+        {"written_behind": network.names[stored.writer], "node": stored.node, **_grid(grid)}
+        for stored, grid in zip(network.maps, grids, strict=True)
+        if grid.bits != 32
+    ]
+
+
+def _of_input(layer: CompressedLayer) -> dict[str, Any]:
+    grid = _grid(layer.input_range.of_channels(layer.kept_in))
+    return {f"activation_{key}": value for key, value in grid.items()}
 
 
 def _layer_list(compressor: Compressor, compressed: CompressedNetwork) -> list[dict[str, Any]]:
@@ -222,11 +249,7 @@ def _layer_list(compressor: Compressor, compressed: CompressedNetwork) -> list[d
             "weight": f"weight_{index}",
             "weight_scale": _scale_name(index, layer),
             "weight_bits": layer.decision.weight_bits,
-            "activation_bits": layer.decision.activation_bits,
-            "activation_scale": layer.input_range.scale,
-            "activation_exponents": _exponents(layer),
-            "activation_low": layer.input_range.low,
-            "activation_high": layer.input_range.high,
+            **_of_input(layer),
             "in_channels": int(layer.kept_in.sum()),
             "out_channels": int(layer.kept_out.sum()),
             "weight_density": layer.density,

@@ -37,6 +37,7 @@ FLAGS = {
     "seeds": "--seeds",
     "budget": "--budget",
     "time_budget": "--time-budget",
+    "space.quantizer.activation_placement": "--quantizers",
     "targets": "--targets",
     "energy_targets": "--energy-targets",
     "resources.address": "--address",
@@ -63,6 +64,9 @@ def add_verbs(verbs: Verbs) -> None:
     search.add_argument("--seeds", type=_seeds, help="how many (2 means 0,1), or a list: 0,5,7")
     search.add_argument("--budget", type=int, help="distinct true evaluations, all seeds together")
     search.add_argument("--time-budget", help="stop after this long: 90s, 30m, 2h")
+    search.add_argument(
+        "--quantizers", help="where activations are rounded: fused (where written) or per-layer"
+    )
     search.add_argument("--targets", type=_points, help="accuracy drops in points: 0.5,1,2")
     search.add_argument(
         "--energy-targets", type=_ratios, help="energies over that of dense INT8: 0.5,0.4"
@@ -209,10 +213,12 @@ def _override(data: dict[str, Any], args: argparse.Namespace) -> set[str]:
     for field, flag in FLAGS.items():
         value = getattr(args, flag.removeprefix("--").replace("-", "_"), None)
         if value is not None:
-            section, _, key = field.rpartition(".")
-            target = data.setdefault(section, {}) if section else data
-            if not isinstance(target, dict):
-                raise InputError(section, target, "use a mapping")
+            *sections, key = field.split(".")
+            target = data
+            for number, section in enumerate(sections, start=1):
+                target = target.setdefault(section, {})
+                if not isinstance(target, dict):
+                    raise InputError(".".join(sections[:number]), target, "use a mapping")
             target[key] = value
             given.add(field)
     return given

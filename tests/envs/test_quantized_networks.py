@@ -44,12 +44,12 @@ OTHERS = {
     "groups": Quantizer(weight_granularity="group:4", activation_symmetry="symmetric"),
     "shift": Quantizer(scale="power_of_two"),
     "plain shift": Quantizer(
-        "max_abs", "symmetric", "max_abs", "symmetric", "tensor", "power_of_two"
+        "max_abs", "symmetric", "per-layer", "max_abs", "symmetric", "tensor", "power_of_two"
     ),
     "shift of affine groups": Quantizer(
-        "percentile:99.9", "affine", "percentile:99", "affine", "group:3", "power_of_two"
+        "percentile:99.9", "affine", "fused", "percentile:99", "affine", "group:3", "power_of_two"
     ),
-    "divergence": Quantizer("kl", "affine", "kl", "affine", "tensor"),
+    "divergence": Quantizer("kl", "affine", "fused", "kl", "affine", "tensor"),
 }
 each_quantizer = pytest.mark.parametrize("quantizer", OTHERS.values(), ids=OTHERS)
 

@@ -1,0 +1,236 @@
+"""Maps that wait in memory: which they are, how wide they are, and who reads what was rounded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch import nn
+
+from envs import integer
+from envs.compression import Compressor
+from envs.config import CompressionConfig
+from envs.config import LayerDecision
+from envs.config import uniform
+from envs.lowering import lower
+from envs.problem import output_bits
+from envs.quantization import ActivationRange
+from envs.quantization import quantize_activation
+from envs.quantization import round_map
+from envs.quantizer import Quantizer
+from envs.removal import remove_channels
+from envs.setup import calibrate
+from envs.statistics import load_statistics
+from envs.statistics import save_statistics
+from envs.trace import TracedLayer
+from envs.trace import trace
+from hwmodel import LayerShape
+from hwmodel import VectorOperation
+from hwmodel import Workload
+from tests.envs.networks import NETWORKS
+from tests.envs.networks import randomize
+
+PER_LAYER = Quantizer(activation_placement="per-layer")
+
+
+class Block(nn.Module):
+    """A residual block whose shortcut has a layer of its own, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.first, self.second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.shortcut = nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        y = self.second(F.relu(self.first(x)))
+        return self.head(F.relu(y + self.shortcut(x)).mean([2, 3]))
+
+
+def images(count: int = 64) -> Tensor:
+    return torch.randn(count, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+def compressor_of(network: nn.Module) -> Compressor:
+    network = randomize(network)
+    traced = trace(network, images(2), "network")
+    batches = [(images(), torch.zeros(64, dtype=torch.int64))]
+    return Compressor(traced, calibrate(traced, batches), [images()])
+
+
+@pytest.fixture
+def block() -> Compressor:
+    torch.manual_seed(0)
+    return compressor_of(Block())
+
+
+def outputs(compressor: Compressor, config: CompressionConfig) -> Tensor:
+    """Of the channels that stay, in every way in which a compressed network can be run."""
+    network, compressed = compressor.network, compressor.compress(config)
+    with torch.inference_mode():
+        exported: Tensor = remove_channels(network, compressed)(images())
+        in_floats = lower(network, compressed, integers=False)(images())
+        torch.testing.assert_close(in_floats, exported, rtol=1e-5, atol=1e-5)
+        if integer.is_available():
+            nearby = images().contiguous(memory_format=torch.channels_last)
+            in_integers = lower(network, compressed, integers=True)(nearby)
+            torch.testing.assert_close(in_integers, exported, rtol=1e-5, atol=1e-5)
+    return exported
+
+
+def activations(compressor: Compressor, bits: dict[str, int]) -> CompressionConfig:
+    """Inputs of some layers rounded; nothing else, and nothing repaired."""
+    names = compressor.network.names
+    layers = {name: LayerDecision(activation_bits=bits.get(name, 32)) for name in names}
+    return CompressionConfig(layers, repair="none")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("padded_residual", [(0, 1), (1, 2)]),
+        ("dense", [(0, None), (1, None)]),
+        ("inverted", [(0, 1), (2, None)]),
+        ("attention", [(0, None), (2, 3)]),
+        ("mlp", []),
+    ],
+)
+def test_maps_that_are_read_again_are_found(
+    name: str, expected: list[tuple[int, int | None]]
+) -> None:
+    network = trace(NETWORKS[name]().eval(), torch.randn(2, 3, 16, 16), name)
+    assert [(stored.writer, stored.reader) for stored in network.maps] == expected
+
+
+def convolve(layer: TracedLayer, x: Tensor) -> Tensor:
+    return F.conv2d(x, layer.folded_weight, layer.bias, padding=layer.shape.padding)
+
+
+def classify(layer: TracedLayer, total: Tensor, grid: ActivationRange) -> Tensor:
+    read = quantize_activation(F.relu(total).mean([2, 3]), grid)
+    return F.linear(read, layer.folded_weight, layer.bias)
+
+
+BITS = {"first": 3, "second": 4, "shortcut": 3, "head": 5}
+
+
+def test_a_shortcut_reads_what_was_rounded(block: Compressor) -> None:
+    stem, first, second, shortcut, head = block.network.layers
+    config = activations(block, BITS)
+    compressed = block.compress(config)
+    _, of_first, of_second, of_shortcut, of_head = (
+        layer.input_range for layer in compressed.layers
+    )
+    assert of_first == of_shortcut == compressed.map_ranges[0]
+    waits = compressed.map_ranges[1]  # for the shortcut's layer, which runs last
+    assert waits.bits == 5
+    x = quantize_activation(F.relu(convolve(stem, images())), of_first)
+    y = quantize_activation(F.relu(convolve(first, x)), of_second)
+    total = quantize_activation(convolve(second, y), waits) + convolve(shortcut, x)
+    expected = classify(head, total, of_head)
+    torch.testing.assert_close(outputs(block, config), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_narrower_reader_rounds_what_was_rounded(block: Compressor) -> None:
+    stem, first, second, shortcut, head = block.network.layers
+    config = activations(block, {"first": 2, "shortcut": 5})
+    compressed = block.compress(config)
+    written, narrow = compressed.map_ranges[0], compressed.layers[1].input_range
+    assert (written.bits, narrow.bits) == (5, 2)
+    assert compressed.layers[3].input_range == written
+    x = quantize_activation(F.relu(convolve(stem, images())), written)
+    y = F.relu(convolve(first, quantize_activation(x, narrow)))
+    total = convolve(second, y) + convolve(shortcut, x)
+    expected = classify(head, total, ActivationRange(32))
+    torch.testing.assert_close(outputs(block, config), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_additions_can_be_left_out_of_it(block: Compressor) -> None:
+    stem, first, second, shortcut, head = block.network.layers
+    config = replace(activations(block, BITS), quantizer=PER_LAYER)
+    compressed = block.compress(config)
+    assert {grid.bits for grid in compressed.map_ranges} == {32}
+    _, of_first, of_second, of_shortcut, of_head = (
+        layer.input_range for layer in compressed.layers
+    )
+    x = F.relu(convolve(stem, images()))
+    y = quantize_activation(F.relu(convolve(first, quantize_activation(x, of_first))), of_second)
+    total = convolve(second, y) + convolve(shortcut, quantize_activation(x, of_shortcut))
+    expected = classify(head, total, of_head)
+    torch.testing.assert_close(outputs(block, config), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_equalizes_the_layers_that_read_a_map_is_undone_for_others() -> None:
+    torch.manual_seed(0)
+    network = NETWORKS["padded_residual"]()
+    with torch.no_grad():  # channels of very different sizes
+        network.stem[1].weight.mul_(torch.logspace(-2, 1, 8))
+        network.stem[1].bias.mul_(torch.logspace(-2, 1, 8))
+    compressor = compressor_of(network)
+    names = compressor.network.names
+    config = replace(uniform(names, 4), repair="layerwise")
+    grid = compressor.compress(config).map_ranges[0]
+    assert grid.divided is not None
+    x = torch.rand(4, 8, 6, 6)
+    steps = grid.scale * torch.exp2(torch.tensor(grid.divided.exponents).float()).view(-1, 1, 1)
+    codes = (x / steps).round().clamp(grid.low, grid.high)
+    torch.testing.assert_close(round_map(x, grid), codes * steps, rtol=1e-6, atol=0)
+    removing = LayerDecision("filter", "l2", 0.5, 4, 4)
+    groups = compressor.network.units.group
+    coupled = [name for name, group in zip(names, groups, strict=True) if group == 0]
+    fewer = replace(config, layers={**config.layers, **dict.fromkeys(coupled, removing)})
+    for each in (config, fewer):
+        assert bool(outputs(compressor, each).isfinite().all())  # and alike in every way to run
+
+
+def test_repairs_see_the_rounded_shortcut(block: Compressor) -> None:
+    """The gains of the classifier fit what it really reads."""
+    names = block.network.names
+    layers = {name: LayerDecision(weight_bits=4, activation_bits=3) for name in names}
+    dense = outputs(block, uniform(names, 32))
+    for repair in ("aligned", "sequential"):
+        config = CompressionConfig(layers, repair=repair)
+        found = outputs(block, config)
+        blind = block.compress(replace(config, quantizer=PER_LAYER))
+        unaware = replace(block.compress(config), layers=blind.layers)
+        with torch.inference_mode():
+            others: Tensor = remove_channels(block.network, unaware)(images())
+        assert (found - dense).square().mean() < (others - dense).square().mean()
+
+
+def test_statistics_of_maps_are_kept(block: Compressor, tmp_path: Path) -> None:
+    path = tmp_path / "statistics.safetensors"
+    save_statistics(path, block.statistics)
+    other = Compressor(block.network, load_statistics(path, block.network), [images()])
+    quantizer = Quantizer("max_abs", "symmetric")
+    for config in (activations(block, BITS), replace(uniform(block.network.names, 4))):
+        for each in (config, replace(config, quantizer=quantizer)):
+            assert other.map_ranges(each) == block.map_ranges(each)
+
+
+def test_the_widest_layer_that_reads_a_map_says_how_wide_it_is() -> None:
+    layers = tuple(LayerShape(name, 4, 4, 8, 8, 8, 8) for name in "abcdef")
+    workload = Workload(
+        "network",
+        layers,
+        # a -> b, c; d adds c's map to b's, and what e reads to that; f ends the network.
+        feeds=((), (0,), (0,), (1, 2), (3,), (4,)),
+        operations=(VectorOperation("add", 2, 64, (1,)),),
+        sources=((), (0,), (0,), (2,), (3,), (4,)),
+    )
+    bits = np.array([[8.0, 3, 5, 4, 6, 2], [2.0, 7, 5, 3, 32, 16]])
+    assert output_bits(workload, bits).tolist() == [[5, 4, 4, 6, 2, 2], [7, 3, 3, 32, 16, 16]]
+
+
+def test_without_sources_it_is_the_widest_layer_that_is_fed() -> None:
+    layers = tuple(LayerShape(name, 4, 4, 8, 8, 8, 8) for name in "abc")
+    bits = np.array([[8.0, 3, 5]])
+    assert output_bits(Workload("n", layers, ((), (0,), (0, 1))), bits).tolist() == [[5, 5, 5]]
+    assert output_bits(Workload("n", layers), bits).tolist() == bits.tolist()
