@@ -60,8 +60,10 @@ def find_stored_maps(graph: fx.Graph, layers: list[fx.Node]) -> tuple[StoredMap,
         elif read:
             writer[node] = max(writer[item] for item in read)
         held = frozenset[fx.Node]().union(*(holds[item] for item in read))
-        is_moved = node.op == "call_function" and _name(node) in _MOVING
-        holds[node] = held if is_moved else frozenset([node])
+        is_moved = node.op == "call_function" and _name(node) in _MOVING and bool(held)
+        # Of several tensors that an operation returns each is held by what takes it out.
+        is_tensor = node.meta.get("shape") is not None
+        holds[node] = held if is_moved else frozenset([node] if is_tensor else [])
         if node.op == "call_function" and node not in index and not is_moved:
             for item in read:
                 earlier = {of for of in holds[item] if writer[of] < writer[node]}

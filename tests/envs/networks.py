@@ -39,6 +39,22 @@ class PaddedResidual(nn.Module):
         return self.head(F.adaptive_avg_pool2d(F.relu(self.last(x) + x), 1).flatten(1))
 
 
+class Projected(nn.Module):
+    """A residual block whose shortcut has a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.first, self.second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.shortcut = nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        y = self.second(F.relu(self.first(x)))
+        return self.head(F.relu(y + self.shortcut(x)).mean([2, 3]))
+
+
 class Dense(nn.Module):
     """DenseNet-like: concatenations, and batch norms in front of their convolutions."""
 
@@ -204,6 +220,7 @@ def mlp() -> nn.Module:
 
 NETWORKS = {
     "padded_residual": PaddedResidual,
+    "projected": Projected,
     "dense": Dense,
     "inverted": Inverted,
     "split": Split,

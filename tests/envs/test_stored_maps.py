@@ -38,22 +38,6 @@ from tests.envs.networks import randomize
 PER_LAYER = Quantizer(activation_placement="per-layer")
 
 
-class Block(nn.Module):
-    """A residual block whose shortcut has a layer of its own, and a classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.first, self.second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
-        self.shortcut = nn.Conv2d(8, 8, 1)
-        self.head = nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.stem(x))
-        y = self.second(F.relu(self.first(x)))
-        return self.head(F.relu(y + self.shortcut(x)).mean([2, 3]))
-
-
 def images(count: int = 64) -> Tensor:
     return torch.randn(count, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 
@@ -68,7 +52,7 @@ def compressor_of(network: nn.Module) -> Compressor:
 @pytest.fixture
 def block() -> Compressor:
     torch.manual_seed(0)
-    return compressor_of(Block())
+    return compressor_of(NETWORKS["projected"]())
 
 
 def outputs(compressor: Compressor, config: CompressionConfig) -> Tensor:
@@ -107,6 +91,33 @@ def test_maps_that_are_read_again_are_found(
 ) -> None:
     network = trace(NETWORKS[name]().eval(), torch.randn(2, 3, 16, 16), name)
     assert [(stored.writer, stored.reader) for stored in network.maps] == expected
+
+
+class Gated(nn.Module):
+    """A gate in space, of what is largest at each place, which waits for a second use of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.gate = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(2, 1, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        largest, _ = x.max(dim=1, keepdim=True)
+        gate = self.gate(torch.cat([largest, x.mean(dim=1, keepdim=True)], dim=1)).sigmoid()
+        gated = x * gate + largest
+        return self.head(gated.mean([2, 3]))
+
+
+def test_operations_that_return_several_tensors_are_followed() -> None:
+    torch.manual_seed(0)
+    compressor = compressor_of(Gated())
+    written = {stored.node.split("_")[0] for stored in compressor.network.maps}
+    assert written == {"relu", "getitem"}
+    found = outputs(compressor, replace(uniform(compressor.network.names, 6), repair="aligned"))
+    torch.testing.assert_close(
+        found, outputs(compressor, uniform(compressor.network.names, 32)), rtol=0.1, atol=0.1
+    )
 
 
 def convolve(layer: TracedLayer, x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from tests.envs.test_removal import make_evaluator
 
 
 @pytest.mark.parametrize("repair", ["none", "layerwise"])
-@pytest.mark.parametrize("name", ["padded_residual", "inverted", "attention"])
+@pytest.mark.parametrize("name", ["padded_residual", "inverted", "attention", "dense", "projected"])
 def test_changes_of_single_layers_add_up(name: str, repair: Repair) -> None:
     evaluator = make_evaluator(name)
     menu = Menu(weight_bits=(3, 4, 6, 8), activation_bits=(3, 4, 6, 8), repair=repair)
