@@ -16,6 +16,7 @@ from envs.config import uniform
 from envs.episode import start_choice
 from envs.predictor import AccuracyPredictor
 from envs.problem import CompressionProblem
+from envs.quantizer import Quantizer
 from envs.setup import Menu
 from envs.space import ACTIVATION_BITS
 from envs.space import SPARSITY
@@ -48,6 +49,17 @@ def test_changes_of_single_layers_add_up(name: str, repair: Repair) -> None:
         change = (after - after.mean(1, keepdim=True)) - (before - before.mean(1, keepdim=True))
         changes.append(float(change.square().mean()))
     assert spearmanr(predictor.accuracy_drop(choices), changes).statistic > 0.9
+
+
+@pytest.mark.parametrize("name", ["padded_residual", "dense"])
+def test_inputs_count_for_more_where_additions_read_rounded_maps_too(name: str) -> None:
+    evaluator = make_evaluator(name)
+    damage = {}
+    for placement in ("fused", "per-layer"):
+        menu = Menu(quantizer=Quantizer(activation_placement=placement))
+        table = build_option_table(evaluator, menu.space(evaluator.compressor.network))
+        damage[placement] = (table.sensitivity[:, 1:] * table.activation_error).sum(axis=0)
+    assert (damage["fused"] > 1.05 * damage["per-layer"]).all()
 
 
 def test_the_channels_that_stay_are_denser_than_all() -> None:
