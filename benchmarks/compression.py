@@ -104,7 +104,9 @@ def _plain() -> LayerDecision:
     return LayerDecision(weight_bits=8, activation_bits=8)
 
 
-def report(evaluator: Evaluator, rows: Rows, repairs: tuple[Repair, ...]) -> None:
+def report(
+    evaluator: Evaluator, rows: Rows, repairs: tuple[Repair, ...], quantizer: Quantizer
+) -> None:
     dense = evaluator.evaluate(uniform(evaluator.compressor.network.names, 32), "test").accuracy
     print(f"fp32: {100 * dense:.2f} %. Points lost:")
     print(f"| {'setting':42} | " + " | ".join(f"{repair:>10}" for repair in repairs) + " |")
@@ -112,7 +114,9 @@ def report(evaluator: Evaluator, rows: Rows, repairs: tuple[Repair, ...]) -> Non
     for label, layers in rows.items():
         cells = []
         for repair in repairs:
-            accuracy = evaluator.evaluate(CompressionConfig(layers, repair), "test").accuracy
+            accuracy = evaluator.evaluate(
+                CompressionConfig(layers, repair, quantizer), "test"
+            ).accuracy
             cells.append(f"{100 * (dense - accuracy):10.2f}")
         print(f"| {label:42} | " + " | ".join(cells) + " |", flush=True)
 
@@ -142,6 +146,7 @@ def main() -> None:
     parser.add_argument("--weights", help="checkpoint; downloaded by default")
     parser.add_argument("--patterns", action="store_true", help="other granularities and criteria")
     parser.add_argument("--quantizers", action="store_true", help="other quantizers")
+    parser.add_argument("--placement", default="fused", help="of roundings: fused or per-layer")
     parser.add_argument("--repairs", nargs="+", choices=REPAIRS, default=REPAIRS)
     arguments = parser.parse_args()
     name = f"cifar10-resnet{arguments.network}"
@@ -156,7 +161,8 @@ def main() -> None:
     rows = structured_rows(network, all_patterns=arguments.patterns)
     if not arguments.patterns:
         rows = {**element_rows(network), **rows}
-    report(evaluator, rows, tuple(arguments.repairs))
+    quantizer = Quantizer(activation_placement=arguments.placement)
+    report(evaluator, rows, tuple(arguments.repairs), quantizer)
     print(f"{time.perf_counter() - start:.0f} s")
 
 
