@@ -67,7 +67,8 @@ class State:
     def driving(self) -> Iterator[dict[str, Any]]:
         """Own the directory while it is worked on: state ``running`` and a heartbeat.
 
-        What the block puts into the mapping that it is given is written with every heartbeat.
+        What the block puts into the mapping that it is given is written with every heartbeat; a
+        ``message`` in it is that of a completed state.
 
         At the end the state is ``completed``; ``interrupted`` after KeyboardInterrupt;
         ``failed``, with the message, after any other exception. A driver that is killed leaves
@@ -101,7 +102,7 @@ class State:
             state |= {"state": "failed", "message": f"{type(error).__name__}: {reason(error)}"}
             raise
         else:
-            state |= {"state": "completed"}
+            state |= {"state": "completed", "message": details.pop("message", "")}
         finally:
             heartbeat.stop()
             with contextlib.suppress(OSError):  # must not hide why the work ended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -20,6 +21,8 @@ from rich.progress import TimeElapsedColumn
 from rich.progress import TimeRemainingColumn
 
 _POLL_SECONDS = 1.0
+_RATE_SECONDS = 600.0
+"""What is to come takes as long as this much of what was: seeds measure and learn by turns."""
 _LINE_SECONDS = 60.0
 """Between two lines about the same stage, where there are no bars."""
 
@@ -46,6 +49,8 @@ class Progress:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            speed_estimate_period=_RATE_SECONDS,
+            get_time=lambda: time.monotonic(),
             console=self._console,
             disable=not self._console.is_terminal,
         )
@@ -78,9 +83,8 @@ class Progress:
         assert self._current is not None
         self._bars.update(self._current, description=description, completed=done, total=total)
         if time.monotonic() - self._told >= _LINE_SECONDS:
-            self._tell(
-                f"{description}: {done}" if total is None else f"{description}: {done} of {total}"
-            )
+            known = f"{description}: {done}"
+            self._tell(known if total is None else f"{known} of {total}{self._left()}")
 
     @contextmanager
     def following(self, look: Callable[[], None]) -> Iterator[None]:
@@ -101,6 +105,11 @@ class Progress:
         finally:
             stop.set()
             thread.join()
+
+    def _left(self) -> str:
+        """How long the current stage still takes, if that can be told."""
+        seconds = None if self._current is None else self._bars.tasks[self._current].time_remaining
+        return f", {math.ceil(seconds / 60)} min left" if seconds else ""
 
     def _tell(self, line: str) -> None:
         self._told = time.monotonic()

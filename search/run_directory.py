@@ -160,10 +160,10 @@ class RunDirectory:
                 raise InputError(f"spec.{key}", value, allowed)
 
     @contextlib.contextmanager
-    def driving(self) -> Iterator[None]:
+    def driving(self) -> Iterator[dict[str, Any]]:
         """Own the run while it is worked on; see :meth:`search.driving.State.driving`."""
-        with self._state.driving():
-            yield
+        with self._state.driving() as details:
+            yield details
 
     def discard_if_unused(self) -> None:
         """Remove a local run without evaluations: its input was refused before it began."""
@@ -177,6 +177,14 @@ class RunDirectory:
             InputError: state.json is damaged.
         """
         return str(self._state.read()["state"])
+
+    def evaluations(self) -> int:
+        """How many configurations have been evaluated on the search split.
+
+        Raises:
+            InputError: a part of the ledger is damaged.
+        """
+        return len(distinct(self.ledger.read(MEASURED), "search"))
 
     def status(self) -> dict[str, Any]:
         """How far the run is, as ``joulecut status --json`` prints it; see docs/cli.md.

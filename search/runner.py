@@ -98,7 +98,7 @@ def run_search(
     budget = spec.time_budget_seconds
     deadline = time.monotonic() + (math.inf if budget is None else budget)
     with (
-        run.driving(),
+        run.driving() as details,
         EventLog(run.storage, "driver") as log,
         Progress(lambda stage: log.write("stage", stage=stage)) as progress,
         _permit(run) as permit,
@@ -143,6 +143,8 @@ def run_search(
                 _write_results(run, spec, worker)
                 raise
             _write_results(run, spec, worker)
+        if time.monotonic() >= deadline and run.evaluations() < spec.budget:
+            details["message"] = f"{spec.time_budget} of search are spent; resume goes on"
 
 
 def _limited(

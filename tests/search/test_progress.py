@@ -26,6 +26,6 @@ def test_without_a_terminal_every_stage_is_a_line_and_so_is_every_minute_of_it(
     assert captured.err.splitlines() == [
         "loading the task",
         "searching",
-        "searching: 20 of 300",
+        "searching: 20 of 300, 21 min left",
         "searching: 40",
     ]

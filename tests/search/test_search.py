@@ -296,6 +296,10 @@ def test_a_spent_time_budget_leaves_a_whole_run_that_can_go_on(tmp_path: Path) -
     assert result.returncode == 0, result.stderr
     status = read_json("status", tmp_path / "run")
     assert BASELINES <= status["evaluations"] < 5000
+    assert (status["state"], status["message"]) == (
+        "completed",
+        "25s of search are spent; resume goes on",
+    )
     assert all(entry["verified"] for entry in read_json("report", tmp_path / "run")["best"])
 
 
