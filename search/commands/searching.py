@@ -40,6 +40,7 @@ FLAGS = {
     "space.quantizer.activation_placement": "--quantizers",
     "targets": "--targets",
     "energy_targets": "--energy-targets",
+    "limits": "--limits",
     "resources.address": "--address",
     "resources.database": "--database",
     "output": "--output",
@@ -70,6 +71,11 @@ def add_verbs(verbs: Verbs) -> None:
     search.add_argument("--targets", type=_points, help="accuracy drops in points: 0.5,1,2")
     search.add_argument(
         "--energy-targets", type=_ratios, help="energies over that of dense INT8: 0.5,0.4"
+    )
+    search.add_argument(
+        "--limits",
+        type=_limits,
+        help="what else an inference may cost at most: latency_cycles=300000,model_bytes=250000",
     )
     search.add_argument("--address", help="a running Ray cluster; a local one is started else")
     search.add_argument("--database", help="option database to share: a path or URI")
@@ -240,6 +246,15 @@ def _points(text: str) -> list[float]:
 
 def _ratios(text: str) -> list[float]:
     return _numbers(text, "use energies over that of dense INT8 such as 0.5,0.4")
+
+
+def _limits(text: str) -> dict[str, float]:
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        return {name.strip(): float(value) for name, value in pairs}
+    except ValueError:
+        allowed = "use costs and what they may be at most, such as latency_cycles=300000"
+        raise _refuse(text, allowed) from None
 
 
 def _numbers(text: str, allowed: str) -> list[float]:

@@ -85,11 +85,16 @@ def test_search_runs_the_specification_that_flags_make(
     output = str(tmp_path / "run")
     flags = ["--seeds", "2", "--budget", "40", "--time-budget", "5m", "--algorithm", "random"]
 
-    assert main([*SEARCH, *flags, "--targets", "1,3", "--output", output]) == 0
+    flags += ["--targets", "1,3", "--quantizers", "per-layer"]
+    flags += ["--limits", "model_bytes=25e4,bops=7"]
+
+    assert main([*SEARCH, *flags, "--output", output]) == 0
 
     assert seen[0].seeds == (0, 1)
     assert (seen[0].budget, seen[0].time_budget, seen[0].algorithm) == (40, "5m", "random")
     assert seen[0].targets == (1, 3)
+    assert seen[0].space.quantizer.activation_placement == "per-layer"
+    assert seen[0].goals.limits.given == {"model_bytes": 250_000, "bops": 7}
     out = capsys.readouterr().out
     assert "dense INT8" in out
     assert "best at 1" in out
