@@ -24,6 +24,7 @@ from envs.equalization import equalized_layer
 from envs.layer_compression import compressed_rows
 from envs.layer_compression import removed_columns
 from envs.problem import output_bits
+from envs.problem import with_outputs
 from envs.problem import with_runs
 from envs.pruning import geometric_median_filter_scores
 from envs.pruning import keep_units
@@ -198,7 +199,7 @@ class Compressor:
 
         activation_bits = row([layer.decision.activation_bits for layer in layers])
         runs = [run_of(layer.decision.granularity, layer.decision.sparsity) for layer in layers]
-        return with_runs(
+        states = with_runs(
             LayerStates(
                 in_channels=row([int(layer.kept_in.sum()) for layer in layers]),
                 out_channels=row([int(layer.kept_out.sum()) for layer in layers]),
@@ -206,10 +207,11 @@ class Compressor:
                 activation_density=row([layer.input_density for layer in layers]),
                 weight_bits=row([layer.decision.weight_bits for layer in layers]),
                 activation_bits=activation_bits,
-                output_bits=output_bits(self.network.workload, activation_bits),
+                output_bits=activation_bits,
             ),
             np.array(runs, dtype=np.float64),
         )
+        return with_outputs(states, self.network.workload)
 
     def input_range(
         self, index: int, bits: int, repair: Repair, quantizer: Quantizer

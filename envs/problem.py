@@ -69,9 +69,9 @@ class CompressionProblem:
             activation_density=self.table.activation_density[layer, activation],
             weight_bits=self._weight_bits[layer, weight],
             activation_bits=activation_bits,
-            output_bits=output_bits(self.workload, activation_bits),
+            output_bits=activation_bits,
         )
-        return with_runs(states, self._runs[method, sparsity])
+        return with_runs(with_outputs(states, self.workload), self._runs[method, sparsity])
 
     @cached_property
     def _only_rounds(self) -> NDArray[np.bool_]:
@@ -123,6 +123,21 @@ def with_runs(states: LayerStates, runs: NDArray[np.float64]) -> LayerStates:
     return replace(states, weight_n=np.where(holds, n, 1.0), weight_m=np.where(holds, m, 1.0))
 
 
+def with_outputs(states: LayerStates, workload: Workload) -> LayerStates:
+    """States whose outputs are written as those who read them ask: see :func:`output_bits`.
+
+    A map has the zeros of the widest of the layers that read it; what no layer reads, none.
+    """
+    bits = output_bits(workload, states.activation_bits)
+    density = np.ones_like(bits)
+    for producer, readers in enumerate(_readers(workload)):
+        if readers:
+            is_widest = states.activation_bits[:, readers] == bits[:, [producer]]
+            found = states.activation_density[:, readers]
+            density[:, producer] = (found * is_widest).sum(axis=1) / is_widest.sum(axis=1)
+    return replace(states, output_bits=bits, output_density=density)
+
+
 def output_bits(workload: Workload, activation_bits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Bits at which every layer's output is written: the widest that layers that read it ask for.
 
@@ -138,13 +153,20 @@ def output_bits(workload: Workload, activation_bits: NDArray[np.float64]) -> NDA
         Shape (candidates, layers).
     """
     written = activation_bits.copy()
-    layers, operations = range(len(workload)), workload.operations
-    reads = workload.maps_read or ((),) * len(workload)
-    for producer in reversed(layers):  # an operation runs behind a later layer than it reads of
-        readers = [reader for reader in layers if producer in reads[reader]]
-        results = [item.layer for item in operations if producer in item.reads]
-        if readers:
-            written[:, producer] = activation_bits[:, readers].max(axis=1)
+    readers = _readers(workload)
+    for producer in reversed(range(len(workload))):  # what an operation gives is written later
+        results = [item.layer for item in workload.operations if producer in item.reads]
+        if readers[producer]:
+            written[:, producer] = activation_bits[:, readers[producer]].max(axis=1)
         elif results:
             written[:, producer] = written[:, results].max(axis=1)
     return written
+
+
+def _readers(workload: Workload) -> list[list[int]]:
+    """The layers that read every layer's map."""
+    readers: list[list[int]] = [[] for _ in workload.layers]
+    for reader, producers in enumerate(workload.maps_read):
+        for producer in producers:
+            readers[producer].append(reader)
+    return readers

@@ -139,12 +139,15 @@ def demand_of(shapes: Shapes, states: LayerStates, accelerator: Accelerator) -> 
     products, step_cycles = throughput(precision, weight_bits, activation_bits)
     time = array_time(zeros, states, pattern)
 
+    # What a layer multiplies with fewer bits than another layer asks for is stored with more.
+    read_bits = np.maximum(activation_bits, output_bits @ shapes.share)
+
     compressed = {
         "weight": stored_bits(weight_bits, states.weight_density, zeros.weight, pattern),
-        "input": stored_bits(activation_bits, states.activation_density, zeros.input, DENSE),
+        "input": stored_bits(read_bits, states.activation_density, zeros.input, DENSE),
         "output": stored_bits(output_bits, states.output_density, zeros.input, DENSE),
     }
-    dense = {"weight": weight_bits, "input": activation_bits, "output": output_bits}
+    dense = {"weight": weight_bits, "input": read_bits, "output": output_bits}
 
     def held(role: str, operand: Operand) -> Array:
         memories = {memory.name for memory in accelerator.holding(role, operand)}

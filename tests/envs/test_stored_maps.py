@@ -226,6 +226,18 @@ def test_statistics_of_maps_are_kept(block: Compressor, tmp_path: Path) -> None:
             assert other.map_ranges(each) == block.map_ranges(each)
 
 
+def test_maps_are_written_with_the_zeros_of_their_widest_reader(block: Compressor) -> None:
+    states = block.states(block.compress(activations(block, {"first": 2, "shortcut": 5})))
+    assert states.activation_density[0, 1] < states.activation_density[0, 3] < 1
+    assert states.output_density[0].tolist() == [
+        states.activation_density[0, 3],
+        states.activation_density[0, 2],
+        1.0,  # waits for the addition
+        states.activation_density[0, 4],
+        1.0,  # the network's output
+    ]
+
+
 def test_the_widest_layer_that_reads_a_map_says_how_wide_it_is() -> None:
     layers = tuple(LayerShape(name, 4, 4, 8, 8, 8, 8) for name in "abcdef")
     workload = Workload(

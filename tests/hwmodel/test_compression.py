@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hwmodel import Accelerator
 from hwmodel import InputError
 from hwmodel import LayerStates
+from hwmodel import Workload
 from hwmodel import cost
 from hwmodel import load_accelerator
 from hwmodel.compression import DENSE
@@ -193,6 +194,22 @@ def test_compressed_maps_cross_dram_smaller_and_are_unpacked_in_the_buffer() -> 
     assert words["dram", "input"] / all_words["dram", "input"] == (0.5 * 8 + 1) / 8
     assert words["dram", "output"] / all_words["dram", "output"] == (0.25 * 8 + 1) / 8
     np.testing.assert_array_equal(words["buffer", "input"], all_words["buffer", "input"])
+
+
+def test_a_map_is_read_as_wide_as_it_was_written() -> None:
+    accelerator, (layer,) = load_accelerator("eyeriss-like"), LAYER.layers
+    layers = tuple(dataclasses.replace(layer, name=name) for name in ("first", "narrow", "wide"))
+    fork = Workload("fork", layers, feeds=((), (0,), (0,)))
+    dense = LayerStates.dense(fork, 8)
+    narrow = dataclasses.replace(dense, activation_bits=np.array([[8.0, 3, 8]]))
+    before, after = cost(fork, dense, accelerator), cost(fork, narrow, accelerator)
+    for operand in ("input", "output"):
+        moved, all_moved = (each.traffic_words["dram", operand] for each in (after, before))
+        np.testing.assert_array_equal(moved, all_moved)
+    assert after.component_pj["mac"][0, 1] < before.component_pj["mac"][0, 1]
+    asked = dataclasses.replace(narrow, output_bits=np.array([[3.0, 8, 8]]))
+    moved = cost(fork, asked, accelerator).traffic_words["dram", "input"]
+    np.testing.assert_allclose(moved / before.traffic_words["dram", "input"], [[1, 3 / 8, 1]])
 
 
 def test_leakage_and_clock_run_as_long_as_the_layer() -> None:
