@@ -12,6 +12,7 @@ from envs.quantization import ActivationRange
 from envs.quantization import integers_on_grid
 from envs.quantization import quantize_activation
 from envs.quantization import round_weights
+from envs.quantization import short_scale
 from envs.quantization import weight_limit
 from envs.scales import weight_scales
 
@@ -149,3 +150,12 @@ def test_calibration_of_nothing_but_zeros() -> None:
 def test_negative_only_activations_use_the_whole_range_below_zero() -> None:
     found = calibrate_activation(-normal(100).abs(), 4)
     assert (found.low, found.high) == (-15, 0)
+
+
+@given(st.floats(1e-30, 1e30), st.integers(-255, 255))
+def test_products_of_short_scales_and_bytes_are_exact(scale: float, integer: int) -> None:
+    given_scale = torch.tensor(scale, dtype=torch.float32)
+    short = short_scale(given_scale)
+    assert abs(short / given_scale - 1) <= 2**-16
+    exact = integer * short.item()  # in double precision
+    assert (short * integer).item() == exact
