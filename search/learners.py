@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     MakeAgents = Callable[[CompressionProblem, AccuracySource, int], Agents]
     MakeModules = Callable[[NDArray[np.int64], bool], MultiRLModuleSpec]
 
-LEARNERS = ("ppo", "ppo-rounds", "composite")
+LEARNERS = ("ppo", "appo", "ppo-rounds", "composite")
 """Algorithms that have policies."""
+SAME_NETWORKS = ("ppo", "appo")
+"""Those of them that train the same networks: policies of one can start another."""
 MEASURED_LEARNERS = ("ppo", "composite")
 """Those whose policies can learn from true evaluations alone. The others ask for the accuracy of
 every decision."""
@@ -37,6 +39,11 @@ def learner(algorithm: str) -> tuple[MakeAgents, MakeModules]:
         from search.ppo import ppo_modules
 
         return ppo_agents, ppo_modules
+    if algorithm == "appo":
+        from search.appo import appo_agents
+        from search.appo import appo_modules
+
+        return appo_agents, appo_modules
     if algorithm == "ppo-rounds":
         from search.rounds import rounds_agents
         from search.rounds import rounds_modules

@@ -55,20 +55,28 @@ class CautiousModule(DefaultPPOTorchRLModule):
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         output: dict[str, Any] = super()._forward_train(batch, **kwargs)
-        if ACTION_MASK in batch:
-            logits = output[Columns.ACTION_DIST_INPUTS]
-            open_logits = logits.masked_fill(~batch[ACTION_MASK], IMPOSSIBLE)
-            output[Columns.ACTION_DIST_INPUTS] = open_logits
+        logits = output[Columns.ACTION_DIST_INPUTS]
+        output[Columns.ACTION_DIST_INPUTS] = open_logits(logits, batch)
         return output
 
 
+def open_logits(logits: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+    """Logits that were drawn from where a batch says which values were open, else all of them."""
+    if ACTION_MASK not in batch:
+        return logits
+    return logits.masked_fill(~batch[ACTION_MASK], IMPOSSIBLE)
+
+
 def ppo_modules(
-    sizes: NDArray[np.int64], limited: bool, caution: float = CAUTION
+    sizes: NDArray[np.int64],
+    limited: bool,
+    caution: float = CAUTION,
+    module: type[CautiousModule] = CautiousModule,
 ) -> MultiRLModuleSpec:
     """Both agents' networks, see ``search.learners.MakeModules``."""
     network = asdict(DefaultModelConfig(fcnet_hiddens=list(HIDDEN), vf_share_layers=False))
     spaces = CompressionEnv.spaces(sizes, layers=1, limited=limited)
-    return two_modules(CautiousModule, spaces, network | {"caution": caution})
+    return two_modules(module, spaces, network | {"caution": caution})
 
 
 def ppo_agents(

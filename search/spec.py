@@ -53,6 +53,7 @@ MIN_BUDGET = 16
 
 Algorithm = Literal[
     "ppo",
+    "appo",
     "ppo-rounds",
     "composite",
     "dp",

@@ -16,6 +16,7 @@ from search.front import baseline
 from search.front import distinct
 from search.front import hypervolume
 from search.learners import LEARNERS
+from search.learners import SAME_NETWORKS
 from search.learners import learner
 from search.ledger import MEASURED
 from search.run_directory import CHECKPOINT
@@ -64,8 +65,9 @@ def initial_policies(spec: Spec) -> dict[str, bytes]:
 
 
 def _check_same_kind(spec: Spec, earlier: Spec) -> None:
-    if earlier.algorithm != spec.algorithm:
-        allowed = f"it is a run of {earlier.algorithm}; use one of {spec.algorithm}"
+    same = SAME_NETWORKS if spec.algorithm in SAME_NETWORKS else (spec.algorithm,)
+    if earlier.algorithm not in same:
+        allowed = f"it is a run of {earlier.algorithm}; use one of {' or '.join(same)}"
         raise InputError("init_from", spec.init_from, allowed)
     if bool(earlier.goals.limits.given) != bool(spec.goals.limits.given):
         allowed = "its policies see limits and this run has none; use one without limits"

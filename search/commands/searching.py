@@ -57,7 +57,7 @@ def add_verbs(verbs: Verbs) -> None:
     search.add_argument("--level", help="level of the hardware model, mid or fine")
     search.add_argument(
         "--algorithm",
-        help="ppo, ppo-rounds, composite, dp, dp+local, uniform, random, optuna-tpe or "
+        help="ppo, appo, ppo-rounds, composite, dp, dp+local, uniform, random, optuna-tpe or "
         "optuna-nsga2",
     )
     search.add_argument("--accuracy", help="what policies learn from: predicted or measured")

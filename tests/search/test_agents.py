@@ -32,7 +32,7 @@ def mean_score(choices: np.ndarray) -> float:
     return float(score(ratio, ACCURACY.accuracy_drop(choices), TARGETS).mean())
 
 
-@pytest.fixture(params=["ppo", "ppo-rounds"])
+@pytest.fixture(params=["ppo", "appo", "ppo-rounds"])
 def algorithm(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

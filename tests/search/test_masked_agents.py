@@ -15,7 +15,6 @@ from envs.limits import CostLimits
 from search.agents import Agents
 from search.learners import LEARNERS
 from search.learners import learner
-from search.ppo import ppo_agents
 from search.walks import ACTION_MASK
 from search.walks import open_values
 from search.walks import sample_actions
@@ -30,13 +29,18 @@ LIMITED = replace(FREE, limits=CostLimits(model_bytes=0.25 * float(START.model_b
 TARGETS = np.repeat([1.0, 5.0], 100)
 
 
-def make(seed: int = 0) -> Agents:
-    return ppo_agents(LIMITED, SyntheticAccuracy(LIMITED), seed)
+def make(algorithm: str, seed: int = 0) -> Agents:
+    return learner(algorithm)[0](LIMITED, SyntheticAccuracy(LIMITED), seed)
+
+
+@pytest.fixture(scope="module", params=["ppo", "appo"])
+def algorithm(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def agents() -> Iterator[Agents]:
-    made = make()
+def agents(algorithm: str) -> Iterator[Agents]:
+    made = make(algorithm)
     yield made
     made.stop()
 
@@ -71,7 +75,7 @@ def test_the_learner_sees_the_probabilities_that_were_drawn_from(agents: Agents)
 
 
 def test_the_first_update_starts_from_the_policy_that_played(agents: Agents) -> None:
-    """Masks reach the loss: without them PPO's ratio is far from 1 before anything is learnt."""
+    """Masks reach the loss: without them the ratio is far from 1 before anything is learnt."""
     ratios = []
     trainer = agents.algorithm.learner_group._learner
     loss = type(trainer).compute_loss_for_module
@@ -93,10 +97,10 @@ def test_the_first_update_starts_from_the_policy_that_played(agents: Agents) -> 
     assert max(ratios) > 1e-3
 
 
-def test_training_within_limits_is_the_same_for_the_same_seed() -> None:
+def test_training_within_limits_is_the_same_for_the_same_seed(algorithm: str) -> None:
     proposals = []
     for _ in range(2):
-        made = make(seed=1)
+        made = make(algorithm, seed=1)
         made.imitate(start_choice(FREE.space)[None], np.ones(1), epochs=2)  # exceeds the limit
         made.train(16)
         proposals.append(made.propose(TARGETS, np.random.default_rng(0)))

@@ -174,10 +174,13 @@ def test_export_and_evaluate_agree_with_the_ledger(run: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_one_evaluator_gives_the_same_ledger_of_fine_prices_twice(tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", ["ppo", "appo"])
+def test_one_evaluator_gives_the_same_ledger_of_fine_prices_twice(
+    algorithm: str, tmp_path: Path
+) -> None:
     changes = {
         "task": f"{TASK_FILE}:task",
-        "algorithm": "ppo",
+        "algorithm": algorithm,
         "level": "fine",
         "seeds": [3],
         "budget": 18,
@@ -207,7 +210,7 @@ def test_one_evaluator_gives_the_same_ledger_of_fine_prices_twice(tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["composite", "ppo-rounds"])
+@pytest.mark.parametrize("algorithm", ["composite", "ppo-rounds", "appo"])
 def test_the_other_agents_search_and_are_kept(algorithm: str, tmp_path: Path) -> None:
     spec = write_spec(tmp_path, algorithm=algorithm, seeds=[0], budget=16)
     assert joulecut("search", spec).returncode == 0

@@ -106,7 +106,9 @@ def test_a_specification_from_before_what_may_be_left_out_keeps_its_hash() -> No
     assert spec(**left_out).hash == "a372585114768d0d"
 
 
-@pytest.mark.parametrize("algorithm", ["ppo-rounds", "dp", "dp+local", "random", "optuna-tpe"])
+@pytest.mark.parametrize(
+    "algorithm", ["appo", "ppo-rounds", "dp", "dp+local", "random", "optuna-tpe"]
+)
 def test_only_policies_that_are_paid_at_the_end_learn_from_measured_accuracy(
     algorithm: str,
 ) -> None:

@@ -97,6 +97,24 @@ def test_agents_of_another_network_start_with_the_policies_and_nothing_else(
     new.stop()
 
 
+@pytest.mark.parametrize(("earlier", "later"), [("ppo", "appo"), ("appo", "ppo")])
+def test_policies_of_ppo_and_appo_start_each_other(
+    earlier: str, later: str, stopped: Callable[[Agents], None], tmp_path: Path
+) -> None:
+    trained, new = (MAKERS[name](SMALL, SyntheticAccuracy(SMALL), 0) for name in (earlier, later))
+    stopped(trained)
+    stopped(new)
+    trained.train(32)
+    content = saved(trained, tmp_path / "saved")
+    finished_run(tmp_path / "run", earlier, s0=content)
+    asked = spec(algorithm=later, space=SPACE, init_from=str(tmp_path / "run"))
+    assert initial_policies(asked) == {CHECKPOINT: content}
+    new.start_from(tmp_path / "saved")
+    assert are_equal(outputs(new), outputs(trained))
+    new.train(32)
+    assert not are_equal(outputs(new), outputs(trained))
+
+
 def test_what_has_other_menus_is_not_taken(trained: Agents, tmp_path: Path) -> None:
     state = trained._state()
     agent, weights = next(iter(state["modules"].items()))
