@@ -80,6 +80,7 @@ class SynchronousLearner(APPOTorchLearner):
                 update_target_network(main_net=policy, target_net=target, tau=1.0)
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        # RLlib's APPO counts steps here until its target networks are due.
         TorchLearner.after_gradient_based_update(self, timesteps=timesteps)
 
 
