@@ -40,6 +40,7 @@ from envs.early_stopping import AccuracyLimit
 from envs.evaluator import Evaluator
 from envs.quantization import ActivationRange
 from envs.quantization import quantize_activation
+from envs.quantization import round_map
 from envs.setup import Menu
 from envs.setup import prepare_evaluator
 from envs.tasks import cifar
@@ -79,7 +80,7 @@ def evaluate_plainly(
     ):  # of these networks each is the input of a block, whose first layer reads it
         assert stored.reader is not None
         block = evaluator.compressor.network.names[stored.reader].rpartition(".")[0]
-        modules[block].register_forward_pre_hook(partial(round_input, grid))
+        modules[block].register_forward_pre_hook(partial(round_block_input, grid))
     correct = 0
     with torch.no_grad():
         for inputs, targets in batches:
@@ -89,6 +90,10 @@ def evaluate_plainly(
 
 def round_input(grid: ActivationRange, _: nn.Module, inputs: tuple[Tensor]) -> Tensor:
     return quantize_activation(inputs[0], grid)
+
+
+def round_block_input(grid: ActivationRange, _: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    return round_map(inputs[0], grid)
 
 
 def compare_speed(evaluator: Evaluator, configs: list[CompressionConfig]) -> None:

@@ -47,6 +47,7 @@ from envs.space import NO_PRUNING
 from envs.space import Method
 from envs.statistics import InputRange
 from envs.statistics import LayerStatistics
+from envs.stored_maps import StoredMap
 from envs.trace import TracedLayer
 from envs.trace import TracedNetwork
 from envs.units import is_removed
@@ -138,6 +139,7 @@ class Compressor:
         self._cache = OrderedDict()
         self._cached_bytes = 0
         self._inputs: dict[tuple[int, int, bool, Quantizer], InputRange] = {}
+        self._written: dict[tuple[str, int, Quantizer], InputRange] = {}
         self._sources: dict[tuple[int, bool, bool, Quantizer], LayerSource] = {}
         self._equalized: dict[int, TracedLayer] = {}
         self._dense_outputs: list[Tensor] | None = None
@@ -243,10 +245,17 @@ class Compressor:
             if item.reader is not None:
                 entry = self.input_range(item.reader, width, config.repair, quantizer)
             else:
-                statistics = self.statistics[item.writer].written[item.node]
-                entry = statistics.input_range(width, quantizer)
+                entry = self._written_range(item, width, quantizer.of_activations)
             found.append(entry.range)
         return tuple(found)
+
+    def _written_range(self, stored: StoredMap, bits: int, quantizer: Quantizer) -> InputRange:
+        """How a map that no layer reads as it is is rounded to ``bits``; found once."""
+        key = stored.node, bits, quantizer
+        if key not in self._written:
+            statistics = self.statistics[stored.writer].written[stored.node]
+            self._written[key] = statistics.input_range(bits, quantizer)
+        return self._written[key]
 
     def view(
         self, index: int, repair: Repair, activation_bits: int

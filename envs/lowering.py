@@ -316,7 +316,8 @@ class _Lowering:
         integers = other.all_input_nodes[0]
         if not (layer.can_add(values.grid) and layer.can_round(grid) and integers < node):
             return
-        if any(not user < node for user in integers.users):  # it will be written over
+        # It will be written over, and ``other`` may go on to be fused with a later layer.
+        if len(other.users) > 1 or any(not user < node for user in integers.users):
             with self.graph.inserting_before(node):
                 integers = self.graph.call_function(aten.clone.default, (integers,))
         if relu is not None:

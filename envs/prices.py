@@ -20,8 +20,8 @@ class LayerPrices:
 
     A price depends on the layer's own option and, linearly between two priced points (all input
     channels and half of them), on the input channels left. What it leaves out is the width at
-    which a layer's readers ask for its output, which is taken to be the layer's own, and that the
-    input channels left are denser than all. That is near
+    which a layer's readers ask for its output, which is taken to be the layer's own, as is that at
+    which its input was written, and that the input channels left are denser than all. That is near
     enough to guide a walk through the layers; whole configurations are priced by
     ``CompressionProblem.cost``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from dataclasses import replace
 from functools import cached_property
@@ -126,16 +127,17 @@ def with_runs(states: LayerStates, runs: NDArray[np.float64]) -> LayerStates:
 def with_outputs(states: LayerStates, workload: Workload) -> LayerStates:
     """States whose outputs are written as those who read them ask: see :func:`output_bits`.
 
-    A map has the zeros of the widest of the layers that read it; what no layer reads, none.
+    A map has the zeros of the widest of the layers that ask for it; what no layer reads, none.
     """
-    bits = output_bits(workload, states.activation_bits)
-    density = np.ones_like(bits)
-    for producer, readers in enumerate(_readers(workload)):
-        if readers:
-            is_widest = states.activation_bits[:, readers] == bits[:, [producer]]
-            found = states.activation_density[:, readers]
-            density[:, producer] = (found * is_widest).sum(axis=1) / is_widest.sum(axis=1)
-    return replace(states, output_bits=bits, output_density=density)
+    asking, is_read = _asking(workload)
+    bits = states.activation_bits[:, asking]
+    written = bits.max(axis=2)
+    density = np.where(bits == written[..., None], states.activation_density[:, asking], 0.0)
+    return replace(
+        states,
+        output_bits=written,
+        output_density=np.where(is_read, density.max(axis=2), 1.0),
+    )
 
 
 def output_bits(workload: Workload, activation_bits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -146,27 +148,28 @@ def output_bits(workload: Workload, activation_bits: NDArray[np.float64]) -> NDA
     width.
 
     Args:
-        workload: Gives which layer reads which map.
+        workload: Gives which layers ask for which map.
         activation_bits: Bits of every layer's input, shape (candidates, layers).
 
     Returns:
         Shape (candidates, layers).
     """
-    written = activation_bits.copy()
-    readers = _readers(workload)
-    for producer in reversed(range(len(workload))):  # what an operation gives is written later
-        results = [item.layer for item in workload.operations if producer in item.reads]
-        if readers[producer]:
-            written[:, producer] = activation_bits[:, readers[producer]].max(axis=1)
-        elif results:
-            written[:, producer] = written[:, results].max(axis=1)
-    return written
+    asking, _ = _asking(workload)
+    return np.asarray(activation_bits[:, asking].max(axis=2))
 
 
-def _readers(workload: Workload) -> list[list[int]]:
-    """The layers that read every layer's map."""
-    readers: list[list[int]] = [[] for _ in workload.layers]
+@functools.lru_cache(maxsize=64)
+def _asking(workload: Workload) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """The layers that ask for every layer's output, the last repeated, (layers, most), and whether
+    a layer reads it, (layers,).
+    """
+    count = len(workload)
+    readers: list[set[int]] = [set() for _ in range(count)]
     for reader, producers in enumerate(workload.maps_read):
         for producer in producers:
-            readers[producer].append(reader)
-    return readers
+            readers[producer].add(reader)
+    asked_by = workload.asked_by or readers
+    asking = [sorted(asked) or [layer] for layer, asked in enumerate(asked_by)]
+    most = max(map(len, asking))
+    padded = [layers + layers[-1:] * (most - len(layers)) for layers in asking]
+    return np.array(padded, dtype=np.intp), np.array([bool(of) for of in readers])

@@ -16,7 +16,7 @@ from envs.channels import LAYER_OPS
 from envs.channels import LabelInterpreter
 from envs.channels import group_count
 from envs.stored_maps import StoredMap
-from envs.stored_maps import find_stored_maps
+from envs.stored_maps import follow_maps
 from envs.units import ChannelUnits
 from envs.units import channel_units
 from envs.vector_operations import between_layers
@@ -127,24 +127,25 @@ def trace(network: nn.Module, example: Tensor, name: str) -> TracedNetwork:
     _fold_batch_norms(graph_module, nodes)
     interpreter = LabelInterpreter(graph_module)
     between = between_layers(graph_module.graph, nodes, EXAMPLE_BATCH)
+    flow = follow_maps(graph_module.graph, nodes, between.sources)
     workload = Workload(
         name,
         tuple(layer.shape for layer in layers),
         _feeds(graph_module, nodes),
         tuple(between.operations),
         tuple(between.sources),
+        flow.asked_by,
     )
     units = channel_units(interpreter, graph_module, [layer.node for layer in layers])
-    maps = find_stored_maps(graph_module.graph, nodes)
     same_input = _first_readers(nodes, layers)
     for index, (node, layer) in enumerate(zip(nodes, layers, strict=True)):
         _attach_layer(graph_module, index, node, layer)
-    for number, stored in enumerate(maps):
+    for number, stored in enumerate(flow.stored):
         _attach_map(graph_module, number, stored)
     _drop_unused_parameters(graph_module)
     graph_module.recompile()
     _require_same_outputs(graph_module, inputs, expected, name)
-    return TracedNetwork(graph_module, layers, maps, same_input, workload, units)
+    return TracedNetwork(graph_module, layers, flow.stored, same_input, workload, units)
 
 
 def _export(network: nn.Module, example: Tensor, name: str) -> fx.GraphModule:

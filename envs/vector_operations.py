@@ -69,7 +69,7 @@ def between_layers(graph: fx.Graph, layers: list[fx.Node], batch: int) -> Betwee
             values = math.prod(node.meta["shape"]) / batch
             _append(found, layers, "requantize", index[node], values, ())
         else:
-            kind = _KINDS.get(_name(node))
+            kind = _KINDS.get(operation_name(node))
             if kind is not None and held:
                 last = max(held)
                 others = sorted({max(writers[item]) for item in operands} - {last})
@@ -96,7 +96,7 @@ def _operations(node: fx.Node, kind: VectorKind, batch: int) -> float:
     # Pooling looks at every value it reads; windows that overlap look at some of them again.
     shape = node.meta["shape"]
     read = math.prod(node.all_input_nodes[0].meta["shape"])
-    if kind == "pool" and "max_pool" in _name(node) and len(node.args) > 1:
+    if kind == "pool" and "max_pool" in operation_name(node) and len(node.args) > 1:
         window: Any = node.args[1]
         sides = window if isinstance(window, list | tuple) else [window]
         if all(isinstance(side, int) for side in sides):
@@ -104,6 +104,7 @@ def _operations(node: fx.Node, kind: VectorKind, batch: int) -> float:
     return (read if kind == "pool" else math.prod(shape)) / batch
 
 
-def _name(node: fx.Node) -> str:
-    packet = getattr(node.target, "overloadpacket", None)
+def operation_name(node: fx.Node) -> str:
+    """Name of a node's operation in ATen, without the underscore of what works in place."""
+    packet = getattr(node.target, "overloadpacket", node.target)
     return str(getattr(packet, "__name__", "")).removesuffix("_")

@@ -141,10 +141,15 @@ def demand_of(shapes: Shapes, states: LayerStates, accelerator: Accelerator) -> 
 
     # What a layer multiplies with fewer bits than another layer asks for is stored with more.
     read_bits = np.maximum(activation_bits, output_bits @ shapes.share)
+    read_density = np.where(
+        read_bits > activation_bits,
+        states.output_density @ shapes.share,
+        states.activation_density,
+    )
 
     compressed = {
         "weight": stored_bits(weight_bits, states.weight_density, zeros.weight, pattern),
-        "input": stored_bits(read_bits, states.activation_density, zeros.input, DENSE),
+        "input": stored_bits(read_bits, read_density, zeros.input, DENSE),
         "output": stored_bits(output_bits, states.output_density, zeros.input, DENSE),
     }
     dense = {"weight": weight_bits, "input": read_bits, "output": output_bits}

@@ -117,6 +117,8 @@ class Workload:
         operations: Additions, pooling and the like between the layers; none are priced if empty.
         sources: For every layer, those of ``feeds`` whose maps it reads itself: the sum of an
             addition is written by the layer that the addition comes behind. ``feeds`` if empty.
+        asked_by: For every layer, those whose inputs say how wide its output is written. Those
+            that read it if empty.
     """
 
     name: str
@@ -124,6 +126,7 @@ class Workload:
     feeds: tuple[tuple[int, ...], ...] = field(default=())
     operations: tuple[VectorOperation, ...] = ()
     sources: tuple[tuple[int, ...], ...] = ()
+    asked_by: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         names = [layer.name for layer in self.layers]
@@ -136,6 +139,10 @@ class Workload:
         if self.sources and len(self.sources) != len(names):
             raise InputError(
                 "sources", self.sources, f"give one entry for each of {len(names)} layers"
+            )
+        if self.asked_by and len(self.asked_by) != len(names):
+            raise InputError(
+                "asked_by", self.asked_by, f"give one entry for each of {len(names)} layers"
             )
         for index, operation in enumerate(self.operations):
             if not 0 <= operation.layer < len(names):

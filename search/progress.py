@@ -81,6 +81,8 @@ class Progress:
         if self._current is None:
             self.stage(description)
         assert self._current is not None
+        if self._bars.tasks[self._current].description != description:
+            self._bars.reset(self._current, total=total)  # other work has another pace
         self._bars.update(self._current, description=description, completed=done, total=total)
         if time.monotonic() - self._told >= _LINE_SECONDS:
             known = f"{description}: {done}"

@@ -212,6 +212,20 @@ def test_a_map_is_read_as_wide_as_it_was_written() -> None:
     np.testing.assert_allclose(moved / before.traffic_words["dram", "input"], [[1, 3 / 8, 1]])
 
 
+def test_a_map_is_read_with_the_zeros_that_it_was_written_with() -> None:
+    accelerator, (layer,) = load_accelerator("eyeriss"), LAYER.layers
+    layers = tuple(dataclasses.replace(layer, name=name) for name in ("first", "narrow", "wide"))
+    fork = Workload("fork", layers, feeds=((), (0,), (0,)))
+    states = dataclasses.replace(
+        LayerStates.dense(fork, 16),
+        activation_bits=np.array([[16.0, 2, 16]]),
+        activation_density=np.array([[1.0, 0.1, 0.5]]),
+        output_density=np.array([[0.5, 1, 1]]),
+    )
+    _, narrow, wide = cost(fork, states, accelerator).traffic_words["dram", "input"][0]
+    assert narrow == wide
+
+
 def test_leakage_and_clock_run_as_long_as_the_layer() -> None:
     eyeriss = load_accelerator("eyeriss")
     report = cost(LAYER, LayerStates.dense(LAYER, 16), eyeriss)
