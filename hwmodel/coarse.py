@@ -142,7 +142,7 @@ def demand_of(shapes: Shapes, states: LayerStates, accelerator: Accelerator) -> 
     # What a layer multiplies with fewer bits than another layer asks for is stored with more.
     read_bits = np.maximum(activation_bits, output_bits @ shapes.share)
     read_density = np.where(
-        read_bits > activation_bits,
+        states.output_bits @ shapes.share > states.activation_bits,
         states.output_density @ shapes.share,
         states.activation_density,
     )
