@@ -12,11 +12,10 @@ from torch import nn
 
 from envs.attack import Attack
 from envs.compression import CompressedNetwork
-from envs.config import FLOAT_BITS
 from envs.quantization import ActivationRange
 from envs.quantization import in_steps
-from envs.quantization import inverse_factors
 from envs.quantization import quantize_activation
+from envs.quantization import undivided
 from envs.removal import map_grids
 from envs.removal import shrunk_graph
 from envs.trace import TracedNetwork
@@ -49,10 +48,7 @@ class StraightThroughMap(StraightThrough):
     """The same for a map that others than layers read: what equalizes its channels is undone."""
 
     def forward(self, x: Tensor) -> Tensor:
-        rounded = super().forward(x)
-        if self.grid.divided is None or self.grid.bits in FLOAT_BITS:
-            return rounded
-        return rounded * (1 / inverse_factors(self.grid.divided, x.ndim).to(x.device))
+        return undivided(super().forward(x), self.grid)
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from envs.integer import IntegerSum
 from envs.integer import fits
 from envs.quantization import ActivationRange
 from envs.quantization import activation_integers
-from envs.quantization import inverse_factors
 from envs.quantization import quantize_activation
 from envs.quantization import round_map
+from envs.quantization import undivided
 from envs.removal import map_grids
 from envs.removal import scale_sums
 from envs.removal import shrunk_graph
@@ -48,54 +48,44 @@ _FRESH = {*LAYER_OPS, *_IN_PLACE, *_IN_PLACE.values()}
 """Operations whose result shares memory with nothing but, in place, a result nobody else reads."""
 
 
-class RoundedInput(nn.Module):
-    """Rounds what passes to a grid."""
+class _OnGrid(nn.Module):
+    """What maps pass on their way to or from a grid."""
 
     def __init__(self, grid: ActivationRange) -> None:
         super().__init__()
         self.grid = grid
+
+
+class RoundedInput(_OnGrid):
+    """Rounds what passes to a grid."""
 
     def forward(self, x: Tensor) -> Tensor:
         return quantize_activation(x, self.grid)
 
 
-class IntegersOfInput(nn.Module):
+class IntegersOfInput(_OnGrid):
     """Gives the integers, as floats, of what passes on a grid."""
-
-    def __init__(self, grid: ActivationRange) -> None:
-        super().__init__()
-        self.grid = grid
 
     def forward(self, x: Tensor) -> Tensor:
         return activation_integers(x, self.grid)
 
 
-class RoundedMap(nn.Module):
+class RoundedMap(_OnGrid):
     """Rounds a stored map to a grid, for readers that do not equalize it."""
-
-    def __init__(self, grid: ActivationRange) -> None:
-        super().__init__()
-        self.grid = grid
 
     def forward(self, x: Tensor) -> Tensor:
         return round_map(x, self.grid)
 
 
-class ValuesOfIntegers(nn.Module):
+class ValuesOfIntegers(_OnGrid):
     """Gives what bytes on a grid stand for: :class:`RoundedMap` of the map that they are of."""
-
-    def __init__(self, grid: ActivationRange) -> None:
-        super().__init__()
-        self.grid = grid
 
     def forward(self, x: Tensor) -> Tensor:
         values = x.float()
         if self.grid.low:
             values += self.grid.low
         values *= self.grid.scale
-        if self.grid.divided is not None:
-            values /= inverse_factors(self.grid.divided, x.ndim)
-        return values
+        return undivided(values, self.grid)
 
 
 _FRESH_MODULES = (IntegerLayer, ValuesOfIntegers)

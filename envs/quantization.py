@@ -178,10 +178,15 @@ def round_map(x: Tensor, range_: ActivationRange) -> Tensor:
 
     The same as :func:`quantize_activation` but for grids whose channels are divided.
     """
-    rounded = quantize_activation(x, range_)
+    return undivided(quantize_activation(x, range_), range_)
+
+
+def undivided(x: Tensor, range_: ActivationRange) -> Tensor:
+    """Values on a grid without what equalizes its channels; exact, since that is powers of two."""
     if range_.divided is None or range_.bits in FLOAT_BITS:
-        return rounded
-    return rounded.div_(inverse_factors(range_.divided, x.ndim).to(x.device))  # exact
+        return x
+    # A new tensor: gradients cannot go through the kept one, which may be of inference mode.
+    return x * (1 / inverse_factors(range_.divided, x.ndim)).to(x.device)
 
 
 def activation_integers(x: Tensor, range_: ActivationRange) -> Tensor:
