@@ -60,7 +60,7 @@ class CompressionEnv(MultiAgentEnv):
     ``action_space.nvec``: whether ``mask[tuple(action)]`` leaves a way to hold them.
 
     ## Rewards
-    The change of the score ``-ln(energy_ratio) - 2 ln(max(1, drop / target))`` with the decision,
+    The change of the score ``-ln(cost_ratio) - 2 ln(max(1, drop / target))`` with the decision,
     given to both agents. Where accuracy is expensive, 0 until the last decision pays it all.
 
     ## Starting State
@@ -69,7 +69,7 @@ class CompressionEnv(MultiAgentEnv):
 
     ## Episode End
     Terminates after the last layer's ``precision`` decision; never truncates. The last ``infos``
-    hold, under ``"__common__"``, ``choice``, ``energy_ratio``, ``accuracy_drop``, ``target`` and
+    hold, under ``"__common__"``, ``choice``, ``cost_ratio``, ``accuracy_drop``, ``target`` and
     ``score``.
 
     ## Arguments

@@ -80,7 +80,7 @@ def outcome(episode: Episode) -> dict[str, Any]:
     """What came of a single finished walk."""
     return {
         "choice": episode.choices[0],
-        "energy_ratio": float(episode.energy_ratio[0]),
+        "cost_ratio": float(episode.cost_ratio[0]),
         "accuracy_drop": float(episode.accuracy_drop[0]),
         "target": float(episode.targets[0]),
         "score": float(episode.score[0]),

@@ -30,29 +30,29 @@ TARGETS: Final = (0.2, 10.0)
 PENALTY: Final = 2.0
 """Loss of score for every factor of e by which the drop exceeds its target, or a cost its limit."""
 LEAST_RATIO: Final = 1e-3
-"""Energy ratios below this count as this."""
+"""Cost ratios below this count as this."""
 
 
 def score(
-    energy_ratio: NDArray[np.float64],
+    cost_ratio: NDArray[np.float64],
     accuracy_drop: NDArray[np.float64],
     target: NDArray[np.float64],
     over_limits: NDArray[np.float64] | float = 0.0,
 ) -> NDArray[np.float64]:
-    """What a configuration is worth: ``-ln(energy_ratio) - 2 * ln(max(1, drop / target))``.
+    """What a configuration is worth: ``-ln(cost_ratio) - 2 * ln(max(1, drop / target))``.
 
-    Saving a tenth of the energy is worth the same everywhere, and so is exceeding the target by
+    Saving a tenth of the cost is worth the same everywhere, and so is exceeding the target by
     a tenth. The penalty outweighs what such an excess can save. Costs that exceed their limits
     count as the drop does. Bounded, since ratios are at least 0.001 and drops at most 100 points.
 
     Args:
-        energy_ratio: Energy over that of the start, (candidates,).
+        cost_ratio: Cost by the problem's preference over that of the start, (candidates,).
         accuracy_drop: In points, (candidates,).
         target: Accepted drop in points, > 0, (candidates,).
         over_limits: See :func:`envs.limits.excess`, (candidates,).
     """
     penalty = drop_penalty(accuracy_drop, target) + PENALTY * over_limits
-    return -np.log(np.maximum(energy_ratio, LEAST_RATIO)) - penalty
+    return -np.log(np.maximum(cost_ratio, LEAST_RATIO)) - penalty
 
 
 def drop_penalty(
@@ -86,8 +86,9 @@ class Game:
         if not self.layers:
             raise InputError("space.pinned", sorted(space.pinned), "leave a layer to decide about")
         self.start_choice = start_choice(space)
-        self.start_energy = float(problem.cost(self.start_choice[None]).energy_pj[0])
-        if not self.start_energy > 0:  # True for NaN too
+        start = problem.cost(self.start_choice[None])
+        self.start_cost = float(problem.preference.cost(start)[0])
+        if not self.start_cost > 0:  # True for NaN too
             raise InputError("level", problem.level, "use a level that prices energy")
         self.prices = LayerPrices(problem)
         self.completions = Completions(problem, self.prices) if problem.limits.given else None
@@ -124,7 +125,8 @@ class Episode:
     Attributes:
         choices: What stands so far, canonical, (candidates, layers, 4).
         score: Of ``choices``, (candidates,); exact after the last decision.
-        energy_ratio: Energy over that of the start, (candidates,); exact after the last decision.
+        cost_ratio: Cost by the problem's preference over that of the start, (candidates,); exact
+            after the last decision.
         accuracy_drop: In points, (candidates,); 0 before the last decision where it is expensive.
         over_limits: How far costs exceed their limits, see :func:`envs.limits.excess`,
             (candidates,); exact after the last decision.
@@ -170,9 +172,9 @@ class Episode:
             layer=self.layer,
             previous=self._game.layers[position - 1] if position else -1,
             choices=self.choices,
-            layer_energy=self._layer_energy,
+            layer_cost=self._layer_cost,
             undecided=self._game.layers[self._turn // 2 :],
-            start_energy=self._game.start_energy,
+            start_cost=self._game.start_cost,
             drop=self.accuracy_drop,
             target=self.targets,
         )
@@ -302,18 +304,19 @@ class Episode:
 
     def _appraise(self) -> None:
         game, final = self._game, self.is_done
-        self._layer_energy, self._layer_usage = game.prices.layer_costs(self.choices)
-        energy, self._usage = self._layer_energy.sum(axis=1), self._layer_usage.sum(axis=1)
+        self._layer_cost, self._layer_usage = game.prices.layer_costs(self.choices)
+        cost, self._usage = self._layer_cost.sum(axis=1), self._layer_usage.sum(axis=1)
         if final:
             report = game.problem.cost(self.choices)
-            energy, self._usage = report.energy_pj, game.problem.limits.usage(report)
-        self.energy_ratio = energy / game.start_energy
+            cost, self._usage = (
+                game.problem.preference.cost(report),
+                game.problem.limits.usage(report),
+            )
+        self.cost_ratio = cost / game.start_cost
         self.over_limits = excess(self._usage)
         if final or game.accuracy.is_cheap:
             self.accuracy_drop = game.accuracy.accuracy_drop(self.choices)
-            self.score = score(
-                self.energy_ratio, self.accuracy_drop, self.targets, self.over_limits
-            )
+            self.score = score(self.cost_ratio, self.accuracy_drop, self.targets, self.over_limits)
         else:
             self.accuracy_drop = np.zeros(len(self.choices))
             self.score = np.zeros(len(self.choices))

@@ -41,7 +41,7 @@ class GymCompressionEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.int64]]):
     mask each of the four indices by itself may take ``mask.any(axis=...)`` over the others.
 
     ## Rewards
-    The change of the score ``-ln(energy_ratio) - 2 ln(max(1, drop / target))`` with the layer's
+    The change of the score ``-ln(cost_ratio) - 2 ln(max(1, drop / target))`` with the layer's
     decisions; where accuracy is expensive, 0 until the last layer pays it all.
 
     ## Starting State
@@ -50,7 +50,7 @@ class GymCompressionEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.int64]]):
 
     ## Episode End
     Terminates after the last layer; never truncates. The last ``info`` holds ``choice``,
-    ``energy_ratio``, ``accuracy_drop``, ``target`` and ``score``.
+    ``cost_ratio``, ``accuracy_drop``, ``target`` and ``score``.
 
     ## Arguments
     With ``gymnasium.make("joulecut/Compression-v0", ...)``: ``task`` and ``accelerator`` prepare a

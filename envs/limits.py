@@ -10,17 +10,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.preference import LAYER_COSTS
 from hwmodel.errors import InputError
 from hwmodel.report import CostReport
 
-_OF_LAYERS = {
-    "latency_cycles": "latency_cycles",
-    "bops": "bops",
-    "model_bytes": "weight_bytes",
-    "dram_bytes": "dram_bytes",
-}
-"""By the name of a limit, the attribute of ``CostReport`` whose sum over the layers it bounds."""
-LIMITED = tuple(_OF_LAYERS)
+LIMITED = tuple(name for name in LAYER_COSTS if name != "energy_pj")
 """Names of all limits that there may be, in the order of the attributes of ``CostLimits``."""
 
 
@@ -61,7 +55,7 @@ class CostLimits:
 
     def layer_usage(self, report: CostReport) -> NDArray[np.float64]:
         """Share of each limit that a layer takes, (candidates, layers, limits)."""
-        shares = [getattr(report, _OF_LAYERS[name]) / limit for name, limit in self.given.items()]
+        shares = [getattr(report, LAYER_COSTS[name]) / limit for name, limit in self.given.items()]
         return np.stack(shares, axis=-1) if shares else np.zeros((*report.macs.shape, 0))
 
     def usage(self, report: CostReport) -> NDArray[np.float64]:

@@ -40,7 +40,7 @@ STATIC_NAMES = (
     "position",
     "share of MACs",
     "share of weights",
-    "share of energy",
+    "share of the cost",
     "may remove filters (leads its group)",
     "removes filters when its leader does",
     *(f"saving of probe: {probe}" for probe in PROBES),
@@ -52,8 +52,8 @@ DYNAMIC_NAMES = (
     *(f"previous layer: {name}" for name in DECISION_NAMES),
     "forced by the group's leader",
     "input channels left",
-    "energy of the whole so far",
-    "energy still undecided",
+    "cost of the whole so far",
+    "cost still undecided",
     "drop so far",
     "drop against target",
     "target",
@@ -69,9 +69,9 @@ PROPOSAL_NAMES = (
     *(f"this layer: {name}" for name in DECISION_NAMES),
     "forced by the group's leader",
     "input channels left",
-    "energy of this layer",
+    "cost of this layer",
     "damage of this layer",
-    "energy of the whole",
+    "cost of the whole",
     "drop of the whole",
     "drop against target",
     "target",
@@ -132,11 +132,11 @@ class Observer:
         damage = cheap.accuracy_drop(flat) - cheap.accuracy_drop(start[None])
         damage = np.where(valid, damage.reshape(valid.shape), 0.0)
         self._log_damage = _log_points(damage)
-        start_energy = prices.layer_energy(start[None])[0]
-        ratio = prices.layer_energy(flat).sum(axis=1).reshape(valid.shape) / start_energy.sum()
+        start_cost = prices.layer_cost(start[None])[0]
+        ratio = prices.layer_cost(flat).sum(axis=1).reshape(valid.shape) / start_cost.sum()
         saving = np.where(valid, np.clip(1.0 - ratio, 0.0, 1.0), 0.0)
         self._static = np.concatenate(
-            [_layer_features(problem, start_energy), np.sqrt(saving)], axis=1
+            [_layer_features(problem, start_cost), np.sqrt(saving)], axis=1
         )
 
     def __call__(
@@ -144,9 +144,9 @@ class Observer:
         layer: int,
         previous: int,
         choices: NDArray[np.int64],
-        layer_energy: NDArray[np.float64],
+        layer_cost: NDArray[np.float64],
         undecided: list[int],
-        start_energy: float,
+        start_cost: float,
         drop: NDArray[np.float64],
         target: NDArray[np.float64],
     ) -> NDArray[np.float32]:
@@ -156,9 +156,9 @@ class Observer:
             layer: Layer to decide about.
             previous: Layer decided before it, or -1.
             choices: (candidates, layers, 4), canonical.
-            layer_energy: Of ``choices``, in pJ, (candidates, layers).
+            layer_cost: Of ``choices``, by the problem's preference, (candidates, layers).
             undecided: Layers not decided yet, this one among them.
-            start_energy: Of the start, in pJ.
+            start_cost: Of the start.
             drop: Predicted so far, in points, (candidates,); 0 where nobody knows.
             target: In points, (candidates,).
 
@@ -176,8 +176,8 @@ class Observer:
         dynamic[:, 8] = self._static[layer, _FOLLOWS] * self._is_filter[choices[:, layer, METHOD]]
         kept_in, _ = self._channels(choices)
         dynamic[:, 9] = kept_in[:, layer] / self._dense_in[layer]
-        dynamic[:, 10] = layer_energy.sum(axis=1) / start_energy
-        dynamic[:, 11] = layer_energy[:, undecided].sum(axis=1) / start_energy
+        dynamic[:, 10] = layer_cost.sum(axis=1) / start_cost
+        dynamic[:, 11] = layer_cost[:, undecided].sum(axis=1) / start_cost
         dynamic[:, 12] = np.maximum(drop, 0.0) / 100.0
         dynamic[:, 13] = _against(_log_points(drop), target)
         dynamic[:, 14] = _target_feature(target)
@@ -187,8 +187,8 @@ class Observer:
         self,
         layers: list[int],
         choices: NDArray[np.int64],
-        layer_energy: NDArray[np.float64],
-        start_energy: float,
+        layer_cost: NDArray[np.float64],
+        start_cost: float,
         drop: NDArray[np.float64],
         layer_drop: NDArray[np.float64],
         target: NDArray[np.float64],
@@ -199,8 +199,8 @@ class Observer:
         Args:
             layers: Layers that are seen.
             choices: (candidates, layers, 4), canonical.
-            layer_energy: Of ``choices``, in pJ, (candidates, layers).
-            start_energy: Of the start, in pJ.
+            layer_cost: Of ``choices``, by the problem's preference, (candidates, layers).
+            start_cost: Of the start.
             drop: Predicted, in points, (candidates,); 0 where nobody knows.
             layer_drop: What of it would be undone by undoing each of ``layers``, in points,
                 (candidates, len(layers)); 0 where nobody knows.
@@ -219,9 +219,9 @@ class Observer:
         dynamic[..., 4] = self._static[layers, _FOLLOWS] * self._is_filter[rows[..., METHOD]]
         kept_in, _ = self._channels(choices)
         dynamic[..., 5] = (kept_in / self._dense_in)[:, layers]
-        dynamic[..., 6] = np.sqrt(layer_energy[:, layers] / start_energy)
+        dynamic[..., 6] = np.sqrt(layer_cost[:, layers] / start_cost)
         dynamic[..., 7] = _against(_log_points(layer_drop), target[:, None])
-        dynamic[..., 8] = layer_energy.sum(axis=1, keepdims=True) / start_energy
+        dynamic[..., 8] = layer_cost.sum(axis=1, keepdims=True) / start_cost
         dynamic[..., 9] = np.maximum(drop, 0.0)[:, None] / 100.0
         dynamic[..., 10] = _against(_log_points(drop), target)[:, None]
         dynamic[..., 11] = _target_feature(target)[:, None]
@@ -267,7 +267,7 @@ def _target_feature(target: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _layer_features(
-    problem: CompressionProblem, start_energy: NDArray[np.float64]
+    problem: CompressionProblem, start_cost: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Everything known of the layers before the first decision, (layers, 15)."""
     space, shapes = problem.space, problem.workload.layers
@@ -292,7 +292,7 @@ def _layer_features(
                 index / max(len(shapes) - 1, 1),
                 np.sqrt(macs[index] / macs.sum()),
                 np.sqrt(weights[index] / weights.sum()),
-                np.sqrt(start_energy[index] / start_energy.sum()),
+                np.sqrt(start_cost[index] / start_cost.sum()),
                 leader == index,
                 leader not in (index, -1),
             ]

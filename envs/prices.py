@@ -12,11 +12,13 @@ from hwmodel import LayerStates
 from hwmodel import cost
 
 LEAST_FRACTION = 0.01
-"""Of a layer's dense energy: the least that the interpolation over input channels may give."""
+"""Of a layer's dense cost: the least that the interpolation over input channels may give."""
 
 
 class LayerPrices:
-    """Energy of every option of every layer, and its shares of the problem's limits, priced once.
+    """Cost of every option of every layer, and its shares of the problem's limits, priced once.
+
+    What counts as cost the problem's preference tells.
 
     A price depends on the layer's own option and, linearly between two priced points (all input
     channels and half of them), on the input channels left. What it leaves out is the width at
@@ -29,8 +31,8 @@ class LayerPrices:
         problem: What is priced.
 
     Attributes:
-        without_inputs: Price of every option where no input channel is left, energy in pJ first
-            and then the shares of the limits, (options, layers, 1 + limits); may be below 0.
+        without_inputs: Price of every option where no input channel is left, the cost first and
+            then the shares of the limits, (options, layers, 1 + limits); may be below 0.
         per_input_share: What all input channels add to it, of the same shape.
         least: What a layer costs at least, (layers, 1 + limits).
     """
@@ -51,14 +53,14 @@ class LayerPrices:
         self.per_input_share = 2.0 * (full - half)
         self.least = LEAST_FRACTION * full.max(axis=0)
 
-    def layer_energy(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Energy in pJ, (candidates, layers), of canonical choices (candidates, layers, 4)."""
+    def layer_cost(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Cost of canonical choices (candidates, layers, 4), (candidates, layers)."""
         return self.layer_costs(choices)[0]
 
     def layer_costs(
         self, choices: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """As :meth:`layer_energy`, and shares of the limits, (candidates, layers, limits)."""
+        """As :meth:`layer_cost`, and shares of the limits, (candidates, layers, limits)."""
         option = choices @ self._strides
         kept_in, _ = self._table.channels(choices)
         fraction = (kept_in / self._table.dense_in)[..., None]
@@ -77,8 +79,8 @@ class LayerPrices:
             choices: Canonical, (candidates, layers, 4).
 
         Returns:
-            Energy in pJ, (candidates, options), and shares of the limits, (candidates, options,
-            limits); options in the order of the columns of a choice.
+            Cost, (candidates, options), and shares of the limits, (candidates, options, limits);
+            options in the order of the columns of a choice.
         """
         kept_in, _ = self._table.channels(choices)
         fraction = (kept_in[:, layer] / self._table.dense_in[layer])[:, None, None]
@@ -90,7 +92,7 @@ class LayerPrices:
 def _price(
     problem: CompressionProblem, states: LayerStates, fraction: float
 ) -> NDArray[np.float64]:
-    """Energy and shares of limits, (options, layers, 1 + limits), of a share of the inputs.
+    """Cost and shares of limits, (options, layers, 1 + limits), of a share of the inputs.
 
     Args:
         problem: What is priced.
@@ -103,5 +105,5 @@ def _price(
     in_channels = np.where(depthwise, states.out_channels, in_channels)
     states = replace(states, in_channels=in_channels)
     report = cost(problem.workload, states, problem.accelerator, level=problem.level)
-    energy = report.layer_energy_pj[..., None]
-    return np.concatenate([energy, problem.limits.layer_usage(report)], axis=-1)
+    layer_cost = problem.preference.layer_cost(report)[..., None]
+    return np.concatenate([layer_cost, problem.limits.layer_usage(report)], axis=-1)

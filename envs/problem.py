@@ -14,6 +14,8 @@ from envs.config import run_of
 from envs.limits import NO_LIMITS
 from envs.limits import CostLimits
 from envs.options import OptionTable
+from envs.preference import ENERGY
+from envs.preference import Preference
 from envs.space import ACTIVATION_BITS
 from envs.space import METHOD
 from envs.space import SPARSITY
@@ -40,6 +42,7 @@ class CompressionProblem:
         table: What each option of each layer does to weights and outputs.
         level: Level of the hardware model, see ``hwmodel.cost``.
         limits: What an inference may cost at most at that level, besides energy.
+        preference: What it is to cost as little of as possible at that level.
     """
 
     workload: Workload
@@ -48,6 +51,7 @@ class CompressionProblem:
     table: OptionTable
     level: Level = "mid"
     limits: CostLimits = NO_LIMITS
+    preference: Preference = ENERGY
 
     def cost(self, choices: NDArray[np.int64]) -> CostReport:
         """Price choices of shape (candidates, layers, 4), which must be canonical."""
@@ -163,13 +167,8 @@ def _asking(workload: Workload) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     """The layers that ask for every layer's output, the last repeated, (layers, most), and whether
     a layer reads it, (layers,).
     """
-    count = len(workload)
-    readers: list[set[int]] = [set() for _ in range(count)]
-    for reader, producers in enumerate(workload.maps_read):
-        for producer in producers:
-            readers[producer].add(reader)
-    asked_by = workload.asked_by or readers
-    asking = [sorted(asked) or [layer] for layer, asked in enumerate(asked_by)]
+    read = {writer for writers in workload.maps_read for writer in writers}
+    asking = [list(asked) or [layer] for layer, asked in enumerate(workload.width_asked_by)]
     most = max(map(len, asking))
     padded = [layers + layers[-1:] * (most - len(layers)) for layers in asking]
-    return np.array(padded, dtype=np.intp), np.array([bool(of) for of in readers])
+    return np.array(padded, dtype=np.intp), np.isin(np.arange(len(workload)), list(read))

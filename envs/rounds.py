@@ -55,8 +55,8 @@ class RoundsEpisode(Episode):
         seen = game.observer.proposal(
             layers=game.layers,
             choices=self.choices,
-            layer_energy=self._layer_energy,
-            start_energy=game.start_energy,
+            layer_cost=self._layer_cost,
+            start_cost=game.start_cost,
             drop=self.accuracy_drop,
             layer_drop=layer_drop,
             target=self.targets,
@@ -111,9 +111,9 @@ class RoundsEpisode(Episode):
     ) -> NDArray[np.float64]:
         """Score of choices, (candidates, layers, 4), that are priced layer by layer."""
         game = self._game
-        energy, usage = game.prices.layer_costs(choices)
+        layer_cost, usage = game.prices.layer_costs(choices)
         over_limits = excess(usage.sum(axis=1))
-        return score(energy.sum(axis=1) / game.start_energy, drops, targets, over_limits)
+        return score(layer_cost.sum(axis=1) / game.start_cost, drops, targets, over_limits)
 
     def _with_parts_of(self, others: NDArray[np.int64], columns: slice) -> NDArray[np.int64]:
         """What stands, with these columns of one layer at a time taken from ``others``.

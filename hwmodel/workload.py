@@ -160,3 +160,13 @@ class Workload:
     def maps_read(self) -> tuple[tuple[int, ...], ...]:
         """``sources``, or ``feeds`` where there are none."""
         return self.sources or self.feeds
+
+    @property
+    def width_asked_by(self) -> tuple[tuple[int, ...], ...]:
+        """``asked_by``, or for every layer those that read its map where there are none."""
+        if self.asked_by:
+            return self.asked_by
+        return tuple(
+            tuple(reader for reader, writers in enumerate(self.maps_read) if writer in writers)
+            for writer in range(len(self))
+        )

@@ -30,7 +30,7 @@ MOST_SWEEPS = 12
 _LEAST_GAIN = 1e-9
 """Improvements below this are rounding errors."""
 _FIRST_LIMIT_PRICE = 0.1
-"""Of all of a limit, in units of the baseline's energy: the first that is tried."""
+"""Of all of a limit, in units of the baseline's cost: the first that is tried."""
 _LIMIT_PRICE_STEP = 4.0
 """By how much prices of limits change at once before they are known from both sides."""
 
@@ -42,10 +42,10 @@ class _Descent:
     Attributes:
         damage: Of every option.
         prices: Of damage, one for each configuration, (candidates,).
-        limit_prices: Of all of each of the problem's limits, in units of the baseline's energy,
+        limit_prices: Of all of each of the problem's limits, in units of the baseline's cost,
             (candidates, limits).
         choices: Where they are, (candidates, layers, 4).
-        objective: ``energy / baseline + price * damage`` there, and what is taken of the limits
+        objective: ``cost / baseline + price * damage`` there, and what is taken of the limits
             at their prices, (candidates,).
     """
 
@@ -57,17 +57,17 @@ class _Descent:
 
 
 class Allocator:
-    """Minimizes ``energy / baseline + price * damage`` over whole configurations.
+    """Minimizes ``cost / baseline + price * damage`` over whole configurations.
 
     Args:
         problem: What may be decided and how it is priced.
-        baseline_energy_pj: What energies are relative to.
+        baseline_cost: What costs are relative to.
     """
 
-    def __init__(self, problem: CompressionProblem, baseline_energy_pj: float) -> None:
+    def __init__(self, problem: CompressionProblem, baseline_cost: float) -> None:
         space = problem.space
         self._problem = problem
-        self._baseline_energy_pj = baseline_energy_pj
+        self._baseline_cost = baseline_cost
         self._prices = LayerPrices(problem)
         self._is_filter = np.array([method.granularity == "filter" for method in space.methods])
         self._free = [i for i, name in enumerate(space.layers) if name not in space.pinned]
@@ -84,7 +84,7 @@ class Allocator:
 
         Args:
             damage: Of every option of every layer.
-            prices: Of a unit of damage, in units of the baseline's energy, (prices,).
+            prices: Of a unit of damage, in units of the baseline's cost, (prices,).
             choices: Where the descents begin, canonical, (prices, layers, 4).
             limit_prices: Of all of each of the problem's limits, in the same units,
                 (prices, limits); nothing if None.
@@ -179,9 +179,11 @@ class Allocator:
         return free if limit_prices is None else limit_prices
 
     def _costs(self, choices: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Energy over the baseline's, (candidates,), and shares of limits, (candidates, limits)."""
+        """Costs over the baseline's, (candidates,), and shares of limits, (candidates, limits)."""
         report = self._problem.cost(choices)
-        return report.energy_pj / self._baseline_energy_pj, self._problem.limits.usage(report)
+        return self._problem.preference.cost(
+            report
+        ) / self._baseline_cost, self._problem.limits.usage(report)
 
     def _take_best(
         self, descent: _Descent, active: NDArray[np.intp], moves: NDArray[np.int64]
@@ -243,8 +245,8 @@ class Allocator:
         Damage of the weights is in it, that of the input is not.
         """
         choices = descent.choices[active]
-        energy, usage = self._prices.option_costs(layer, choices)
-        spent = energy / self._baseline_energy_pj
+        cost, usage = self._prices.option_costs(layer, choices)
+        spent = cost / self._baseline_cost
         spent += np.einsum("aol,al->ao", usage, descent.limit_prices[active])
         damage = descent.damage.weight[layer][..., None]
         price = descent.prices[active, None, None, None, None]
@@ -276,7 +278,7 @@ class Allocator:
     def _width_moves(
         self, descent: _Descent, active: NDArray[np.intp], readers: tuple[int, ...]
     ) -> NDArray[np.int64]:
-        """All readers of one map to at most, and to at least, each width."""
+        """All that ask for a map's width to at most, and to at least, each width."""
         widths = np.arange(self._problem.space.sizes[ACTIVATION_BITS])[:, None]
         moves = np.repeat(descent.choices[active][:, None], 2 * len(widths), axis=1)
         now = moves[:, : len(widths), readers, ACTIVATION_BITS]
@@ -294,9 +296,6 @@ def _between(too_low: NDArray[np.float64], high_enough: NDArray[np.float64]) -> 
 
 
 def _shared_readers(problem: CompressionProblem, free: list[int]) -> list[tuple[int, ...]]:
-    """Layers that read one map, where several do: it is narrower only if all of them are."""
-    readers: dict[int, list[int]] = {}
-    for reader in free:
-        for producer in problem.workload.maps_read[reader]:
-            readers.setdefault(producer, []).append(reader)
-    return sorted({tuple(layers) for layers in readers.values() if len(layers) > 1})
+    """Layers that ask for one map's width, where several do: it is narrower only if all are."""
+    asking = (set(layers) & set(free) for layers in problem.workload.width_asked_by)
+    return sorted({tuple(sorted(layers)) for layers in asking if len(layers) > 1})

@@ -14,6 +14,7 @@ from search.baselines import DENSE_FP32
 from search.baselines import DENSE_INT8
 from search.front import accuracy_drop
 from search.front import baseline
+from search.front import cost_ratios
 from search.front import holds_limits
 from search.front import hypervolume
 from search.goals import Goal
@@ -37,9 +38,9 @@ def curves(runs: Iterable[RunDirectory]) -> pd.DataFrame:
 
     Returns:
         Columns ``task``, ``accelerator``, ``algorithm``, ``run``, ``seed``, ``evaluations`` (0: the
-        baselines alone), ``hypervolume`` (share of the box energy ratio to dense INT8 <= 1, loss
+        baselines alone), ``hypervolume`` (share of the box cost ratio to dense INT8 <= 1, loss
         <= 10 points, that is dominated, on the search split) and, for every target of the runs,
-        ``ratio_at_TARGET``: least measured energy ratio at that loss on the search split.
+        ``ratio_at_TARGET``: least measured cost ratio at that loss on the search split.
 
     Raises:
         InputError: there is no run with baselines.
@@ -133,7 +134,7 @@ def _run_curves(run: RunDirectory) -> list[dict[str, object]]:
         given = int((own["seed"] == -1).sum())
         drops = np.nan_to_num(accuracy_drop(own, dense), nan=np.inf)
         drops[~holds_limits(own, spec.goals.limits)] = np.inf
-        ratios = own["energy_pj"].to_numpy(dtype=float) / int8["energy_pj"]
+        ratios = cost_ratios(own, int8, spec.goals.preference)
         for count in range(given, len(own) + 1):
             row: dict[str, object] = {
                 "task": spec.task.name,
@@ -156,7 +157,8 @@ def _label(spec: Spec) -> str:
     measured = f" ({spec.accuracy})" if spec.accuracy == "measured" else ""
     warm = " (warm)" if spec.init_from else ""
     limits = f", {spec.goals.limits}" if spec.goals.limits.given else ""
-    return spec.algorithm + measured + warm + limits
+    preference = f", least {spec.goals.preference}" if spec.preference else ""
+    return spec.algorithm + measured + warm + limits + preference
 
 
 def _run_picks(run: RunDirectory) -> list[dict[str, object]]:
@@ -170,14 +172,14 @@ def _run_picks(run: RunDirectory) -> list[dict[str, object]]:
     found = []
     for seed in spec.seeds:
         row: dict[str, object] = {"run": run.location, "seed": seed}
-        own = Candidates(rows[rows["seed"].isin([seed, -1])], dense, spec.goals.limits)
+        own = Candidates(rows[rows["seed"].isin([seed, -1])], dense, int8, spec.goals)
         for target in spec.targets:
             picked = own.pick(Goal(max_accuracy_drop=target))
             if picked is None or picked["config_hash"] not in verified:
                 continue
             expected = 100 * (dense["accuracy"] - picked["accuracy"])
             lost = 100 * (dense_test["accuracy"] - verified[picked["config_hash"]])
-            row[f"pick_ratio_at_{target:g}"] = picked["energy_pj"] / int8["energy_pj"]
+            row[f"pick_ratio_at_{target:g}"] = float(picked["cost_ratio"])
             row[f"pick_test_drop_at_{target:g}"] = lost
             row[f"pick_optimism_at_{target:g}"] = lost - expected
         found.append(row)

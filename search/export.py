@@ -100,7 +100,7 @@ def export(run: RunDirectory, goal: Goal, directory: str | Path) -> dict[str, An
     """
     spec, rows = run.spec(), run.ledger.read()
     reference = baseline(rows, DENSE_FP32, "search")
-    candidates = Candidates.of(rows, spec.goals.limits)
+    candidates = Candidates.of(rows, spec.goals)
     picked = None if candidates is None else candidates.pick(goal)
     if reference is None or picked is None:
         allowed = "no configuration of the run holds it for sure; allow more"

@@ -16,6 +16,7 @@ from search.front import pareto_front
 from search.report import Entry
 from search.report import Pick
 from search.report import Report
+from search.table import cost_name
 
 INK, GRID, CLOUD = "#1f2933", "#e4e7eb", "#9fb3c8"
 FRONT, BASELINE, PICK = "#0b7285", "#868e96", "#d9480f"
@@ -42,7 +43,7 @@ def front(report: Report) -> Figure:
     axes = figure.add_subplot()
     points = report.points.dropna()
     axes.scatter(
-        points["energy_ratio_int8"],
+        points["cost_ratio_int8"],
         points["accuracy_drop"],
         s=14,
         color=CLOUD,
@@ -62,7 +63,7 @@ def front(report: Report) -> Figure:
         _label(axes, entry, f"best at {limits}", PICK)
     low = min([0.0, *losses])
     axes.set(xlim=(0, MAX_RATIO), ylim=(low - 0.4, MAX_LOSS))
-    axes.set_xlabel("energy / dense INT8")
+    axes.set_xlabel(f"{cost_name(report)} / dense INT8")
     axes.set_ylabel("accuracy loss on the search split, points")
     _legend(axes, columns=2)
     _plain(axes)
@@ -120,7 +121,7 @@ def cost(report: CostReport) -> Figure:
 
 
 def learning_curves(table: pd.DataFrame, title: str) -> Figure:
-    """Hypervolume and least energy ratios over the number of evaluations, for each algorithm.
+    """Hypervolume and least cost ratios over the number of evaluations, for each algorithm.
 
     Args:
         table: Rows of ``search.comparison.curves`` of one network and accelerator. Lines are
@@ -140,7 +141,7 @@ def learning_curves(table: pd.DataFrame, title: str) -> Figure:
             axes.plot(counts, mean, color=color, linewidth=1.6, label=str(algorithm))
             axes.fill_between(counts, by_count.min(), by_count.max(), color=color, alpha=0.15)
         target = measure.removeprefix("ratio_at_")
-        name = measure if target == measure else f"energy / dense INT8 at {target} points"
+        name = measure if target == measure else f"cost / dense INT8 at {target} points"
         axes.set(xlabel="evaluations of a seed", ylabel=name)
         _plain(axes)
     _legend(panels[-1], columns=3)
@@ -165,9 +166,9 @@ def svg(figure: Figure) -> str:
 
 def _coordinates(entries: Sequence[Entry]) -> tuple[list[float], list[float]]:
     known = [
-        (entry.energy_ratio_int8, entry.search_accuracy_drop)
+        (entry.cost_ratio_int8, entry.search_accuracy_drop)
         for entry in entries
-        if entry.energy_ratio_int8 is not None and entry.search_accuracy_drop is not None
+        if entry.cost_ratio_int8 is not None and entry.search_accuracy_drop is not None
     ]
     return [ratio for ratio, _ in known], [loss for _, loss in known]
 
@@ -183,7 +184,7 @@ def _limits(picks: Sequence[Pick]) -> dict[str, str]:
 
 
 def _label(axes: Axes, entry: Entry, text: str, color: str) -> None:
-    ratio, loss = entry.energy_ratio_int8, entry.search_accuracy_drop
+    ratio, loss = entry.cost_ratio_int8, entry.search_accuracy_drop
     if ratio is None or loss is None or ratio > MAX_RATIO or loss > MAX_LOSS:
         return
     right = ratio > 0.9 * MAX_RATIO

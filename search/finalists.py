@@ -13,8 +13,10 @@ from envs.config import CompressionConfig
 from hwmodel import CostReport
 from search.baselines import BASELINES
 from search.baselines import DENSE_FP32
+from search.baselines import DENSE_INT8
 from search.front import accuracy_drop
 from search.front import baseline
+from search.front import cost_ratios
 from search.front import distinct
 from search.front import holds_limits
 from search.front import non_dominated
@@ -56,7 +58,8 @@ def finalists(ledger: Ledger, goals: Goals) -> list[tuple[CompressionConfig, str
     search = distinct(rows, "search")
     search = search[holds_limits(search, goals.limits)]
     drops = accuracy_drop(search, reference)
-    front = [int(i) for i in non_dominated(search, reference) if drops[i] <= _FRONT_LOSS]
+    cost = cost_ratios(search, baseline(rows, DENSE_INT8, "search"), goals.preference)
+    front = [int(i) for i in non_dominated(search, reference, cost) if drops[i] <= _FRONT_LOSS]
     spread = np.linspace(0, len(front) - 1, min(FRONT_POINTS, len(front))).round().astype(int)
     for index in spread:
         chosen[search.iloc[front[index]]["config_hash"]] = ""

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from numpy.typing import NDArray
 
 from envs.limits import CostLimits
+from envs.preference import Preference
 from search.estimates import estimate_drops
 
 ONE_SIDED_90 = 1.282
@@ -23,38 +24,53 @@ ONE_SIDED_99 = 2.33
 because the cheapest of hundreds of candidates near a target is among the luckiest of them."""
 
 
-def pareto_front(energy: ArrayLike, loss: ArrayLike) -> NDArray[np.int64]:
-    """Indices of the points that no other point beats, both coordinates being costs.
+def pareto_front(cost: ArrayLike, loss: ArrayLike) -> NDArray[np.int64]:
+    """Indices of the points that no other point beats in cost and loss.
 
     Args:
-        energy: Shape (points,). A point with a NaN is never on the front.
+        cost: Shape (points,). A point with a NaN is never on the front.
         loss: Shape (points,).
 
     Returns:
-        By ascending energy, so strictly descending loss; of equal points the first.
+        By ascending cost, so strictly descending loss; of equal points the first.
     """
-    energies, losses = np.asarray(energy, dtype=float), np.asarray(loss, dtype=float)
-    order = np.lexsort((losses, energies))
-    order = order[~np.isnan(energies[order]) & ~np.isnan(losses[order])]
+    costs, losses = np.asarray(cost, dtype=float), np.asarray(loss, dtype=float)
+    order = np.lexsort((losses, costs))
+    order = order[~np.isnan(costs[order]) & ~np.isnan(losses[order])]
     best = np.concatenate([[np.inf], np.minimum.accumulate(losses[order])[:-1]])[: len(order)]
     return order[losses[order] < best].astype(np.int64)
 
 
-def non_dominated(rows: pd.DataFrame, reference: pd.Series) -> NDArray[np.int64]:
-    """Indices of the rows that no other row beats in energy, accuracy and, if known, robustness.
+def cost_ratios(
+    rows: pd.DataFrame, int8: pd.Series | None, preference: Preference
+) -> NDArray[np.float64]:
+    """What every row costs by a preference, over what dense INT8 does, (rows,).
+
+    NaN where a row's costs are not known. Costs as they are before those of dense INT8 are known.
+    """
+    if int8 is not None:
+        preference = preference.over({name: int8[name] for name in preference.given})
+    return preference.cost_of({name: rows[name] for name in preference.given})
+
+
+def non_dominated(
+    rows: pd.DataFrame, reference: pd.Series, cost: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Indices of the rows that no other row beats in cost, accuracy and, if known, robustness.
 
     Args:
         rows: Of one split, one for each configuration.
         reference: Row of the uncompressed network on the same split.
+        cost: Of every row, (rows,).
 
     Returns:
-        By ascending energy.
+        By ascending cost.
     """
     drops = accuracy_drop(rows, reference)
     robust = rows["robust_accuracy"].to_numpy(dtype=float)
     if np.isnan(robust).all():
-        return pareto_front(rows["energy_pj"], drops)
-    costs = np.stack([rows["energy_pj"].to_numpy(dtype=float), drops, -robust], axis=1)
+        return pareto_front(cost, drops)
+    costs = np.stack([cost, drops, -robust], axis=1)
     kept: list[int] = []
     for index in np.lexsort(costs.T[::-1]):  # one that beats another comes before it
         others = costs[kept]
@@ -64,16 +80,16 @@ def non_dominated(rows: pd.DataFrame, reference: pd.Series) -> NDArray[np.int64]
 
 
 def hypervolume(
-    energy_ratio: ArrayLike, loss_points: ArrayLike, reference: tuple[float, float] = (1.0, 10.0)
+    cost_ratio: ArrayLike, loss_points: ArrayLike, reference: tuple[float, float] = (1.0, 10.0)
 ) -> float:
     """Share of the box from (0, 0) to ``reference`` that the points dominate, 0..1.
 
     Args:
-        energy_ratio: Energy over dense INT8, shape (points,).
+        cost_ratio: Cost over that of dense INT8, shape (points,).
         loss_points: Accuracy drop in points, shape (points,); a gain counts as no drop.
         reference: Worst corner; points outside the box add nothing.
     """
-    ratios = np.maximum(np.asarray(energy_ratio, dtype=float), 0.0)
+    ratios = np.maximum(np.asarray(cost_ratio, dtype=float), 0.0)
     losses = np.maximum(np.asarray(loss_points, dtype=float), 0.0)
     inside = (ratios < reference[0]) & (losses < reference[1])
     ratios, losses = ratios[inside], losses[inside]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from envs.limits import NO_LIMITS
 from envs.limits import CostLimits
+from envs.preference import ENERGY
+from envs.preference import Preference
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,13 @@ class Goals:
         targets: Points of accuracy that may be lost, at which the least energy is wanted.
         limits: What an inference may cost at most at the run's level, besides energy.
         energy_targets: Energies over that of dense INT8, at which the least loss is wanted.
+        preference: What "least energy" stands for: the weights of costs over those of dense INT8.
     """
 
     targets: tuple[float, ...]
     limits: CostLimits = NO_LIMITS
     energy_targets: tuple[float, ...] = ()
+    preference: Preference = ENERGY
 
     @property
     def all(self) -> list[Goal]:

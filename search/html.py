@@ -12,6 +12,7 @@ from search import figures
 from search.report import Pick
 from search.report import Report
 from search.table import cells
+from search.table import cost_name
 from search.table import headers
 from search.table import notes
 from search.timing import Timing
@@ -61,7 +62,7 @@ def _facts(report: Report) -> str:
         "hardware model": f"level {report.level}",
         "algorithm": report.algorithm,
         "seeds": ", ".join(map(str, report.seeds)),
-        "hypervolume (energy ≤ INT8, loss ≤ 10 points)": volume,
+        f"hypervolume ({cost_name(report)} ≤ INT8, loss ≤ 10 points)": volume,
     }
     items = (f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
     return f"<dl>{''.join(items)}</dl>"
@@ -77,7 +78,7 @@ def _results(report: Report) -> str:
 
 def _caption(report: Report) -> str:
     points = report.points.dropna()
-    outside = (points["energy_ratio_int8"] > figures.MAX_RATIO) | (
+    outside = (points["cost_ratio_int8"] > figures.MAX_RATIO) | (
         points["accuracy_drop"] > figures.MAX_LOSS
     )
     return f'<p class="muted">{int(outside.sum())} of {len(points)} evaluations lie outside.</p>'

@@ -35,14 +35,14 @@ all the luck of the images that all configurations have in common."""
 
 @dataclass(frozen=True)
 class Reference:
-    """What accuracies and energies are compared to.
+    """What accuracies and costs are compared to.
 
     Attributes:
         accuracy: Of the uncompressed network on the search split, 0..1.
         chance: Accuracy of guessing, 0..1.
-        energy_pj: Energy of dense INT8 at the problem's level, which ratios of proposers are
+        cost: Of dense INT8 by the problem's preference at its level, which ratios of proposers are
             relative to.
-        aims: Drops in points at which the least energy is asked for, see
+        aims: Drops in points at which the least cost is asked for, see
             :func:`drops_that_hold`.
         images: Images of the search split.
         energy_aims: Energies over that of dense INT8 at which the least loss is asked for.
@@ -50,7 +50,7 @@ class Reference:
 
     accuracy: float
     chance: float
-    energy_pj: float
+    cost: float
     aims: tuple[float, ...]
     images: int = USUAL_IMAGES
     energy_aims: tuple[float, ...] = ()
@@ -92,14 +92,15 @@ class Measurements:
         self._is_fitted = True
 
     @property
-    def energy_ratio(self) -> NDArray[np.float64]:
-        """Energy over that of the reference, (measurements,)."""
+    def cost_ratio(self) -> NDArray[np.float64]:
+        """Cost over that of the reference, (measurements,)."""
         return self._priced()[0]
 
     def _priced(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Energy ratios of what was measured, and which of it holds the limits."""
+        """Cost ratios of what was measured, and which of it holds the limits."""
         report = self.problem.cost(self.choices)
-        return report.energy_pj / self.reference.energy_pj, self.problem.limits.hold(report)
+        ratio = self.problem.preference.cost(report) / self.reference.cost
+        return ratio, self.problem.limits.hold(report)
 
     @property
     def accuracy_drop(self) -> NDArray[np.float64]:
@@ -139,7 +140,7 @@ class Measurements:
             ratio[counts],
             self.accuracy_drop[counts],
             self.estimated_drop[counts],
-            self.reference.energy_pj,
+            self.reference.cost,
             self.reference.aims,
             self.reference.energy_aims,
         )

@@ -47,7 +47,7 @@ class SeedMetrics:
         run: The run's directory, which tells its metrics from others'.
         seed: The seed.
         evaluators: How many it has.
-        goals: At whose targets the least energy is reported.
+        goals: At whose targets the energy of the best is reported.
     """
 
     def __init__(self, run: str, seed: int, evaluators: int, goals: Goals) -> None:
@@ -58,7 +58,7 @@ class SeedMetrics:
         self._gauges = {
             name: _tagged(prometheus.Gauge, name, text, tags) for name, text in _GAUGES.items()
         }
-        text = "Least energy within a target's loss, over that of dense INT8"
+        text = "Energy of the best within a target's loss, over that of dense INT8"
         self._best = _tagged(prometheus.Gauge, "best_energy_ratio", text, tags, "target")
         self._evaluators = evaluators
         self._goals = goals

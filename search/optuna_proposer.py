@@ -93,7 +93,7 @@ class OptunaProposer:
     def learn(self, choices: NDArray[np.int64], accuracy: NDArray[np.float64]) -> None:
         before = len(self._known.choices)
         self._known.add(choices, accuracy)
-        ratio = self._known.energy_ratio[before:]
+        ratio = self._known.cost_ratio[before:]
         drop = self._known.accuracy_drop[before:]
         for choice, *values in zip(choices, ratio, drop, strict=True):
             config_hash = self._known.problem.space.config(choice).hash

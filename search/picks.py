@@ -11,12 +11,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from envs.limits import NO_LIMITS
-from envs.limits import CostLimits
 from search.baselines import DENSE_FP32
 from search.baselines import DENSE_INT8
 from search.front import accuracy_drop
 from search.front import baseline
+from search.front import cost_ratios
 from search.front import distinct
 from search.front import drop_upper_bound
 from search.front import holds_limits
@@ -31,7 +30,8 @@ class Picked:
 
     Attributes:
         goal: The goal.
-        row: Ledger row of the search split, with ``drop_bound``: points that it loses at most.
+        row: Ledger row of the search split, with ``drop_bound``: points that it loses at most, and
+            ``cost_ratio``: see :func:`search.front.cost_ratios`.
     """
 
     goal: Goal
@@ -45,7 +45,7 @@ def picks(rows: pd.DataFrame, goals: Goals) -> list[Picked]:
         rows: Ledger rows of any split and role; only the search split is looked at.
         goals: What is asked for.
     """
-    candidates = Candidates.of(rows, goals.limits)
+    candidates = Candidates.of(rows, goals)
     if candidates is None:
         return []
     found = ((goal, candidates.pick(goal)) for goal in goals.all)
@@ -58,32 +58,29 @@ class Candidates:
     Args:
         rows: Ledger rows of any split and role; only the search split is looked at.
         reference: Row of the uncompressed network on the search split.
-        limits: Of costs besides energy.
-        int8_pj: Energy of dense INT8; None where it is not known.
+        int8: Row of dense INT8 on the search split; None where it is not known.
+        goals: Their limits, and what of costs counts.
     """
 
     def __init__(
-        self,
-        rows: pd.DataFrame,
-        reference: pd.Series,
-        limits: CostLimits = NO_LIMITS,
-        int8_pj: float | None = None,
+        self, rows: pd.DataFrame, reference: pd.Series, int8: pd.Series | None, goals: Goals
     ) -> None:
         found = distinct(rows, "search")
+        cost = cost_ratios(found, int8, goals.preference)
         # What was measured counts too: a bound may lie below it.
         bound = np.maximum(drop_upper_bound(found, reference), accuracy_drop(found, reference))
-        counts = holds_limits(found, limits) & found["energy_pj"].notna() & ~np.isnan(bound)
-        self._rows = found.assign(drop_bound=bound)[counts]
+        counts = holds_limits(found, goals.limits) & ~np.isnan(cost) & ~np.isnan(bound)
+        self._rows = found.assign(drop_bound=bound, cost_ratio=cost)[counts]
         self._provable = smallest_provable_drop(int(reference["images"]))
-        self._int8_pj = int8_pj
+        self._int8_pj = None if int8 is None else float(int8["energy_pj"])
 
     @classmethod
-    def of(cls, rows: pd.DataFrame, limits: CostLimits = NO_LIMITS) -> Candidates | None:
+    def of(cls, rows: pd.DataFrame, goals: Goals) -> Candidates | None:
         """Those of a ledger; None before its uncompressed network was measured."""
         reference, int8 = (baseline(rows, name, "search") for name in (DENSE_FP32, DENSE_INT8))
         if reference is None:
             return None
-        return cls(rows, reference, limits, None if int8 is None else float(int8["energy_pj"]))
+        return cls(rows, reference, int8, goals)
 
     def pick(self, goal: Goal) -> pd.Series | None:
         """The configuration that is best for a goal; None where nothing reaches it.
@@ -94,14 +91,14 @@ class Candidates:
         bound. A loss below :func:`search.front.smallest_provable_drop` is taken as that: on so few
         images nothing could hold it, not even a configuration that loses none of them.
         """
-        energy_pj = self._rows["energy_pj"].to_numpy(dtype=float)
         bound = self._rows["drop_bound"].to_numpy(dtype=float)
         if goal.max_accuracy_drop is not None:
             # Whatever the last digit of the bound of one that loses nothing.
             provable = max(goal.max_accuracy_drop, self._provable) + 1e-9
-            return self._first(bound <= provable, energy_pj)
+            return self._first(bound <= provable, self._rows["cost_ratio"].to_numpy())
         if goal.max_energy_ratio is None or self._int8_pj is None:
             return None
+        energy_pj = self._rows["energy_pj"].to_numpy(dtype=float)
         return self._first(energy_pj <= goal.max_energy_ratio * self._int8_pj, bound)
 
     def _first(self, holds: NDArray[np.bool_], cost: NDArray[np.float64]) -> pd.Series | None:
@@ -134,6 +131,7 @@ def best_so_far(rows: pd.DataFrame, goals: Goals) -> list[dict[str, Any]]:
             "energy_ratio_int8": (
                 None if int8 is None else picked.row["energy_pj"] / int8["energy_pj"]
             ),
+            "cost_ratio_int8": None if int8 is None else float(picked.row["cost_ratio"]),
         }
         for picked in picks(rows, goals)
     ]

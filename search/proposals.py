@@ -57,7 +57,7 @@ def select(
     measured_ratio: NDArray[np.float64],
     measured_drop: NDArray[np.float64],
     estimated_drop: NDArray[np.float64],
-    baseline_energy_pj: float,
+    baseline_cost: float,
     aims: Sequence[float],
     energy_aims: Sequence[float] = (),
 ) -> NDArray[np.int64]:
@@ -81,7 +81,7 @@ def select(
         measured_drop: Drops measured so far in points, (measurements,).
         estimated_drop: What these are without the luck of the images, (measurements,): it is by
             this that a target is held.
-        baseline_energy_pj: What energy ratios are relative to.
+        baseline_cost: What cost ratios are relative to.
         aims: Drops in points at which the least energy counts most.
         energy_aims: Energy ratios at which the least drop counts most.
 
@@ -91,7 +91,7 @@ def select(
     candidates = np.unique(candidates, axis=0)
     report = problem.cost(candidates)
     holds = problem.limits.hold(report)
-    candidates, ratio = candidates[holds], report.energy_pj[holds] / baseline_energy_pj
+    candidates, ratio = candidates[holds], problem.preference.cost(report)[holds] / baseline_cost
     outcomes = np.stack([predictor.optimistic_drop(candidates, -node) for node in _NODES], axis=1)
     middle = outcomes[:, len(_NODES) // 2]
     views: list[tuple[Axis, Axis, NDArray[np.float64]]] = [

@@ -146,11 +146,11 @@ class Front:
 
     Args:
         problem: What is decided and how it is priced.
-        reference: What energies are relative to.
+        reference: What costs are relative to.
     """
 
     def __init__(self, problem: CompressionProblem, reference: Reference) -> None:
-        self._allocator = Allocator(problem, reference.energy_pj)
+        self._allocator = Allocator(problem, reference.cost)
         self._latest = np.repeat(start_choice(problem.space)[None], FRONT_PRICES, axis=0)
         self._limit_prices = np.zeros((FRONT_PRICES, len(problem.limits.given)))
         self._trials = _FIRST_TRIALS

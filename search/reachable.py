@@ -14,7 +14,7 @@ from hwmodel.errors import InputError
 from search.allocation import Allocator
 
 _DOMINATES = 1e6
-"""Price of a limit against which energy counts for nothing."""
+"""Price of a limit against which the cost counts for nothing."""
 _TRIALS = 20
 """Prices of limits that are tried to hold all of them together."""
 
@@ -34,10 +34,10 @@ def require_reachable(problem: CompressionProblem, asked: CostLimits) -> None:
     if not limits:
         return
     start = np.repeat(start_choice(problem.space)[None], len(limits), axis=0)
-    energy_pj = float(problem.cost(start[:1]).energy_pj[0])
+    cost = float(problem.preference.cost(problem.cost(start[:1]))[0])
     damage = AccuracyPredictor(problem.table, reference=1.0, chance=0.0).layer_damage()
     free = np.zeros(len(limits))
-    allocator = Allocator(problem, energy_pj)
+    allocator = Allocator(problem, cost)
     least = allocator.descend(damage, free, start, _DOMINATES * np.eye(len(limits)))
     usage = problem.limits.usage(problem.cost(least)).diagonal()
     for (name, limit), share in zip(limits.items(), usage, strict=True):

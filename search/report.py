@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from dataclasses import field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from envs.attack import Attack
 from envs.limits import CostLimits
+from envs.preference import Preference
 from hwmodel.errors import InputError
 from search.baselines import BASELINES
 from search.baselines import DENSE_FP16
@@ -22,6 +25,7 @@ from search.baselines import DENSE_FP32
 from search.baselines import DENSE_INT8
 from search.front import accuracy_drop
 from search.front import baseline
+from search.front import cost_ratios
 from search.front import distinct
 from search.front import holds_limits
 from search.front import hypervolume
@@ -52,6 +56,8 @@ class Entry:
             is wider than what the accelerator takes.
         energy_ratio_int8, energy_ratio_fp16: That over dense INT8's and over dense FP16's; None
             until those have been evaluated.
+        cost_ratio_int8: What the run minimized, over dense INT8's: ``energy_ratio_int8`` unless it
+            has a preference.
         latency_cycles, bops, model_bytes: Further costs.
     """
 
@@ -65,6 +71,7 @@ class Entry:
     energy_pj: float | None
     energy_ratio_int8: float | None
     energy_ratio_fp16: float | None
+    cost_ratio_int8: float | None
     latency_cycles: float | None
     bops: float | None
     model_bytes: float | None
@@ -104,16 +111,17 @@ class Report:
         level: Level of the hardware model that energies and cycles are of.
         attack: What robust accuracies are under; None where none were measured.
         limits: What picks and the front hold.
+        preference: The costs that they are the least of, as weights of shares of dense INT8's.
         evaluations: Distinct configurations evaluated on the search split.
         search_images: Images of the search split; None before anything was evaluated.
         hypervolume: Of the search split, see ``search.front.hypervolume``; None without baselines.
         baselines: In the order of ``BASELINES``; those evaluated so far.
         best: For every goal that a configuration reaches.
         unreached: Names of the other goals; empty before the baselines were measured.
-        front: Configurations of the search split that no other beats in energy, accuracy and, with
-            an attack, robust accuracy; by ascending energy.
+        front: Configurations of the search split that no other beats in cost, accuracy and, with
+            an attack, robust accuracy; by ascending cost.
         points: Every evaluation of the search split, for the picture: columns ``name``,
-            ``energy_ratio_int8`` and ``accuracy_drop`` (points).
+            ``cost_ratio_int8`` and ``accuracy_drop`` (points).
         layers: Per-layer table by config hash, of the picks that have one.
         time: Where the time went.
     """
@@ -125,6 +133,7 @@ class Report:
     algorithm: str
     attack: Attack | None
     limits: CostLimits
+    preference: Preference
     seeds: tuple[int, ...]
     budget: int
     evaluations: int
@@ -151,6 +160,7 @@ class Report:
             **lists,
             "attack": attack,
             "limits": self.limits.given,
+            "preference": self.preference.given,
             "seeds": list(self.seeds),
             "time": time,
         }
@@ -164,10 +174,10 @@ def build_report(run: RunDirectory) -> Report:
     """
     spec, rows = run.spec(), run.ledger.read(MEASURED)
     search = distinct(rows, "search")
-    measure = _Measure(rows)
+    measure = _Measure(rows, spec.goals.preference)
     best = measure.picks(spec.goals)
     drops = measure.drops(search)
-    ratios = search["energy_pj"] / (measure.int8_pj or math.nan)
+    ratios = measure.cost_ratios(search)
     holds = holds_limits(search, spec.goals.limits)
     return Report(
         run=run.location,
@@ -177,6 +187,7 @@ def build_report(run: RunDirectory) -> Report:
         algorithm=spec.algorithm,
         attack=spec.attack,
         limits=spec.goals.limits,
+        preference=spec.goals.preference,
         seeds=spec.seeds,
         budget=spec.budget,
         evaluations=len(search),
@@ -187,7 +198,7 @@ def build_report(run: RunDirectory) -> Report:
         unreached=unreached(rows, spec.goals, {item.name for item in best}),
         front=measure.front(search[holds]),
         points=pd.DataFrame(
-            {"name": search["name"], "energy_ratio_int8": ratios, "accuracy_drop": drops}
+            {"name": search["name"], "cost_ratio_int8": ratios, "accuracy_drop": drops}
         ),
         layers=_read_layers(run, [item.config_hash for item in best]),
         time=timing(run.storage),
@@ -195,10 +206,12 @@ def build_report(run: RunDirectory) -> Report:
 
 
 class _Measure:
-    """Turns ledger rows into entries, given the baselines among them."""
+    """Turns ledger rows into entries, given the baselines among them and what of costs counts."""
 
-    def __init__(self, rows: pd.DataFrame) -> None:
+    def __init__(self, rows: pd.DataFrame, preference: Preference) -> None:
         self.rows = rows
+        self._preference = preference
+        self._int8 = baseline(rows, DENSE_INT8, "search")
         self.search_reference = baseline(rows, DENSE_FP32, "search")
         self.test_reference = baseline(rows, DENSE_FP32, "test")
         self.int8_pj = _energy(rows, DENSE_INT8)
@@ -228,13 +241,21 @@ class _Measure:
             return pd.Series(math.nan, index=rows.index)
         return pd.Series(accuracy_drop(rows, self.search_reference), index=rows.index)
 
+    def cost_ratios(self, rows: pd.DataFrame) -> NDArray[np.float64]:
+        """Costs over those of dense INT8, (rows,); NaN where unknown."""
+        if self._int8 is None:
+            return np.full(len(rows), math.nan)
+        return cost_ratios(rows, self._int8, self._preference)
+
     def entry(self, row: pd.Series) -> Entry:
         return Entry(name=row["name"], **self._facts(row))
 
     def front(self, search: pd.DataFrame) -> list[Entry]:
         if self.search_reference is None:
             return []
-        return [self.entry(search.iloc[i]) for i in non_dominated(search, self.search_reference)]
+        cost = cost_ratios(search, self._int8, self._preference)
+        best = non_dominated(search, self.search_reference, cost)
+        return [self.entry(search.iloc[i]) for i in best]
 
     def baselines(self) -> list[Entry]:
         found = (baseline(self.rows, name, "search") for name in BASELINES)
@@ -279,6 +300,7 @@ class _Measure:
             "energy_pj": _known(row["energy_pj"]),
             "energy_ratio_int8": _ratio(row["energy_pj"], self.int8_pj),
             "energy_ratio_fp16": _ratio(row["energy_pj"], self.fp16_pj),
+            "cost_ratio_int8": _known(float(self.cost_ratios(row.to_frame().T)[0])),
             "latency_cycles": _known(row["latency_cycles"]),
             "bops": _known(row["bops"]),
             "model_bytes": _known(row["model_bytes"]),

@@ -207,6 +207,7 @@ class RunDirectory:
             "accelerator": spec.accelerator,
             "algorithm": spec.algorithm,
             "seeds": seeds,
+            "preference": spec.goals.preference.given,
             "best": best,
             "unreached": unreached(rows, spec.goals, {entry["name"] for entry in best}),
             "driver": state.get("driver"),

@@ -20,6 +20,7 @@ from envs.config import CompressionConfig
 from envs.config import uniform
 from envs.evaluator import Evaluator
 from envs.layer_compression import COMPRESSION_VERSION
+from envs.preference import ENERGY
 from envs.problem import CompressionProblem
 from envs.setup import prepare_evaluator
 from envs.setup import prepare_problem
@@ -134,7 +135,7 @@ def run_search(
             problem = prepare_problem(
                 evaluator, accelerator, menu, level=GUIDE_LEVEL, progress=progress.step
             )
-            problem = _limited(problem, spec, worker)
+            problem = _with_goals(problem, spec, worker)
             share(database)
             evaluators = _evaluators(spec, trials or len(spec.seeds))
             try:
@@ -147,13 +148,13 @@ def run_search(
             details["message"] = f"{spec.time_budget} of search are spent; resume goes on"
 
 
-def _limited(
+def _with_goals(
     problem: CompressionProblem, spec: Spec, worker: EvaluationWorker
 ) -> CompressionProblem:
-    """The problem with the limits of a specification, as they are at the problem's level.
+    """The problem with limits and preference of a specification, as they are at its level.
 
     Raises:
-        InputError: a limit is out of reach.
+        InputError: a limit is out of reach, or dense INT8 has none of a cost that counts.
     """
     asked = limits = spec.goals.limits
     if limits.given and spec.level != problem.level:
@@ -167,7 +168,11 @@ def _limited(
         limits = limits.scaled(
             {name: min(here[name] / there[name] for here, there in pairs) for name in limits.given}
         )
-    problem = replace(problem, limits=limits)
+    preference = spec.goals.preference
+    if preference != ENERGY:
+        dense_int8 = baseline_config(worker, spec, BASELINES[DENSE_INT8])
+        preference = preference.over(total_costs(worker.price(dense_int8, problem.level)))
+    problem = replace(problem, limits=limits, preference=preference)
     require_reachable(problem, asked)
     return problem
 
@@ -269,6 +274,7 @@ def _search(
     seeds = seeds or list(spec.seeds)
     board = BoardActor.options(scheduling_strategy=on_this_node()).remote(measured, seeds, left)
     resources = spec.resources
+    dense_int8 = worker.price(baselines[DENSE_INT8], GUIDE_LEVEL)
     setup = TrialSetup(
         problem=problem,
         worker=worker.spec,
@@ -276,7 +282,7 @@ def _search(
         accuracy=spec.accuracy,
         shares=shares,
         baselines=baselines,
-        int8_energy_pj=float(worker.price(baselines[DENSE_INT8], GUIDE_LEVEL).energy_pj[0]),
+        int8_cost=float(problem.preference.cost(dense_int8)[0]),
         chance=worker.evaluator.task.chance,
         goals=spec.goals,
         evaluators=evaluators,

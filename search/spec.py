@@ -35,6 +35,9 @@ from envs.config import Repair
 from envs.config import check_keys
 from envs.config import read_quantizer
 from envs.limits import CostLimits
+from envs.preference import ENERGY
+from envs.preference import LAYER_COSTS
+from envs.preference import Preference
 from envs.quantizer import DEFAULT_QUANTIZER
 from envs.quantizer import Quantizer
 from envs.space import DEFAULT_METHODS
@@ -67,6 +70,8 @@ Algorithm = Literal[
 Accuracy = Literal["predicted", "measured"]
 """What policies learn from: a predictor that true evaluations correct, or these alone."""
 
+_LATER = ("accuracy", "energy_targets", "init_from", "limits", "preference", "robustness")
+"""Fields that are not in a hash at their defaults."""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -127,6 +132,7 @@ _Widths = Annotated[tuple[_Bits, ...], Field(min_length=1), AfterValidator(_asce
 _Sparsity = Annotated[float, Field(gt=0, lt=1, strict=True)]
 _Points = Annotated[float, Field(gt=0, le=100, strict=True)]
 _Ratio = Annotated[float, Field(gt=0, le=1, strict=True)]
+_Weight = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 _Limit = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
 _Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 _Text = Annotated[str, Field(min_length=1)]
@@ -234,6 +240,38 @@ def _none_if_empty(limits: LimitSection | None) -> LimitSection | None:
     return limits if limits is not None and limits.model_dump() else None
 
 
+class PreferenceSection(_Section):
+    """How much each cost of an inference counts; the weights are taken over their sum.
+
+    Attributes:
+        energy_pj, latency_cycles, bops, model_bytes, dram_bytes: Weight of the cost's share of
+            dense INT8's, at the run's level.
+    """
+
+    energy_pj: _Weight = 0.0
+    latency_cycles: _Weight = 0.0
+    bops: _Weight = 0.0
+    model_bytes: _Weight = 0.0
+    dram_bytes: _Weight = 0.0
+
+    @model_serializer(mode="wrap")
+    def _only_what_counts(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what does not count, so that further kinds will change no hash."""
+        return {name: weight for name, weight in serialize(self).items() if weight > 0}
+
+
+def _none_if_energy(preference: PreferenceSection | None) -> PreferenceSection | None:
+    """None where nothing but energy counts, which is the default.
+
+    Raises:
+        InputError: nothing counts.
+    """
+    weights = {} if preference is None else preference.model_dump()
+    if preference is not None and not weights:
+        raise InputError("", weights, f"give one of {', '.join(LAYER_COSTS)} a weight above 0")
+    return preference if weights.keys() - {"energy_pj"} else None
+
+
 class ResourceSection(_Section):
     """What a run takes of the machines; may change when it is resumed.
 
@@ -285,6 +323,7 @@ class Spec(_Section):
         energy_targets: Energies, over that of dense INT8, at which the configuration that loses
             least is reported.
         limits: What the best, and the front, may cost besides energy; None for no limits.
+        preference: What the best are to cost as little of as possible; None for energy alone.
         space: What may be decided.
         robustness: Attack whose accuracy is a third objective; None for none.
         resources: What it takes of the machines.
@@ -307,6 +346,7 @@ class Spec(_Section):
     )
     energy_targets: Annotated[tuple[_Ratio, ...], AfterValidator(_ascending)] = ()
     limits: Annotated[LimitSection | None, AfterValidator(_none_if_empty)] = None
+    preference: Annotated[PreferenceSection | None, AfterValidator(_none_if_energy)] = None
     space: SpaceSection = SpaceSection()
     robustness: RobustnessSection | None = None
     resources: ResourceSection = ResourceSection()
@@ -320,6 +360,16 @@ class Spec(_Section):
             allowed = f"use 'predicted' with {algorithm}; 'measured' needs {measurable}"
             raise InputError("", accuracy, allowed)
         return accuracy
+
+    @field_validator("preference")
+    @classmethod
+    def _energies_are_of_energy(
+        cls, preference: PreferenceSection | None, info: ValidationInfo
+    ) -> PreferenceSection | None:
+        if preference is not None and info.data.get("energy_targets"):
+            allowed = "leave it out with energy_targets, which ask for the least loss at an energy"
+            raise InputError("", preference.model_dump(), allowed)
+        return preference
 
     @classmethod
     def from_mapping(cls, data: object) -> Spec:
@@ -365,7 +415,7 @@ class Spec(_Section):
     def hash(self) -> str:
         """Hash of :meth:`identity`, 16 hexadecimal digits."""
         identity = self.identity()
-        for field in ("accuracy", "energy_targets", "init_from", "limits", "robustness"):
+        for field in _LATER:
             # Specifications from before this field keep their hash.
             if identity[field] == self.default_of(field):
                 del identity[field]
@@ -376,7 +426,12 @@ class Spec(_Section):
     def goals(self) -> Goals:
         """What the run is asked for."""
         limits = CostLimits() if self.limits is None else CostLimits(**self.limits.model_dump())
-        return Goals(self.targets, limits, self.energy_targets)
+        preference = ENERGY
+        if self.preference is not None:
+            weights = self.preference.model_dump()
+            total = sum(weights.values())
+            preference = Preference(**{name: weight / total for name, weight in weights.items()})
+        return Goals(self.targets, limits, self.energy_targets, preference)
 
     @property
     def attack(self) -> Attack | None:

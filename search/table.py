@@ -8,6 +8,7 @@ from typing import Literal
 from rich import box
 from rich.table import Table
 
+from envs.preference import ENERGY
 from search.front import smallest_provable_drop
 from search.report import Entry
 from search.report import Report
@@ -20,7 +21,8 @@ MISSING = "–"  # noqa: RUF001 (an en dash is meant)
 
 def headers(report: Report) -> list[str]:
     """Of the columns; accuracy under attack is one where it was measured."""
-    return [*_ACCURACY, *(["attacked %"] if report.attack else []), *_COSTS]
+    attacked = ["attacked %"] if report.attack else []
+    return [*_ACCURACY, *attacked, *(["cost"] if _is_weighted(report) else []), *_COSTS]
 
 
 def cells(report: Report, entry: Entry) -> list[str]:
@@ -30,6 +32,7 @@ def cells(report: Report, entry: Entry) -> list[str]:
         _fixed(entry.accuracy, 2, 100),
         _fixed(entry.accuracy_drop, 2),
         *([_fixed(entry.robust_accuracy, 2, 100)] if report.attack else []),
+        *([_fixed(entry.cost_ratio_int8, 3)] if _is_weighted(report) else []),
         _scaled(entry.energy_pj, "J", 1e-12),
         _fixed(entry.energy_ratio_int8, 3),
         _fixed(entry.energy_ratio_fp16, 3),
@@ -37,6 +40,15 @@ def cells(report: Report, entry: Entry) -> list[str]:
         _scaled(entry.bops),
         _scaled(entry.model_bytes, "B"),
     ]
+
+
+def cost_name(report: Report) -> str:
+    """What is minimized: ``energy``, or ``cost`` where the run has a preference."""
+    return "cost" if _is_weighted(report) else "energy"
+
+
+def _is_weighted(report: Report) -> bool:
+    return report.preference != ENERGY
 
 
 def terminal_table(report: Report) -> Table:
@@ -64,6 +76,8 @@ def notes(report: Report) -> list[str]:
     lines = []
     if report.limits.given:
         lines.append(f"The best hold {report.limits}.")
+    if _is_weighted(report):
+        lines.append(f"cost: {report.preference}, each over that of dense INT8.")
     if report.attack is not None:
         attack = report.attack
         steps = f", {attack.steps} steps" if attack.method == "pgd" else ""

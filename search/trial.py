@@ -69,7 +69,7 @@ class TrialSetup:
         accuracy: What policies learn from, see ``search.spec.Accuracy``.
         shares: Evaluations of every seed.
         baselines: What accuracies are compared to, and is measured first, by name.
-        int8_energy_pj: Energy of dense INT8 at the problem's level.
+        int8_cost: Of dense INT8 by the problem's preference at its level.
         chance: Accuracy of guessing, 0..1; failed evaluations count as that.
         goals: What is asked for.
         evaluators: Number of evaluator actors of a trial.
@@ -86,7 +86,7 @@ class TrialSetup:
     accuracy: str
     shares: dict[int, int]
     baselines: dict[str, CompressionConfig]
-    int8_energy_pj: float
+    int8_cost: float
     chance: float
     goals: Goals
     evaluators: int
@@ -228,7 +228,7 @@ def _resumed(seed: int, setup: TrialSetup, metrics: SeedMetrics) -> tuple[Seeker
     reference = Reference(
         accuracy=float(dense["accuracy"]),
         chance=setup.chance,
-        energy_pj=setup.int8_energy_pj,
+        cost=setup.int8_cost,
         aims=drops_that_hold(setup.goals.targets, baselines, dense, sum(setup.shares.values())),
         images=int(dense["images"]),
         energy_aims=setup.goals.energy_targets,

@@ -8,11 +8,13 @@ import logging
 import numpy as np
 import pandas as pd
 
+from envs.preference import Preference
 from hwmodel.errors import InputError
 from search.baselines import DENSE_FP32
 from search.baselines import DENSE_INT8
 from search.front import accuracy_drop
 from search.front import baseline
+from search.front import cost_ratios
 from search.front import distinct
 from search.front import hypervolume
 from search.learners import LEARNERS
@@ -53,8 +55,8 @@ def initial_policies(spec: Spec) -> dict[str, bytes]:
     trained = [seed for seed, folder in folders.items() if CHECKPOINT in folder.names("init_from")]
     if not trained:
         raise InputError("init_from", spec.init_from, "it has no policies yet; let it run longer")
-    rows = run.ledger.read(MEASURED)
-    best = folders[max(trained, key=lambda seed: _dominated_area(rows, seed))]
+    rows, preference = run.ledger.read(MEASURED), earlier.goals.preference
+    best = folders[max(trained, key=lambda seed: _dominated_area(rows, seed, preference))]
     try:
         content = best.read(CHECKPOINT)
         _check_shapes(content, spec)
@@ -85,7 +87,7 @@ def _menu_sizes(spec: Spec) -> list[int]:
     return [len(getattr(spec.space, menu)) for menu in _MENUS]
 
 
-def _dominated_area(rows: pd.DataFrame, seed: int) -> float:
+def _dominated_area(rows: pd.DataFrame, seed: int, preference: Preference) -> float:
     """Share of the box that a seed's own evaluations dominate, 0..1."""
     dense, int8 = (baseline(rows, name, "search") for name in (DENSE_FP32, DENSE_INT8))
     if dense is None or int8 is None:
@@ -93,7 +95,7 @@ def _dominated_area(rows: pd.DataFrame, seed: int) -> float:
     searched = distinct(rows, "search")
     own = searched[searched["seed"] == seed]
     drops = np.nan_to_num(accuracy_drop(own, dense), nan=np.inf)
-    return hypervolume(own["energy_pj"] / int8["energy_pj"], drops)
+    return hypervolume(cost_ratios(own, int8, preference), drops)
 
 
 def _check_shapes(content: bytes, spec: Spec) -> None:

@@ -80,7 +80,7 @@ def print_status(status: dict[str, Any]) -> None:
     table = Table("experiment", "state", "evaluations", "best / INT8", "message", box=None)
     for entry in status["experiments"]:
         held = [best for best in entry["best"] if best["max_accuracy_drop"] is not None]
-        ratios = [best["energy_ratio_int8"] for best in held]
+        ratios = [best["cost_ratio_int8"] for best in held]
         best = " ".join("-" if ratio is None else f"{ratio:.3f}" for ratio in ratios)
         done = f"{entry['evaluations']} of {entry['budget']}"
         table.add_row(entry["name"], entry["state"], done, best, entry["message"])

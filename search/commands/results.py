@@ -6,6 +6,7 @@ import argparse
 import math
 from typing import TYPE_CHECKING
 
+from envs.preference import ENERGY
 from hwmodel.errors import InputError
 from search.commands._shared import Verbs
 from search.commands._shared import add_json
@@ -71,11 +72,12 @@ def _status(args: argparse.Namespace) -> None:
     print(f"{status['evaluations']} of {status['budget']} evaluations, {status['ledger']}")
     for seed in status["seeds"]:
         print(f"seed {seed['seed']}: {seed['evaluations']} evaluations")
+    name = "energy" if status["preference"] == ENERGY.given else "cost"
     for best in status["best"]:
-        ratio = best["energy_ratio_int8"]
-        energy = "energy" if ratio is None else f"{ratio:.3f} of dense INT8's energy"
+        ratio = best["cost_ratio_int8"]
+        cost = name if ratio is None else f"{ratio:.3f} of dense INT8's {name}"
         loss = f"{best['search_accuracy_drop']:.2f} points lost on the search split"
-        print(f"{best['name']}: {energy}, {loss}, {best['config_hash']}")
+        print(f"{best['name']}: {cost}, {loss}, {best['config_hash']}")
     for name in status["unreached"]:
         print(f"{name}: no configuration for sure")
 

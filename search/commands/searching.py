@@ -41,6 +41,7 @@ FLAGS = {
     "targets": "--targets",
     "energy_targets": "--energy-targets",
     "limits": "--limits",
+    "preference": "--preference",
     "resources.address": "--address",
     "resources.database": "--database",
     "output": "--output",
@@ -76,6 +77,12 @@ def add_verbs(verbs: Verbs) -> None:
         "--limits",
         type=_limits,
         help="what else an inference may cost at most: latency_cycles=300000,model_bytes=250000",
+    )
+    search.add_argument(
+        "--preference",
+        type=_weights,
+        help="what to minimize instead of energy: latency_cycles=1, or weights of several costs: "
+        "energy_pj=1,model_bytes=0.5",
     )
     search.add_argument("--address", help="a running Ray cluster; a local one is started else")
     search.add_argument("--database", help="option database to share: a path or URI")
@@ -249,11 +256,18 @@ def _ratios(text: str) -> list[float]:
 
 
 def _limits(text: str) -> dict[str, float]:
+    return _by_cost(text, "use costs and what they may be at most, such as latency_cycles=300000")
+
+
+def _weights(text: str) -> dict[str, float]:
+    return _by_cost(text, "use costs and their weights, such as energy_pj=1,latency_cycles=0.5")
+
+
+def _by_cost(text: str, allowed: str) -> dict[str, float]:
     try:
         pairs = [part.split("=") for part in text.split(",")]
         return {name.strip(): float(value) for name, value in pairs}
     except ValueError:
-        allowed = "use costs and what they may be at most, such as latency_cycles=300000"
         raise _refuse(text, allowed) from None
 
 

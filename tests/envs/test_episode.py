@@ -69,7 +69,7 @@ def test_what_stands_at_the_end_is_what_the_space_makes_of_the_decisions(
     episode, _, _, raw = play(GAME, np.full(3, target), seed)
     assert np.array_equal(episode.choices, PROBLEM.space.canonical(raw))
     energy = PROBLEM.cost(episode.choices).energy_pj
-    assert np.allclose(episode.energy_ratio, energy / GAME.start_energy)
+    assert np.allclose(episode.cost_ratio, energy / GAME.start_cost)
 
 
 def test_a_method_that_cannot_reach_a_sparsity_takes_the_nearest() -> None:
@@ -97,7 +97,7 @@ def test_rewards_add_up_to_the_gain_in_score(seed: int) -> None:
     begin = Episode(GAME, targets).score
     episode, rewards, _, _ = play(GAME, targets, seed)
     assert np.allclose(rewards.sum(axis=0), episode.score - begin)
-    assert np.allclose(episode.score, score(episode.energy_ratio, episode.accuracy_drop, targets))
+    assert np.allclose(episode.score, score(episode.cost_ratio, episode.accuracy_drop, targets))
     assert np.count_nonzero(rewards[:-1]) > LAYERS  # paid as it goes
 
 
@@ -157,12 +157,12 @@ def test_followers_remove_what_their_leader_removes_at_once() -> None:
 
 def test_unfinished_configurations_are_priced_close_to_the_model() -> None:
     choices = PROBLEM.space.sample(np.random.default_rng(0), 200)
-    table = GAME.prices.layer_energy(choices).sum(axis=1)
+    table = GAME.prices.layer_cost(choices).sum(axis=1)
     model = PROBLEM.cost(choices).energy_pj
     assert np.median(np.abs(table / model - 1)) < 0.1
     assert np.corrcoef(table, model)[0, 1] > 0.97
     start = start_choice(PROBLEM.space)[None]
-    assert GAME.prices.layer_energy(start).sum() == pytest.approx(GAME.start_energy)
+    assert GAME.prices.layer_cost(start).sum() == pytest.approx(GAME.start_cost)
 
 
 def test_pinned_layers_are_not_asked_about() -> None:

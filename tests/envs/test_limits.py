@@ -66,7 +66,7 @@ def test_a_price_by_layer_is_that_of_its_own_option() -> None:
     table = replace(PROBLEM.table, column_density=denser)
     other = replace(PROBLEM, table=table)
     assert not np.array_equal(other.cost(CHOICES).energy_pj, PROBLEM.cost(CHOICES).energy_pj)
-    here, there = (LayerPrices(problem).layer_energy(CHOICES) for problem in (PROBLEM, other))
+    here, there = (LayerPrices(problem).layer_cost(CHOICES) for problem in (PROBLEM, other))
     np.testing.assert_array_equal(here, there)
 
 

@@ -64,7 +64,7 @@ def test_an_episode_takes_turns_sees_its_spaces_and_earns_the_score(seed: int) -
     outcome = infos["__common__"]
     choice = outcome["choice"][None]
     assert np.array_equal(PROBLEM.space.canonical(choice), choice)
-    ratio = PROBLEM.cost(choice).energy_pj / GAME.start_energy
+    ratio = PROBLEM.cost(choice).energy_pj / GAME.start_cost
     exact = score(ratio, ACCURACY.accuracy_drop(choice), np.array([target]))[0]
     begun = score(np.ones(1), ACCURACY.accuracy_drop(GAME.start_choice[None]), np.array([target]))
     assert outcome["score"] == pytest.approx(exact)
@@ -130,7 +130,7 @@ def test_credit_counts_what_exceeds_a_limit() -> None:
 
 def by_the_table(choices: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Scores by the table of layers' prices, (candidates,)."""
-    ratio = GAME.prices.layer_energy(choices).sum(axis=1) / GAME.start_energy
+    ratio = GAME.prices.layer_cost(choices).sum(axis=1) / GAME.start_cost
     return score(ratio, ACCURACY.accuracy_drop(choices), targets)
 
 
@@ -156,7 +156,7 @@ def test_rows_say_what_stands_at_their_layer() -> None:
     assert np.allclose(named["decisions left"], 0.5)
     assert np.all(named["drop against target"][0] > named["drop against target"][1])
     shares = named["energy of this layer"] ** 2
-    pinned_share = GAME.prices.layer_energy(wanted)[:, 0] / GAME.start_energy
+    pinned_share = GAME.prices.layer_cost(wanted)[:, 0] / GAME.start_cost
     whole = np.minimum(shares.sum(axis=1) + pinned_share, 1.0)
     assert np.allclose(named["energy of the whole"][:, 0], whole, atol=1e-6)
 

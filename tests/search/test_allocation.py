@@ -10,12 +10,15 @@ from envs.episode import start_choice
 from envs.limits import CostLimits
 from envs.predictor import AccuracyPredictor
 from envs.predictor import LayerDamage
+from envs.preference import LAYER_COSTS
+from envs.preference import Preference
 from envs.problem import CompressionProblem
 from search.allocation import Allocator
 from tests.envs.synthetic import synthetic_problem
 
 PROBLEM = synthetic_problem(blocks=2)
-BASELINE = float(PROBLEM.cost(start_choice(PROBLEM.space)[None]).energy_pj[0])
+START = start_choice(PROBLEM.space)[None]
+BASELINE = float(PROBLEM.cost(START).energy_pj[0])
 DAMAGE = AccuracyPredictor(PROBLEM.table, reference=0.9, chance=0.1).layer_damage()
 PRICES = np.geomspace(0.1, 100, 12)
 
@@ -92,6 +95,24 @@ def test_a_shared_map_gets_narrow_only_with_all_its_readers() -> None:
     starts = start_choice(PROBLEM.space)[None]
     choice = Allocator(PROBLEM, BASELINE).descend(cheap, np.ones(1), starts)[0]
     assert np.all(choice[:, 3] == 0)
+
+
+@pytest.mark.parametrize("name", LAYER_COSTS)
+def test_an_allocation_minimizes_what_is_preferred(name: str) -> None:
+    """Nothing that lets another cost count takes less of it at the same damage."""
+    baseline = float(Preference(**{name: 1.0}).cost(PROBLEM.cost(START))[0])
+    starts = np.repeat(START, len(PRICES), axis=0)
+    reached = {}
+    for counts in LAYER_COSTS:
+        problem = replace(PROBLEM, preference=Preference(**{counts: 1.0}))
+        unit = float(problem.preference.cost(PROBLEM.cost(START))[0])
+        choices = Allocator(problem, unit).front(DAMAGE, PRICES, starts)
+        cost = Preference(**{name: 1.0}).cost(PROBLEM.cost(choices)) / baseline
+        # The best at each price of all that is on the front.
+        reached[counts] = (cost + PRICES[:, None] * DAMAGE.total(choices)).min(axis=1)
+    for others in reached.values():
+        assert np.all(reached[name] <= others + 1e-6)
+    assert any(np.any(reached[name] < others - 1e-3) for others in reached.values())
 
 
 @pytest.mark.parametrize("share", [0.6, 0.3, 0.15])

@@ -87,6 +87,7 @@ def test_search_runs_the_specification_that_flags_make(
 
     flags += ["--targets", "1,3", "--quantizers", "per-layer"]
     flags += ["--limits", "model_bytes=25e4,bops=7"]
+    flags += ["--preference", "latency_cycles=3,energy_pj=1"]
 
     assert main([*SEARCH, *flags, "--output", output]) == 0
 
@@ -95,6 +96,7 @@ def test_search_runs_the_specification_that_flags_make(
     assert seen[0].targets == (1, 3)
     assert seen[0].space.quantizer.activation_placement == "per-layer"
     assert seen[0].goals.limits.given == {"model_bytes": 250_000, "bops": 7}
+    assert seen[0].goals.preference.given == {"energy_pj": 0.25, "latency_cycles": 0.75}
     out = capsys.readouterr().out
     assert "dense INT8" in out
     assert "best at 1" in out

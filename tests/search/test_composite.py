@@ -38,7 +38,7 @@ TARGETS = np.repeat([1.0, 5.0], 32)
 
 def mean_score(choices: np.ndarray) -> float:
     """Mean score over the targets of choices that were made for them."""
-    ratio = PROBLEM.cost(choices).energy_pj / GAME.start_energy
+    ratio = PROBLEM.cost(choices).energy_pj / GAME.start_cost
     return float(score(ratio, ACCURACY.accuracy_drop(choices), TARGETS).mean())
 
 

@@ -72,7 +72,7 @@ def attacked_rows(triples: list[tuple[float, float, float]]) -> pd.DataFrame:
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), max_size=25))
 def test_the_front_of_three_objectives_is_what_no_row_beats(triples) -> None:
     rows = attacked_rows(triples)
-    found = non_dominated(rows, pd.Series({"accuracy": 1.0})).tolist()
+    found = non_dominated(rows, pd.Series({"accuracy": 1.0}), rows["energy_pj"].to_numpy()).tolist()
     costs = np.array([(energy, -right, -robust) for energy, right, robust in triples]).reshape(
         -1, 3
     )
@@ -93,7 +93,9 @@ def test_rows_without_an_attack_have_a_front_of_two_objectives() -> None:
             for i, (e, a) in enumerate([(2, 0.8), (1, 0.9), (3, 0.95)])
         ]
     )
-    assert non_dominated(rows, pd.Series({"accuracy": 1.0})).tolist() == [1, 2]
+    assert non_dominated(
+        rows, pd.Series({"accuracy": 1.0}), rows["energy_pj"].to_numpy()
+    ).tolist() == [1, 2]
 
 
 def test_hypervolume_of_known_points() -> None:

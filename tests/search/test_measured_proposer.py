@@ -29,7 +29,7 @@ SPACE = PROBLEM.space
 TRUTH = SyntheticAccuracy(PROBLEM)
 GAME = Game(PROBLEM, TRUTH)
 START = start_choice(SPACE)[None]
-REFERENCE = Reference(0.9, 0.1, GAME.start_energy, (0.5, 1.0, 2.0))
+REFERENCE = Reference(0.9, 0.1, GAME.start_cost, (0.5, 1.0, 2.0))
 SOME = SPACE.canonical(SPACE.sample(np.random.default_rng(0), 6))
 
 
@@ -131,7 +131,7 @@ def make_agents(algorithm: str, seed: int = 0) -> Agents:
 
 
 def true_score(choices: NDArray[np.int64], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    ratio = PROBLEM.cost(choices).energy_pj / GAME.start_energy
+    ratio = PROBLEM.cost(choices).energy_pj / GAME.start_cost
     return score(ratio, TRUTH.accuracy_drop(choices), targets)
 
 

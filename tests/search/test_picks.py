@@ -12,6 +12,9 @@ from ledger_rows import evaluation
 
 from envs.limits import NO_LIMITS
 from envs.limits import CostLimits
+from envs.preference import ENERGY
+from envs.preference import Preference
+from search.baselines import DENSE_INT8
 from search.front import accuracy_drop
 from search.front import drop_upper_bound
 from search.goals import Goal
@@ -26,8 +29,13 @@ def frame(rows: list[Evaluation]) -> pd.DataFrame:
     return pd.DataFrame([vars(row) for row in rows], columns=list(COLUMNS))
 
 
-def pick(rows: pd.DataFrame, goal: Goal, limits: CostLimits = NO_LIMITS) -> pd.Series | None:
-    candidates = Candidates.of(rows, limits)
+def pick(
+    rows: pd.DataFrame,
+    goal: Goal,
+    limits: CostLimits = NO_LIMITS,
+    preference: Preference = ENERGY,
+) -> pd.Series | None:
+    candidates = Candidates.of(rows, Goals((1.0,), limits, preference=preference))
     assert candidates is not None
     return candidates.pick(goal)
 
@@ -43,6 +51,34 @@ def rows_for_pick() -> pd.DataFrame:
             evaluation(5, accuracy=0.9, energy_pj=1e6, split="test"),
         ]
     )
+
+
+@pytest.mark.parametrize(
+    ("weights", "number", "ratio"),
+    [
+        ({"energy_pj": 1.0}, 1, 0.4),
+        ({"latency_cycles": 1.0}, 2, 0.3),
+        ({"energy_pj": 0.7, "latency_cycles": 0.3}, 1, 0.7 * 0.4 + 0.3 * 0.8),
+        ({"energy_pj": 0.3, "latency_cycles": 0.7}, 2, 0.3 * 0.9 + 0.7 * 0.3),
+    ],
+)
+def test_a_pick_is_the_least_of_what_is_preferred(weights, number: int, ratio: float) -> None:
+    int8 = next(row for row in baselines() if row.name == DENSE_INT8)
+    shares = {1: (0.4, 0.8), 2: (0.9, 0.3)}  # of dense INT8's energy and cycles
+    found = [
+        evaluation(
+            number,
+            accuracy=0.899,
+            energy_pj=energy * int8.energy_pj,
+            latency_cycles=cycles * int8.latency_cycles,
+        )
+        for number, (energy, cycles) in shares.items()
+    ]
+    rows = frame([*baselines(), *found])
+    best = pick(rows, Goal(max_accuracy_drop=0.5), preference=Preference(**weights))
+    assert best is not None
+    assert int(best["config_hash"], 16) == number
+    assert best["cost_ratio"] == pytest.approx(ratio)
 
 
 @pytest.mark.parametrize(

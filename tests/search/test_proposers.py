@@ -51,7 +51,7 @@ def search(proposer: Proposer, batches: int = 3, count: int = 8) -> np.ndarray:
 
 
 def volume(choices: np.ndarray) -> float:
-    ratio = PROBLEM.cost(choices).energy_pj / REFERENCE.energy_pj
+    ratio = PROBLEM.cost(choices).energy_pj / REFERENCE.cost
     return hypervolume(ratio, TRUTH.accuracy_drop(choices))
 
 
@@ -116,9 +116,9 @@ def test_the_measured_front_is_what_no_other_choice_beats() -> None:
     choices = PROBLEM.space.sample(np.random.default_rng(0), 40)
     known.add(choices, measure(choices))
     front, drops = known.front()
-    ratio, lost = known.energy_ratio, known.accuracy_drop
+    ratio, lost = known.cost_ratio, known.accuracy_drop
     for choice, drop in zip(front, drops, strict=True):
-        here = float(PROBLEM.cost(choice[None]).energy_pj[0]) / REFERENCE.energy_pj
+        here = float(PROBLEM.cost(choice[None]).energy_pj[0]) / REFERENCE.cost
         assert not ((ratio <= here) & (lost < drop - 1e-9)).any()
         assert not ((ratio < here - 1e-9) & (lost <= drop)).any()
     assert len(front) < len(choices)

@@ -87,6 +87,38 @@ def test_front_and_hypervolume_are_those_of_the_search_split(run: RunDirectory) 
     assert report.evaluations == 9
 
 
+def test_a_preference_decides_front_picks_and_hypervolume(tmp_path: Path) -> None:
+    """Half the energy at the cycles of dense INT8, or the other way round."""
+    preference = {"energy_pj": 1.0, "latency_cycles": 3.0}
+    run = RunDirectory.create(tmp_path / "run", spec(preference=preference))
+    run.ledger.append([*baselines(), *baselines("test")])
+    run.ledger.append(
+        [
+            evaluation(1, accuracy=0.9, energy_pj=40e6, latency_cycles=1e5),
+            evaluation(2, accuracy=0.9, energy_pj=80e6, latency_cycles=0.5e5),
+        ]
+    )
+    report = build_report(run)
+    assert [entry.config_hash for entry in report.front] == [f"{2:016x}"]
+    assert {item.config_hash for item in report.best} == {f"{2:016x}"}
+    best = report.best[0]
+    assert (best.energy_ratio_int8, best.cost_ratio_int8) == (1.0, 0.25 + 0.75 * 0.5)
+    assert report.hypervolume == pytest.approx(1 - 0.625)
+    assert report.to_json()["preference"] == {"energy_pj": 0.25, "latency_cycles": 0.75}
+    assert dict(zip(headers(report), cells(report, best), strict=True))["cost"] == "0.625"
+    assert "0.25 energy_pj + 0.75 latency_cycles" in " ".join(notes(report))
+    write_report(run, report)
+    assert "cost / dense INT8" in Path(run.location, "report", "report.html").read_text()
+
+
+def test_energy_is_what_counts_without_a_preference(run: RunDirectory) -> None:
+    report = build_report(run)
+    for entry in [*report.baselines, *report.best, *report.front]:
+        assert entry.cost_ratio_int8 == entry.energy_ratio_int8
+    assert "cost" not in headers(report)
+    assert report.to_json()["preference"] == {"energy_pj": 1.0}
+
+
 def test_json_has_the_documented_fields_and_no_numpy(run: RunDirectory) -> None:
     data = json.loads(json.dumps(build_report(run).to_json(), allow_nan=False))
     fields = {

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from envs.attack import Attack
 from envs.config import LayerDecision
 from envs.limits import CostLimits
+from envs.preference import ENERGY
+from envs.preference import Preference
 from envs.quantizer import Quantizer
 from hwmodel.errors import InputError
 from search.goals import Goals
@@ -95,6 +97,7 @@ def test_where_and_how_long_do_not_change_the_hash(change) -> None:
         {"space": {"quantizer": {"activation_range": "kl"}}},
         {"robustness": {"attack": "fgsm", "epsilon": 0.01}},
         {"limits": {"model_bytes": 1000}},
+        {"preference": {"latency_cycles": 1}},
     ],
 )
 def test_what_decides_the_result_changes_the_hash(change) -> None:
@@ -103,6 +106,7 @@ def test_what_decides_the_result_changes_the_hash(change) -> None:
 
 def test_a_specification_from_before_what_may_be_left_out_keeps_its_hash() -> None:
     left_out = {"init_from": None, "limits": None, "robustness": None, "accuracy": "predicted"}
+    left_out |= {"preference": None}
     assert spec(**left_out).hash == "a372585114768d0d"
 
 
@@ -139,6 +143,34 @@ def test_limits_are_read_and_written(tmp_path: Path) -> None:
         spec(limits={"model_byte": 1000})
     with pytest.raises(InputError, match=r"limits\.bops: 0 .*greater than 0"):
         spec(limits={"bops": 0})
+
+
+def test_weights_of_a_preference_are_taken_over_their_sum(tmp_path: Path) -> None:
+    told = spec(targets=[1.0], preference={"energy_pj": 3, "latency_cycles": 1.0, "bops": 0})
+    assert told.goals == Goals((1.0,), preference=Preference(energy_pj=0.75, latency_cycles=0.25))
+    assert spec().goals.preference == ENERGY
+    assert spec(preference={"energy_pj": 7}).hash == spec().hash
+    path = tmp_path / "spec.yaml"
+    path.write_text(told.to_yaml())
+    assert Spec.load(path) == told
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"preference": {}}, r"^preference: .*give one of energy_pj, .* a weight above 0"),
+        ({"preference": {"bops": 0}}, r"^preference: .*give one of"),
+        ({"preference": {"bops": -1}}, r"^preference\.bops: -1 .*greater than or equal to 0"),
+        ({"preference": {"latency": 1}}, r"^preference\.latency: .*did you mean latency_cycles\?"),
+        (
+            {"preference": {"bops": 1}, "energy_targets": [0.5]},
+            r"^preference: .*leave it out with energy_targets",
+        ),
+    ],
+)
+def test_a_preference_that_asks_for_nothing_is_refused(changes, line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        spec(**changes)
 
 
 def test_an_attack_is_read_and_written(tmp_path: Path) -> None:
