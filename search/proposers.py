@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.episode import start_choice
+from envs.predictor import LayerDamage
 from envs.problem import CompressionProblem
 from envs.space import SearchSpace
 from search.allocation import Allocator
@@ -27,6 +28,8 @@ FRONT_PRICES = 48
 """Prices at which the predicted front is computed."""
 POSTERIOR_DRAWS = 3
 """Damage tables drawn for each batch of refined allocations."""
+_SPREADS = (0.25, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0)
+"""Of the random factors that are tried in turn, in natural logarithms."""
 _FIRST_TRIALS = 10
 _TRIALS = 4
 """Prices of limits that are tried for the first and for every later front."""
@@ -121,7 +124,9 @@ class RefinedAllocationProposer(_LedgerProposer):
 
     As in SPDY (Frantar and Alistarh, ICML 2022) the front is allocated anew for other
     coefficients of the layers' damage. Here they are the fitted ones and draws from what the
-    measurements leave open (Thompson sampling), so that each batch tries what may be better.
+    measurements leave open (Thompson sampling), so that each batch tries what may be better. Where
+    these give too little that is new, as where a cost knows few steps, random factors of growing
+    spread vary the coefficients.
 
     Args:
         problem: What is decided and how it is priced.
@@ -133,12 +138,27 @@ class RefinedAllocationProposer(_LedgerProposer):
         super().__init__(problem, reference)
         self._front = Front(problem, reference)
         self._seed = seed
+        self._is_exhausted = False
+
+    def learn(self, choices: NDArray[np.int64], accuracy: NDArray[np.float64]) -> None:
+        super().learn(choices, accuracy)
+        self._is_exhausted = False
 
     def propose(self, count: int) -> NDArray[np.int64]:
+        if self._is_exhausted:  # who has learnt nothing would draw the same again
+            return self._known.choices[:0]
         self._known.fit()
         # Seeded by what is known, so that a resumed search does not repeat its draws.
         rng = np.random.default_rng([self._seed, len(self._known.accuracy)])
-        return self._known.select(self._front.candidates(self._known, rng), count)
+        candidates = self._front.candidates(self._known, rng)
+        picked = self._known.select(candidates, count)
+        for spread in _SPREADS:
+            if len(picked) == count:
+                break
+            candidates = np.concatenate([candidates, self._front.varied(self._known, rng, spread)])
+            picked = self._known.select(candidates, count)
+        self._is_exhausted = not len(picked)
+        return picked
 
 
 class Front:
@@ -179,6 +199,29 @@ class Front:
                 )
             )
         return np.concatenate(fronts)
+
+    def varied(
+        self, known: Measurements, rng: np.random.Generator, spread: float
+    ) -> NDArray[np.int64]:
+        """The front for damage times random factors, apart for weights and input of every layer.
+
+        Args:
+            known: What was measured.
+            rng: Draws the factors.
+            spread: Standard deviation of their logarithms.
+
+        Returns:
+            Shape (candidates, layers, 4).
+        """
+        damage = known.predictor.layer_damage()
+        of_weights, of_inputs = np.exp(spread * rng.standard_normal((2, len(damage.weight))))
+        varied = LayerDamage(
+            damage.weight * of_weights[:, None, None, None],
+            damage.activation * of_inputs[:, None],
+        )
+        return self._allocator.descend(
+            varied, _prices(FRONT_PRICES), self._latest, self._limit_prices
+        )
 
     def refine(self, known: Measurements, choices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sweep once over the layers of each choice, (choices, layers, 4).

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from envs.config import LayerDecision
 from envs.episode import start_choice
+from envs.preference import Preference
 from hwmodel.errors import InputError
 from search.front import hypervolume
 from search.measurements import Measurements
@@ -20,7 +23,8 @@ from tests.envs.synthetic import SyntheticAccuracy
 from tests.envs.synthetic import synthetic_problem
 
 PROBLEM = synthetic_problem(blocks=3)
-LAYERS = len(PROBLEM.space.layers)
+LAYER_NAMES = PROBLEM.space.layers
+LAYERS = len(LAYER_NAMES)
 TRUTH = SyntheticAccuracy(
     PROBLEM, scales=np.exp(np.random.default_rng(7).normal(0, 0.7, (LAYERS, 2)))
 )
@@ -92,6 +96,26 @@ def test_a_front_that_is_used_up_is_allocated_more_finely() -> None:
         assert len(choices)
         proposer.learn(choices, measure(choices))
         found |= {PROBLEM.space.config(choice).hash for choice in choices}
+
+
+def test_a_cost_of_few_steps_does_not_use_up_the_search() -> None:
+    """Cycles of this accelerator depend on channels alone, so many allocations are alike."""
+    problem = replace(PROBLEM, preference=Preference(latency_cycles=1.0))
+    cycles = float(problem.preference.cost(problem.cost(START))[0])
+    reference = replace(REFERENCE, cost=cycles)
+    proposer = make_proposer("dp+local", problem, reference, 0, Storage.at("unused"))
+    found = search(proposer, batches=4)
+    assert len(np.unique(found, axis=0)) == len(found) == 32
+
+
+def test_a_space_that_is_used_up_is_given_up_until_something_is_learnt() -> None:
+    pinned = {name: LayerDecision(weight_bits=8, activation_bits=8) for name in LAYER_NAMES[1:]}
+    problem = synthetic_problem(blocks=3, pinned=pinned)
+    proposer = make_proposer("dp+local", problem, REFERENCE, 0, Storage.at("unused"))
+    proposer.learn(START, measure(START))
+    while len(choices := proposer.propose(50)):
+        proposer.learn(choices, np.full(len(choices), 0.9))
+    assert not len(proposer.propose(50))
 
 
 def test_measurements_are_worth_more_than_sensitivities_and_those_more_than_chance() -> None:
