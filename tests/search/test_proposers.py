@@ -11,6 +11,7 @@ import pytest
 from envs.config import LayerDecision
 from envs.episode import start_choice
 from envs.preference import Preference
+from hwmodel import load_accelerator
 from hwmodel.errors import InputError
 from search.front import hypervolume
 from search.measurements import Measurements
@@ -25,6 +26,7 @@ from tests.envs.synthetic import synthetic_problem
 PROBLEM = synthetic_problem(blocks=3)
 LAYER_NAMES = PROBLEM.space.layers
 LAYERS = len(LAYER_NAMES)
+PINNED = LayerDecision(weight_bits=8, activation_bits=8)
 TRUTH = SyntheticAccuracy(
     PROBLEM, scales=np.exp(np.random.default_rng(7).normal(0, 0.7, (LAYERS, 2)))
 )
@@ -100,17 +102,17 @@ def test_a_front_that_is_used_up_is_allocated_more_finely() -> None:
 
 def test_a_cost_of_few_steps_does_not_use_up_the_search() -> None:
     """Cycles of this accelerator depend on channels alone, so many allocations are alike."""
-    problem = replace(PROBLEM, preference=Preference(latency_cycles=1.0))
-    cycles = float(problem.preference.cost(problem.cost(START))[0])
-    reference = replace(REFERENCE, cost=cycles)
+    free = synthetic_problem(blocks=3, pinned=dict.fromkeys(LAYER_NAMES[3:], PINNED))
+    array, cycles = load_accelerator("systolic-16x16"), Preference(latency_cycles=1.0)
+    problem = replace(free, accelerator=array, preference=cycles)
+    reference = replace(REFERENCE, cost=float(cycles.cost(problem.cost(START))[0]))
     proposer = make_proposer("dp+local", problem, reference, 0, Storage.at("unused"))
-    found = search(proposer, batches=4)
-    assert len(np.unique(found, axis=0)) == len(found) == 32
+    found = search(proposer, batches=5)
+    assert len(np.unique(found, axis=0)) == len(found) == 40
 
 
 def test_a_space_that_is_used_up_is_given_up_until_something_is_learnt() -> None:
-    pinned = {name: LayerDecision(weight_bits=8, activation_bits=8) for name in LAYER_NAMES[1:]}
-    problem = synthetic_problem(blocks=3, pinned=pinned)
+    problem = synthetic_problem(blocks=3, pinned=dict.fromkeys(LAYER_NAMES[1:], PINNED))
     proposer = make_proposer("dp+local", problem, REFERENCE, 0, Storage.at("unused"))
     proposer.learn(START, measure(START))
     while len(choices := proposer.propose(50)):
