@@ -70,9 +70,11 @@ def element_rows(network: TracedNetwork) -> Rows:
             )
             label = f"{name}, {criterion}" if sparsity else name
             rows[label] = dict.fromkeys(network.names, decision)
-    first = network.names[0]
+    first, last = network.names[0], network.names[-1]
     image = replace(rows["W4A4"][first], activation_bits=8)
     rows["W4A4, image at 8 bits"] = {**rows["W4A4"], first: image}
+    ends = dict.fromkeys((first, last), rows["W8A8"][first])
+    rows["W4A4, first and last layer at 8 bits"] = {**rows["W4A4"], **ends}
     return rows
 
 

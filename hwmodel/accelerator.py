@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 from typing import Literal
 
-import yaml
 from pydantic import Field
-from pydantic import ValidationError
 from pydantic import model_validator
 
 from hwmodel.errors import InputError
@@ -26,6 +23,8 @@ from hwmodel.parts import Precision
 from hwmodel.parts import Sparsity
 from hwmodel.parts import Static
 from hwmodel.parts import VectorUnit
+from hwmodel.plain_data import parse_yaml
+from hwmodel.plain_data import validated
 
 _RENAMED = {"nvdla-like": "nvdla-small"}
 """Names that presets had before."""
@@ -178,37 +177,12 @@ def load_accelerator(name_or_path: str | Path) -> Accelerator:
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null byte in the path
         allowed = f"use one of {', '.join(preset_names())} or a readable YAML file ({error})"
         raise InputError("accelerator", str(name_or_path), allowed) from None
+    data = parse_yaml(text, name)
     try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError("accelerator", str(name_or_path), f"use valid YAML ({error})") from None
-    if not isinstance(data, dict):
-        raise InputError("accelerator", str(name_or_path), "use a YAML mapping of fields")
-    try:
-        return Accelerator.model_validate(data)
-    except ValidationError as error:
-        first = _first_error(error)
-        raise InputError(first.field, first.value, f"{first.allowed} (in {name_or_path})") from None
+        return validated(Accelerator, "accelerator", data)
+    except InputError as error:
+        raise InputError(error.field, error.value, f"{error.allowed} (in {name})") from None
 
 
 def _presets() -> dict[str, Path]:
     return {path.stem: path for path in (Path(__file__).parent / "accelerators").glob("*.yaml")}
-
-
-def _first_error(error: ValidationError) -> InputError:
-    """The first error; unknown keys come first: a misspelt key also makes the right one missing."""
-    errors = error.errors(include_url=False)
-    first = next((item for item in errors if item["type"] == "extra_forbidden"), errors[0])
-    path = _dotted(first["loc"])
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, InputError):
-        return InputError(f"{path}.{cause.field}".strip("."), cause.value, cause.allowed)
-    value = None if first["type"] == "missing" else first["input"]
-    return InputError(path, value, first["msg"][0].lower() + first["msg"][1:])
-
-
-def _dotted(location: Sequence[int | str]) -> str:
-    path = ""
-    for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return path.removeprefix(".")

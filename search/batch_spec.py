@@ -12,7 +12,7 @@ from pydantic import ConfigDict
 from pydantic import Field
 
 from hwmodel.errors import InputError
-from search._spec_errors import validated
+from hwmodel.plain_data import validated
 from search.spec import ResourceSection
 from search.spec import Spec
 

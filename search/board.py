@@ -39,6 +39,7 @@ class Board:
     def __init__(self, known: Known, seeds: Iterable[int] = (), seconds: float = math.inf) -> None:
         self._deadline = time.monotonic() + seconds
         self._searching = set(seeds)
+        self._is_late = False
         self._known: dict[str, dict[str, float]] = {split: {} for split in SPLITS}
         self._claimed: dict[tuple[str, str], int] = {}
         self.record(known)
@@ -83,6 +84,11 @@ class Board:
     def searched(self, seed: int) -> None:
         """A trial has searched, though it may still verify."""
         self._searching.discard(seed)
+        self._is_late = self._is_late or self.seconds_left() <= 0
+
+    def is_late(self) -> bool:
+        """Whether a trial searched until it was to stop."""
+        return self._is_late
 
     def is_searching(self) -> bool:
         """Whether the trial of any seed still searches."""

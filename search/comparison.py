@@ -61,11 +61,13 @@ def summary(curves: pd.DataFrame, runs: Iterable[RunDirectory]) -> pd.DataFrame:
     Returns:
         One row for each case and algorithm: ``seeds``, ``evaluations`` of a seed, and for every
         measure its mean over the seeds with the ends of the 95 % bootstrap interval of the mean
-        (``MEASURE_low``, ``MEASURE_high``; NaN with one seed). Measures are those of the
+        (``MEASURE_low``, ``MEASURE_high``; NaN with one seed), and the seeds that have it
+        (``MEASURE_seeds``). Measures are those of the
         curves, and for every target the pick of a seed: ``pick_ratio_at_TARGET``,
         ``pick_test_drop_at_TARGET`` (points lost on the test split) and
         ``pick_optimism_at_TARGET`` (how many more than on the search split). Picks are those
-        of all of a seed's evaluations, and NaN where they were not verified.
+        of all of a seed's evaluations. A seed that holds no target has none, and one whose pick
+        was not verified has no loss on the test split.
     """
     last = curves.groupby([*CASE, "run", "seed"])["evaluations"].transform("max")
     common = last.groupby([curves[key] for key in CASE]).transform("min")
@@ -85,6 +87,7 @@ def summary(curves: pd.DataFrame, runs: Iterable[RunDirectory]) -> pd.DataFrame:
                 measure: values.mean() if len(values) else np.nan,
                 f"{measure}_low": low,
                 f"{measure}_high": high,
+                f"{measure}_seeds": len(values),
             }
         rows.append(row)
     return pd.DataFrame(rows)
@@ -175,11 +178,13 @@ def _run_picks(run: RunDirectory) -> list[dict[str, object]]:
         own = Candidates(rows[rows["seed"].isin([seed, -1])], dense, int8, spec.goals)
         for target in spec.targets:
             picked = own.pick(Goal(max_accuracy_drop=target))
-            if picked is None or picked["config_hash"] not in verified:
-                continue
-            expected = 100 * (dense["accuracy"] - picked["accuracy"])
-            lost = 100 * (dense_test["accuracy"] - verified[picked["config_hash"]])
-            row[f"pick_ratio_at_{target:g}"] = float(picked["cost_ratio"])
+            ratio = lost = expected = np.nan
+            if picked is not None:
+                ratio = float(picked["cost_ratio"])
+                expected = 100 * (dense["accuracy"] - picked["accuracy"])
+                if picked["config_hash"] in verified:
+                    lost = 100 * (dense_test["accuracy"] - verified[picked["config_hash"]])
+            row[f"pick_ratio_at_{target:g}"] = ratio
             row[f"pick_test_drop_at_{target:g}"] = lost
             row[f"pick_optimism_at_{target:g}"] = lost - expected
         found.append(row)

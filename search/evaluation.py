@@ -24,6 +24,7 @@ from envs.setup import prepare_evaluator
 from envs.setup import recalibrated
 from hwmodel import Accelerator
 from hwmodel import CostReport
+from hwmodel import InputError
 from hwmodel import LayerStates
 from hwmodel import cost
 from hwmodel.pricing import Level
@@ -51,6 +52,9 @@ class EvaluationWorker:
         evaluator: Made from ``spec`` if None.
         permit: To add to the ledger; asked for before every row. None where there is no need.
         threads: Of torch in this process; as they are if None.
+
+    Raises:
+        InputError: the task gives another network than in another process.
     """
 
     def __init__(
@@ -72,6 +76,12 @@ class EvaluationWorker:
         self._permit = permit
         self._recalibrated: Evaluator | None = None
         self.weights_hash = weights_hash(evaluator.task.network)
+        if spec.weights_hash not in (None, self.weights_hash):
+            allowed = (
+                "it gave other weights in another process: seed what is random, or read trained "
+                "weights from a file"
+            )
+            raise InputError("task", spec.task.name, allowed)
 
     def price(self, config: CompressionConfig, level: Level | None = None) -> CostReport:
         """Cost of a configuration with the weights that it really leaves.

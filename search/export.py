@@ -113,6 +113,7 @@ def export(run: RunDirectory, goal: Goal, directory: str | Path) -> dict[str, An
         "search_accuracy_drop": float(100 * (reference["accuracy"] - picked["accuracy"])),
         "search_drop_bound": float(picked["drop_bound"]),
         "test_accuracy_drop": _test_drop(rows, config.hash),
+        "search_images": int(reference["images"]),
         "energy_pj": float(picked["energy_pj"]),
         **write_network(evaluator.compressor, config, Path(directory)),
     }

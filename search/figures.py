@@ -34,7 +34,8 @@ LINES = ("#0b7285", "#d9480f", "#5f3dc4", "#2b8a3e", "#868e96", "#c2255c", "#e67
 GRANULARITIES = {"none": "#ced4da", "element": "#1c7ed6", "filter": "#f08c00"}
 
 MAX_RATIO, MAX_LOSS = 1.05, 10.0
-"""Edges of the picture of the front: the box of the hypervolume and dense INT8 in view."""
+"""Edges of the picture of the front: the box of the hypervolume and dense INT8 in view. Picks that
+lose more are in view, too."""
 
 
 def front(report: Report) -> Figure:
@@ -54,18 +55,38 @@ def front(report: Report) -> Figure:
     best = pareto_front(ratios, losses)  # not those that are there for their robustness
     ratios, losses = ratios[best], losses[best]
     axes.step(ratios, losses, where="post", color=FRONT, linewidth=1.6, label="Pareto front")
-    axes.scatter(*_coordinates(report.baselines), s=40, marker="s", color=BASELINE, zorder=3)
-    axes.scatter(*_coordinates(report.best), s=110, marker="*", color=PICK, zorder=4)
+    axes.scatter(
+        *_coordinates(report.baselines),
+        s=40,
+        marker="s",
+        color=BASELINE,
+        zorder=3,
+        label="baselines",
+    )
+    axes.scatter(
+        *_coordinates(report.best), s=110, marker="*", color=PICK, zorder=4, label="best, for sure"
+    )
     for entry in report.baselines:
         _label(axes, entry, entry.name, BASELINE)
     for config_hash, limits in _limits(report.best).items():
         entry = next(item for item in report.best if item.config_hash == config_hash)
-        _label(axes, entry, f"best at {limits}", PICK)
-    low = min([0.0, *losses])
-    axes.set(xlim=(0, MAX_RATIO), ylim=(low - 0.4, MAX_LOSS))
+        _label(axes, entry, f"best at {limits}", PICK, rotation=25)
+    top = max([MAX_LOSS, *(1.1 * loss for loss in _coordinates(report.best)[1])])
+    shown = [*_coordinates([*report.baselines, *report.best])[1], *losses]
+    axes.set(xlim=(0, MAX_RATIO), ylim=(min([0.0, *shown]) - 0.4, top))
+    outside = (points["cost_ratio_int8"] > MAX_RATIO) | (points["accuracy_drop"] > top)
+    axes.annotate(
+        f"{int(outside.sum())} of {len(points)} evaluations lie outside",
+        (0, 1),
+        (0, 4),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        fontsize=8,
+        color=INK,
+    )
     axes.set_xlabel(f"{cost_name(report)} / dense INT8")
     axes.set_ylabel("accuracy loss on the search split, points")
-    _legend(axes, columns=2)
+    _legend(axes, columns=4)
     _plain(axes)
     return figure
 
@@ -183,19 +204,22 @@ def _limits(picks: Sequence[Pick]) -> dict[str, str]:
     return limits
 
 
-def _label(axes: Axes, entry: Entry, text: str, color: str) -> None:
+def _label(axes: Axes, entry: Entry, text: str, color: str, rotation: float = 0) -> None:
     ratio, loss = entry.cost_ratio_int8, entry.search_accuracy_drop
-    if ratio is None or loss is None or ratio > MAX_RATIO or loss > MAX_LOSS:
+    if ratio is None or loss is None:
         return
     right = ratio > 0.9 * MAX_RATIO
     axes.annotate(
         text,
         (ratio, loss),
         (-6 if right else 6, 7),
+        annotation_clip=True,  # of what lies outside, no label either
         textcoords="offset points",
         horizontalalignment="right" if right else "left",
         fontsize=8,
         color=color,
+        rotation=rotation,  # picks may lie close to each other
+        rotation_mode="anchor",
     )
 
 

@@ -9,6 +9,9 @@ from envs.limits import CostLimits
 from envs.preference import ENERGY
 from envs.preference import Preference
 
+OF_INT8 = " of INT8"
+"""How the name of a goal ends that is an energy."""
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -36,7 +39,7 @@ class Goal:
     def name(self) -> str:
         """What its pick is called: ``best at 1`` point, ``best at 0.5 of INT8``."""
         if self.max_energy_ratio is not None:
-            return f"best at {self.max_energy_ratio:g} of INT8"
+            return f"best at {self.max_energy_ratio:g}{OF_INT8}"
         return f"best at {self.max_accuracy_drop:g}"
 
 

@@ -40,8 +40,7 @@ def page(report: Report) -> str:
     title = escape(f"{report.task} on {report.accelerator}")
     sections = [
         f"<section><h2>Results</h2>{_results(report)}</section>",
-        f"<section><h2>Pareto front</h2>{figures.svg(figures.front(report))}{_caption(report)}"
-        "</section>",
+        f"<section><h2>Pareto front</h2>{figures.svg(figures.front(report))}</section>",
         *(_pick(report, item) for item in report.best),
         f"<section><h2>On the front</h2>{_details('Configurations', _front(report))}</section>",
         f"<section><h2>Where the time went</h2>{_time(report.time)}</section>",
@@ -74,14 +73,6 @@ def _results(report: Report) -> str:
     lines = "".join(f"<p>{escape(line)}</p>" for line in notes(report))
     about = "Accuracies and loss are those of the test split; loss is against dense FP32."
     return f'{_table(headers(report), rows)}{lines}<p class="muted">{about}</p>'
-
-
-def _caption(report: Report) -> str:
-    points = report.points.dropna()
-    outside = (points["cost_ratio_int8"] > figures.MAX_RATIO) | (
-        points["accuracy_drop"] > figures.MAX_LOSS
-    )
-    return f'<p class="muted">{int(outside.sum())} of {len(points)} evaluations lie outside.</p>'
 
 
 def _pick(report: Report, item: Pick) -> str:

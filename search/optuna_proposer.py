@@ -26,7 +26,7 @@ def require_optuna() -> ModuleType:
     try:
         import optuna
     except ImportError:
-        allowed = "it needs Optuna: pip install 'joulecut[optuna]'"
+        allowed = "it needs Optuna: pip install optuna"
         raise InputError("algorithm", "optuna", allowed) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -95,17 +95,19 @@ class Candidates:
         if goal.max_accuracy_drop is not None:
             # Whatever the last digit of the bound of one that loses nothing.
             provable = max(goal.max_accuracy_drop, self._provable) + 1e-9
-            return self._first(bound <= provable, self._rows["cost_ratio"].to_numpy())
+            return self._least(bound <= provable, "cost_ratio", "model_bytes", "drop_bound")
         if goal.max_energy_ratio is None or self._int8_pj is None:
             return None
         energy_pj = self._rows["energy_pj"].to_numpy(dtype=float)
-        return self._first(energy_pj <= goal.max_energy_ratio * self._int8_pj, bound)
+        affordable = energy_pj <= goal.max_energy_ratio * self._int8_pj
+        return self._least(affordable, "drop_bound", "energy_pj", "model_bytes")
 
-    def _first(self, holds: NDArray[np.bool_], cost: NDArray[np.float64]) -> pd.Series | None:
-        """The row of least cost among those that hold; of equal ones the first."""
+    def _least(self, holds: NDArray[np.bool_], *columns: str) -> pd.Series | None:
+        """Of the rows that hold that with the least of the columns, each where those before tie."""
         if not holds.any():
             return None
-        return self._rows.iloc[int(np.argmin(np.where(holds, cost, np.inf)))]
+        found = self._rows[holds].sort_values(list(columns), kind="stable")
+        return found.iloc[0]
 
 
 def unreached(rows: pd.DataFrame, goals: Goals, reached: Collection[str]) -> list[str]:

@@ -43,17 +43,31 @@ def ray_session(resources: ResourceSection) -> Iterator[None]:
         yield
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    if resources.address is None:
-        _start_local(resources.num_cpus)
-    else:
-        _connect(resources.address)
-    signal.signal(signal.SIGTERM, on_sigterm)  # ray.init replaces the handler
-    _quieten()
     try:
+        with _sigint_held():  # Ray, interrupted while it starts, may crash the process
+            if resources.address is None:
+                _start_local(resources.num_cpus)
+            else:
+                _connect(resources.address)
+        signal.signal(signal.SIGTERM, on_sigterm)  # ray.init replaces the handler
+        _quieten()
         _require_resources(resources)
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _sigint_held() -> Iterator[None]:
+    """Raise KeyboardInterrupt for a SIGINT at the end of the block instead of within it."""
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if received:
+        raise KeyboardInterrupt
 
 
 def _start_local(num_cpus: int | None) -> None:
@@ -111,6 +125,8 @@ def _require_resources(resources: ResourceSection) -> None:
         there = available.get(kind, 0.0)
         if needed[kind] > there + 1e-6:
             allowed = f"a trial would need {needed[kind]:g} {kind}s, and there are {there:g}"
+            if resources.evaluators is not None and resources.evaluators > 1:
+                field = "evaluators"
             raise InputError(f"resources.{field}", getattr(resources, field), allowed)
 
 

@@ -1,8 +1,9 @@
-"""Whether a problem's limits can be held, before anything is evaluated."""
+"""Whether what is asked of costs can be held, before anything is evaluated."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,6 +18,33 @@ _DOMINATES = 1e6
 """Price of a limit against which the cost counts for nothing."""
 _TRIALS = 20
 """Prices of limits that are tried to hold all of them together."""
+
+
+def require_energies(
+    problem: CompressionProblem, ratios: Sequence[float], int8_energy_pj: float
+) -> None:
+    """Refuse an energy that no configuration of the space is found to hold.
+
+    Args:
+        problem: Prefers energy.
+        ratios: Energies over that of dense INT8.
+        int8_energy_pj: Of dense INT8 at the problem's level.
+
+    Raises:
+        InputError: names the energy, and the least that the network can be brought to.
+    """
+    if not ratios:
+        return
+    start = start_choice(problem.space)[None]
+    allocator = Allocator(problem, int8_energy_pj)
+    damage = AccuracyPredictor(problem.table, reference=1.0, chance=0.0).layer_damage()
+    smallest = allocator.descend(damage, np.zeros(1), start)
+    least = float(problem.cost(smallest).energy_pj[0]) / int8_energy_pj
+    if min(ratios) < least:
+        allowed = (
+            f"the smallest network found in this space takes {least:.3f} of dense INT8's energy"
+        )
+        raise InputError("energy_targets", min(ratios), allowed)
 
 
 def require_reachable(problem: CompressionProblem, asked: CostLimits) -> None:

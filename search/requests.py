@@ -42,6 +42,7 @@ class WorkerSpec:
         shared: Handle of a batch's :class:`search.sharing.Accuracies`; None outside of batches.
         errors: Folder for the tracebacks of evaluations that fail; None to keep none.
         attack: What robust accuracy is measured under; None not to measure it.
+        weights_hash: Of the network that the task gives; None where nobody knows yet.
     """
 
     task: TaskSpec
@@ -53,6 +54,7 @@ class WorkerSpec:
     shared: Any = None
     errors: Storage | None = None
     attack: Attack | None = None
+    weights_hash: str | None = None
 
 
 def evaluation_error(row: Evaluation) -> InputError | None:

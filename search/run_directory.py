@@ -3,6 +3,7 @@
 ::
 
     RUN/run.json      format, version and specification; written last, so it marks a whole run
+    RUN/accelerator.json  what the accelerator was when the run was started
     RUN/spec.yaml     the specification; resources and time_budget may be edited before a resume
     RUN/state.json    the driver and how far it is
     RUN/ledger/       every true evaluation, see ``search.ledger``
@@ -22,7 +23,10 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version
 from typing import Any
 
+from hwmodel import Accelerator
 from hwmodel.errors import InputError
+from hwmodel.plain_data import parse_yaml
+from hwmodel.plain_data import validated
 from search.driving import State
 from search.driving import now
 from search.driving import read_json
@@ -33,7 +37,6 @@ from search.ledger import Ledger
 from search.picks import best_so_far
 from search.picks import unreached
 from search.spec import Spec
-from search.spec import parse_yaml
 from search.storage import Location
 from search.storage import Storage
 from search.storage import write_error
@@ -46,6 +49,7 @@ CHECKPOINT = "agents.pt"
 INITIAL_POLICIES = "initial"
 """Folder in ``policies`` of a checkpoint of another run, with which this one began."""
 
+_ACCELERATOR = "accelerator.json"
 _FOLDERS = ("ledger", "database", "policies", "report")
 _NOT_A_RUN = "use a directory that 'joulecut search' wrote"
 
@@ -159,6 +163,27 @@ class RunDirectory:
                 allowed = f"the run was started with {before!r}; use another --output"
                 raise InputError(f"spec.{key}", value, allowed)
 
+    def require_accelerator(self, spec: Spec, accelerator: Accelerator) -> None:
+        """Keep what energies are of, and refuse to go on with what has changed since.
+
+        Args:
+            spec: Of the run.
+            accelerator: What its ``accelerator`` stands for now.
+
+        Raises:
+            InputError: it stood for another one when the run was started.
+        """
+        if _ACCELERATOR not in self.storage.names():
+            with _writable("output", self.storage):
+                self.storage.write(_ACCELERATOR, accelerator.model_dump_json(indent=2).encode())
+            return
+        where = f"{self.location}/{_ACCELERATOR}"
+        data = read_json(self.storage, _ACCELERATOR, "run", _NOT_A_RUN)
+        before = validated(Accelerator, where, data)
+        if before != accelerator:
+            allowed = f"the run was started with what is in {where}; use another --output"
+            raise InputError("accelerator", spec.accelerator, allowed)
+
     @contextlib.contextmanager
     def driving(self) -> Iterator[dict[str, Any]]:
         """Own the run while it is worked on; see :meth:`search.driving.State.driving`."""
@@ -177,6 +202,14 @@ class RunDirectory:
             InputError: state.json is damaged.
         """
         return str(self._state.read()["state"])
+
+    def message(self) -> str:
+        """Why it failed, stopped or ended early; empty else.
+
+        Raises:
+            InputError: state.json is damaged.
+        """
+        return str(self._state.read().get("message", ""))
 
     def evaluations(self) -> int:
         """How many configurations have been evaluated on the search split.

@@ -19,6 +19,7 @@ from envs.attack import Attack
 from envs.config import CompressionConfig
 from envs.config import uniform
 from envs.evaluator import Evaluator
+from envs.evaluator import weights_hash
 from envs.layer_compression import COMPRESSION_VERSION
 from envs.preference import ENERGY
 from envs.problem import CompressionProblem
@@ -48,6 +49,7 @@ from search.progress import Progress
 from search.ray_session import evaluators_that_fit
 from search.ray_session import on_this_node
 from search.ray_session import ray_session
+from search.reachable import require_energies
 from search.reachable import require_reachable
 from search.report import build_report
 from search.requests import WorkerSpec
@@ -106,6 +108,7 @@ def run_search(
     ):
         _set_aside_damaged(run, log)
         accelerator = load_accelerator(spec.accelerator)
+        run.require_accelerator(spec, accelerator)
         progress.stage("loading the task")
         task_spec = spec.task_spec()
         device = "cuda" if spec.resources.evaluator_gpus > 0 else "cpu"
@@ -124,6 +127,7 @@ def run_search(
             shared,
             run.storage.child("errors"),
             spec.attack,
+            weights_hash(evaluator.task.network),
         )
         worker = EvaluationWorker(worker_spec, evaluator)
         _require_same_network(run, worker)
@@ -139,13 +143,17 @@ def run_search(
             share(database)
             evaluators = _evaluators(spec, trials or len(spec.seeds))
             try:
-                _search(run, log, spec, worker, problem, evaluators, permit, deadline, progress)
+                is_late = _search(
+                    run, log, spec, worker, problem, evaluators, permit, deadline, progress
+                )
             except (KeyboardInterrupt, RunError):
                 _write_results(run, spec, worker)
                 raise
             _write_results(run, spec, worker)
-        if time.monotonic() >= deadline and run.evaluations() < spec.budget:
-            details["message"] = f"{spec.time_budget} of search are spent; resume goes on"
+        if run.evaluations() < spec.budget:
+            details["message"] = "nothing new was left to propose"
+            if is_late:
+                details["message"] = f"{spec.time_budget} of search are spent; resume goes on"
 
 
 def _with_goals(
@@ -154,7 +162,7 @@ def _with_goals(
     """The problem with limits and preference of a specification, as they are at its level.
 
     Raises:
-        InputError: a limit is out of reach, or dense INT8 has none of a cost that counts.
+        InputError: a limit or an energy is out of reach, or dense INT8 has none of what counts.
     """
     asked = limits = spec.goals.limits
     if limits.given and spec.level != problem.level:
@@ -169,11 +177,13 @@ def _with_goals(
             {name: min(here[name] / there[name] for here, there in pairs) for name in limits.given}
         )
     preference = spec.goals.preference
+    int8_config = baseline_config(worker, spec, BASELINES[DENSE_INT8])
+    dense_int8 = total_costs(worker.price(int8_config, problem.level))
     if preference != ENERGY:
-        dense_int8 = baseline_config(worker, spec, BASELINES[DENSE_INT8])
-        preference = preference.over(total_costs(worker.price(dense_int8, problem.level)))
+        preference = preference.over(dense_int8)
     problem = replace(problem, limits=limits, preference=preference)
     require_reachable(problem, asked)
+    require_energies(problem, spec.energy_targets, dense_int8["energy_pj"])
     return problem
 
 
@@ -250,10 +260,13 @@ def _search(
     permit: Permit,
     deadline: float,
     progress: Progress,
-) -> None:
+) -> bool:
     """Run the seeds that have budget left as Tune trials, which verify what they found.
 
     All seeds, where none has and a baseline or a verification is missing.
+
+    Returns:
+        Whether the deadline ended the search.
     """
     known = ("split", "config_hash", "accuracy", "seed", "role")
     rows = run.ledger.read(known)
@@ -270,7 +283,7 @@ def _search(
         if recalibrates:
             missing += not_recalibrated(run.ledger, spec.goals)
         if not missing:
-            return
+            return left <= 0
     seeds = seeds or list(spec.seeds)
     board = BoardActor.options(scheduling_strategy=on_this_node()).remote(measured, seeds, left)
     resources = spec.resources
@@ -323,6 +336,7 @@ def _search(
             callbacks=[ClaimsReleased(board)],
         )
     require_verified(run.ledger, spec.goals)
+    return bool(ray.get(board.is_late.remote()))
 
 
 @contextmanager

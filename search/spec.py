@@ -44,7 +44,8 @@ from envs.space import DEFAULT_METHODS
 from envs.space import Method
 from envs.task_spec import TaskSpec
 from hwmodel.errors import InputError
-from search._spec_errors import validated
+from hwmodel.plain_data import parse_yaml
+from hwmodel.plain_data import validated
 from search.goals import Goals
 from search.learners import MEASURED_LEARNERS
 
@@ -473,21 +474,3 @@ def read_yaml(path: str | Path) -> Any:
         raise InputError("spec", str(path), f"use a readable file ({error.strerror})") from None
     except UnicodeDecodeError:
         raise InputError("spec", str(path), "use a text file in UTF-8") from None
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """Plain data from YAML text; ``source`` names it in errors.
-
-    Raises:
-        InputError: it is not YAML; names the line.
-    """
-    try:
-        return yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line if error.problem_mark else 0
-        content = (text.splitlines() or [""])[min(line, max(text.count("\n") - 1, 0))]
-        allowed = f"use valid YAML ({error.problem})"
-        raise InputError(f"{source}, line {line + 1}", content.strip(), allowed) from None
-    except yaml.YAMLError as error:
-        allowed = f"use valid YAML ({str(error).splitlines()[0]})"
-        raise InputError(source, "its content", allowed) from None

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from envs.preference import ENERGY
 from search.front import smallest_provable_drop
+from search.goals import OF_INT8
 from search.report import Entry
 from search.report import Report
 
@@ -89,6 +90,9 @@ def notes(report: Report) -> list[str]:
         lines.append("No configuration reaches a goal yet.")
     if report.unreached:
         lines.append(f"No configuration for sure: {', '.join(report.unreached)}.")
+    energies = [entry.energy_ratio_int8 for entry in report.front]
+    if any(name.endswith(OF_INT8) for name in report.unreached) and any(energies):
+        lines.append(f"The least energy found is {min(filter(None, energies)):.3f}{OF_INT8}.")
     unverified = [item.name for item in report.best if not item.verified]
     if unverified:
         lines.append(
@@ -96,13 +100,8 @@ def notes(report: Report) -> list[str]:
             "search split, joulecut status tells."
         )
     limits = [item.max_accuracy_drop for item in report.best if item.max_accuracy_drop is not None]
-    tightest = min(limits, default=math.inf)
-    if report.search_images and tightest < smallest_provable_drop(report.search_images):
-        lines.append(
-            f"The search split's {report.search_images} images cannot show that less than "
-            f"{smallest_provable_drop(report.search_images):.2g} points are lost: a pick at a "
-            "lower limit may lose that much."
-        )
+    if report.search_images:
+        lines += provable_note(min(limits, default=math.inf), report.search_images)
     missed = [
         item.name
         for item in report.best
@@ -113,6 +112,17 @@ def notes(report: Report) -> list[str]:
     if missed:
         lines.append(f"Loses more on the test split than it is meant to: {', '.join(missed)}.")
     return lines + _recalibration_notes(report)
+
+
+def provable_note(limit: float, images: int) -> list[str]:
+    """What is to be said of a limit on a loss, in points, that so many images cannot prove."""
+    provable = smallest_provable_drop(images)
+    if limit >= provable:
+        return []
+    return [
+        f"The search split's {images} images cannot show that less than {provable:.2g} points are "
+        "lost: a pick at a lower limit may lose that much."
+    ]
 
 
 def _recalibration_notes(report: Report) -> list[str]:

@@ -54,6 +54,9 @@ _ROUNDS = 12
 _MIN_ROUND = 2
 _FRUITLESS_ROUNDS = 50
 """Rounds without anything new after which a space counts as exhausted."""
+_ENERGY_MARGIN = 0.99
+"""Share of an energy target that is aimed at: what is expected may be a little below what is
+measured."""
 _WAIT_SECONDS = 0.2
 """Between looks at whether another trial has evaluated something."""
 
@@ -231,7 +234,7 @@ def _resumed(seed: int, setup: TrialSetup, metrics: SeedMetrics) -> tuple[Seeker
         cost=setup.int8_cost,
         aims=drops_that_hold(setup.goals.targets, baselines, dense, sum(setup.shares.values())),
         images=int(dense["images"]),
-        energy_aims=setup.goals.energy_targets,
+        energy_aims=tuple(_ENERGY_MARGIN * ratio for ratio in setup.goals.energy_targets),
     )
     policies = setup.run.child("policies")
     proposer = make_proposer(

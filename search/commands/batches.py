@@ -77,11 +77,14 @@ def print_status(status: dict[str, Any]) -> None:
     if status["utilization"] is not None:
         print(f"{100 * status['utilization']:.0f} % of the slots reserved while experiments waited")
     print(f"{status['evaluation_hours']:.2f} evaluation hours, {status['gpu_hours']:.2f} GPU hours")
-    table = Table("experiment", "state", "evaluations", "best / INT8", "message", box=None)
+    table = Table("experiment", "state", "evaluations", "best at / INT8", "message", box=None)
     for entry in status["experiments"]:
         held = [best for best in entry["best"] if best["max_accuracy_drop"] is not None]
-        ratios = [best["cost_ratio_int8"] for best in held]
-        best = " ".join("-" if ratio is None else f"{ratio:.3f}" for ratio in ratios)
+        ratios = [(best["max_accuracy_drop"], best["cost_ratio_int8"]) for best in held]
+        best = ", ".join(
+            f"{target:g}: -" if ratio is None else f"{target:g}: {ratio:.3f}"
+            for target, ratio in ratios
+        )
         done = f"{entry['evaluations']} of {entry['budget']}"
         table.add_row(entry["name"], entry["state"], done, best, entry["message"])
     print_table(table)
@@ -141,7 +144,7 @@ def _print_comparison(overview: pd.DataFrame) -> None:
     for case, group in overview.groupby(CASE, sort=False):
         names = map(str, group.columns)
         shown = [name for name in names if name == "hypervolume" or "ratio_at_" in name]
-        shown = [name for name in shown if not name.endswith(("_low", "_high"))]
+        shown = [name for name in shown if not name.endswith(("_low", "_high", "_seeds"))]
         title = f"{', '.join(map(str, case))}: {group['evaluations'].iloc[0]} evaluations a seed"
         headers = ["algorithm", "seeds", *shown]
         table = Table(*headers, title=title, title_justify="left", box=None)
@@ -155,9 +158,10 @@ def _with_interval(row: pd.Series, measure: str) -> str:
     if math.isnan(row[measure]):
         return "-"
     text = f"{row[measure]:.3f}"
-    if math.isnan(row[f"{measure}_low"]):
-        return text
-    return f"{text} ({row[f'{measure}_low']:.3f}..{row[f'{measure}_high']:.3f})"
+    if not math.isnan(row[f"{measure}_low"]):
+        text += f" ({row[f'{measure}_low']:.3f}..{row[f'{measure}_high']:.3f})"
+    known = row[f"{measure}_seeds"]
+    return text if known == row["seeds"] else f"{text}, {known} of {row['seeds']} seeds"
 
 
 def _spec(file: str, output: str | None, address: str | None) -> Any:

@@ -105,7 +105,15 @@ def _export(args: argparse.Namespace) -> None:
         raise InputError(goal.flag, value, "use a number above 0")
     run = RunDirectory.open(args.run)
     from search.export import export  # torch: after what is cheap to check
+    from search.table import provable_note
+    from search.table import scaled
 
-    for key, value in export(run, goal, args.output).items():
+    result = export(run, goal, args.output)
+    result["energy"] = f"{scaled(result.pop('energy_pj') * 1e-12)}J"
+    for file in result.pop("files"):
+        print(file)
+    for key, value in result.items():
         text = "not measured yet" if value is None else value
         print(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {text}")
+    for line in provable_note(goal.max_accuracy_drop or math.inf, result["search_images"]):
+        print(line)

@@ -102,6 +102,7 @@ def _search(args: argparse.Namespace) -> None:
     from hwmodel import load_accelerator
     from search.optuna_proposer import require_optuna
     from search.run_directory import RunDirectory
+    from search.runner import run_search  # noqa: F401 (so that a new run is at work at once)
     from search.warm_start import initial_policies
 
     spec = _spec(args).absolute()
@@ -197,6 +198,8 @@ def _run(run: RunDirectory, spec: Spec) -> None:
             raise
     else:
         print_report(run, build_report(run))
+        if message := run.message():
+            print(message, file=sys.stderr)
 
 
 def _spec(args: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -> Spec:

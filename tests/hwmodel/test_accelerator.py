@@ -65,6 +65,13 @@ def part_of(data: dict, path: str) -> tuple[dict | list, str | int]:
     return data, keys[-1]
 
 
+def test_a_misspelt_key_is_answered_by_the_right_one(tmp_path: Path) -> None:
+    data = preset_data("eyeriss-like")
+    data["clock"] = data.pop("clock_hz")
+    with pytest.raises(InputError, match=r"^clock: .*did you mean clock_hz\?"):
+        load_accelerator(save(tmp_path, data))
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [

@@ -45,6 +45,15 @@ def test_splits_are_apart() -> None:
     assert (board.count(), board.count("test")) == (1, 2)
 
 
+def test_a_search_is_late_only_if_a_trial_was_at_it_until_the_end() -> None:
+    early, late = Board({}, [0, 1], seconds=60.0), Board({}, [0, 1], seconds=0.0)
+    for board in (early, late):
+        assert not board.is_late()
+        board.searched(0)
+    assert not early.is_late()
+    assert late.is_late()
+
+
 def test_seeds_search_until_each_has_said_that_it_has() -> None:
     board = Board({}, seeds=[3, 5])
     board.searched(3)

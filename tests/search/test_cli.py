@@ -221,13 +221,29 @@ def test_export_hands_over_run_limit_and_folder(
     run: RunDirectory, tmp_path: Path, provide: Callable[..., None], capsys
 ) -> None:
     def export(run: RunDirectory, goal: Goal, folder: str) -> dict[str, object]:
-        return {"run": run.location, "goal": goal.name, "folder": folder}
+        return {
+            "run": run.location,
+            "goal": goal.name,
+            "files": [f"{folder}/network.py"],
+            "energy_pj": 604_300.0,
+            "test_accuracy_drop": None,
+            "search_images": 450,
+        }
 
     provide("search.export", export=export)
     assert main(["export", run.location, "--max-accuracy-drop", "1", "--output", "out"]) == 0
-    assert capsys.readouterr().out == f"run: {run.location}\ngoal: best at 1\nfolder: out\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "out/network.py",
+        f"run: {run.location}",
+        "goal: best at 1",
+        "test_accuracy_drop: not measured yet",
+        "search_images: 450",
+        "energy: 604 nJ",
+    ]
     assert main(["export", run.location, "--max-energy-ratio", "0.5", "--output", "out"]) == 0
     assert "goal: best at 0.5 of INT8\n" in capsys.readouterr().out
+    assert main(["export", run.location, "--max-accuracy-drop", "0.1", "--output", "out"]) == 0
+    assert "cannot show that less than 0.52 points are lost" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan"])

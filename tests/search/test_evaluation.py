@@ -72,6 +72,15 @@ def worker(
     return EvaluationWorker(spec, own, permit=permit)
 
 
+def test_a_task_that_gives_other_weights_in_another_process_is_refused(
+    evaluator: Evaluator, tmp_path: Path
+) -> None:
+    here = worker(evaluator, tmp_path)
+    EvaluationWorker(replace(here.spec, weights_hash=here.weights_hash), evaluator)
+    with pytest.raises(InputError, match=r"^task: .*other weights in another process"):
+        EvaluationWorker(replace(here.spec, weights_hash="0" * 16), evaluator)
+
+
 def test_a_baseline_too_wide_for_the_accelerator_has_no_price(
     evaluator: Evaluator, tmp_path: Path
 ) -> None:

@@ -53,6 +53,14 @@ def rows_for_pick() -> pd.DataFrame:
     )
 
 
+def test_of_what_costs_the_same_the_smaller_model_is_taken() -> None:
+    large, small = (evaluation(number, accuracy=0.899, energy_pj=4e7) for number in (1, 2))
+    rows = frame([*baselines(), large, replace(small, model_bytes=large.model_bytes / 2)])
+    best = pick(rows, Goal(max_accuracy_drop=0.5))
+    assert best is not None
+    assert int(best["config_hash"], 16) == 2
+
+
 @pytest.mark.parametrize(
     ("weights", "number", "ratio"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 
 import pytest
 import ray
@@ -33,6 +34,25 @@ def test_evaluators_share_the_cluster_with_all_trials(
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: there)
     assert evaluators_that_fit(ResourceSection(**resources), trials) == expected
+
+
+def test_ctrl_c_waits_until_ray_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray may crash where it is interrupted within its start."""
+    steps = []
+
+    def start(**_: object) -> None:
+        steps.append("starting")
+        signal.raise_signal(signal.SIGINT)
+        steps.append("started")
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: steps.append("shut down"))
+    with pytest.raises(KeyboardInterrupt), ray_session(ResourceSection()):
+        steps.append("at work")
+    assert steps == ["starting", "started", "shut down"]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def addresses_of_open_ports() -> set[str]:

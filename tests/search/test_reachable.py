@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from envs.episode import start_choice
 from envs.limits import CostLimits
 from hwmodel import InputError
+from search.reachable import require_energies
 from search.reachable import require_reachable
 from tests.envs.synthetic import synthetic_problem
 
@@ -29,6 +31,17 @@ def test_what_a_limit_is_refused_with_can_be_held(name: str) -> None:
     check(CostLimits(**{name: least(name)}))
     with pytest.raises(InputError):
         check(CostLimits(**{name: 0.9 * least(name)}))
+
+
+def test_what_an_energy_is_refused_with_can_be_reached() -> None:
+    int8_pj = float(PROBLEM.cost(start_choice(PROBLEM.space)[None]).energy_pj[0])
+    with pytest.raises(InputError, match=r"energy_targets: 0\.01") as refused:
+        require_energies(PROBLEM, (0.5, 0.01), int8_pj)
+    least = float(refused.value.allowed.split(" takes ")[1].split()[0])
+    require_energies(PROBLEM, (least + 0.001,), int8_pj)
+    with pytest.raises(InputError):
+        require_energies(PROBLEM, (0.95 * least,), int8_pj)
+    require_energies(PROBLEM, (), int8_pj)
 
 
 def test_no_limits_are_held() -> None:

@@ -18,6 +18,7 @@ from ledger_rows import evaluation
 from pyarrow import fs
 from test_spec import spec
 
+from hwmodel import load_accelerator
 from hwmodel.errors import InputError
 from search.run_directory import RunDirectory
 
@@ -37,6 +38,15 @@ def test_what_was_created_can_be_opened(run: RunDirectory) -> None:
     assert again.spec() == spec()
     assert again.ledger.read().empty
     assert again.status()["evaluations"] == 0
+
+
+def test_a_run_keeps_its_accelerator_and_goes_on_with_no_other(run: RunDirectory) -> None:
+    accelerator = load_accelerator("eyeriss-like")
+    run.require_accelerator(spec(), accelerator)
+    run.require_accelerator(spec(), accelerator)
+    faster = accelerator.model_copy(update={"clock_hz": 2 * accelerator.clock_hz})
+    with pytest.raises(InputError, match=r"^accelerator: 'eyeriss-like' .*accelerator\.json"):
+        run.require_accelerator(spec(), faster)
 
 
 def test_a_run_can_live_behind_a_uri(tmp_path: Path) -> None:

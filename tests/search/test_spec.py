@@ -173,6 +173,13 @@ def test_a_preference_that_asks_for_nothing_is_refused(changes, line: str) -> No
         spec(**changes)
 
 
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text("task: digits\nbudget: 20\ntask: cifar10-resnet20\n")
+    with pytest.raises(InputError, match=r"spec\.yaml, line 3: .*'task' is there twice"):
+        Spec.load(path)
+
+
 def test_an_attack_is_read_and_written(tmp_path: Path) -> None:
     told = spec(robustness={"attack": "pgd", "epsilon": 0.01, "steps": 7})
     assert told.attack == Attack("pgd", 0.01, steps=7)

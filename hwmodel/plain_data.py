@@ -1,4 +1,4 @@
-"""Plain data validated by pydantic, with one line for the user where it is not as it should be."""
+"""Plain data from YAML, and models from it, with one line for the user where they are not right."""
 
 from __future__ import annotations
 
@@ -11,12 +11,45 @@ from typing import Any
 from typing import TypeVar
 from typing import get_args
 
+import yaml
 from pydantic import BaseModel
 from pydantic import ValidationError
 
 from hwmodel.errors import InputError
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """As the safe loader, but of a key that is there twice the last value does not silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: list[object] = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                problem = f"{key!r} is there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.append(key)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Plain data from YAML text; ``source`` names it in errors.
+
+    Raises:
+        InputError: it is not YAML, or has a key twice; names the line.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line if error.problem_mark else 0
+        content = (text.splitlines() or [""])[min(line, max(text.count("\n") - 1, 0))]
+        allowed = f"use valid YAML ({error.problem})"
+        raise InputError(f"{source}, line {line + 1}", content.strip(), allowed) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        allowed = f"use valid YAML ({(str(error).splitlines() or [type(error).__name__])[0]})"
+        raise InputError(source, "its content", allowed) from None
 
 
 def validated(model: type[Model], field: str, data: object) -> Model:
@@ -51,7 +84,7 @@ def _first_error(model: type[BaseModel], error: ValidationError) -> InputError:
     if isinstance(cause, InputError):
         inner = cause.field.removeprefix(".")
         separator = "." if inner and not inner.startswith("[") else ""
-        return InputError(f"{path}{separator}{inner}", cause.value, cause.allowed)
+        return InputError(f"{path}{separator}{inner}".strip("."), cause.value, cause.allowed)
     if first["type"] == "extra_forbidden":
         section, key = _section(model, first["loc"][:-1]), str(first["loc"][-1])
         known = list(section.model_fields)
