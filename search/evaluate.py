@@ -11,6 +11,8 @@ from envs.config import uniform
 from envs.setup import prepare_evaluator
 from envs.setup import trace_task
 from envs.tasks import TaskSpec
+from envs.tasks import architecture
+from envs.trace import trace
 from hwmodel import Accelerator
 from hwmodel import LayerStates
 from hwmodel import Workload
@@ -86,6 +88,8 @@ def network_states(
 ) -> tuple[Workload, LayerStates]:
     """What a configuration leaves; without one the dense network, no zeros assumed.
 
+    A dense network whose architecture is known by name needs no data, and no weights.
+
     Args:
         task_spec: The task.
         config: The configuration.
@@ -94,9 +98,11 @@ def network_states(
     Raises:
         InputError: the configuration does not fit the network.
     """
-    task = task_spec.load()
     if config is None:
-        workload = trace_task(task).workload
-        return workload, LayerStates.dense(workload, dense_bits)
+        is_bare = task_spec.data is None and task_spec.weights in (None, "random")
+        known = architecture(task_spec.name) if is_bare else None
+        network = trace_task(task_spec.load()) if known is None else trace(*known, task_spec.name)
+        return network.workload, LayerStates.dense(network.workload, dense_bits)
+    task = task_spec.load()
     compressor = prepare_evaluator(task).compressor
     return compressor.network.workload, compressor.states(compressor.compress(config))

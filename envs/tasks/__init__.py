@@ -1,6 +1,7 @@
 """Trained networks with the data and the metric that judge their compressed versions."""
 
 from envs.task_spec import TaskSpec
+from envs.tasks.registry import architecture
 from envs.tasks.registry import load_task
 from envs.tasks.registry import task_names
 from envs.tasks.task import Draw
@@ -16,6 +17,7 @@ __all__ = [
     "Split",
     "Task",
     "TaskSpec",
+    "architecture",
     "cache_directory",
     "load_task",
     "task_names",

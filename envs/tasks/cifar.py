@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch import nn
 from torch.nn import functional as F
 
 from envs.tasks.resnet import CifarResNet
@@ -67,6 +68,11 @@ def load(depth: int, data: str | None = None, weights: str | None = None) -> Tas
         chance=0.1,
         fresh_calibration=partial(_calibration, data),
     )
+
+
+def architecture(depth: int) -> tuple[nn.Module, Tensor]:
+    """The network with random weights, and one image; ``depth`` as in :func:`load`."""
+    return CifarResNet(depth).eval(), torch.zeros(1, 3, 32, 32)
 
 
 def _images(data: str | None, *, train: bool) -> tuple[Tensor, Tensor]:

@@ -60,11 +60,7 @@ def load(model: str, data: str | None, weights: str | None = None) -> Task:
         InputError: no such network; folders or weights are missing, damaged or do not fit.
     """
     name = f"cityscapes:{model}"
-    known = torchvision.models.list_models(module=torchvision.models.segmentation)
-    if model not in known:
-        similar = ", ".join(difflib.get_close_matches(model, known)) or "deeplabv3_resnet50"
-        allowed = f"use a network of torchvision.models.segmentation, such as {similar}"
-        raise InputError("task", name, allowed)
+    _require_known(model)
     if data is None:
         raise InputError("data", data, "use a folder that has leftImg8bit/ and gtFine/")
     if weights is None:
@@ -91,6 +87,24 @@ def load(model: str, data: str | None, weights: str | None = None) -> Task:
         predict=class_map,
         fresh_calibration=calibration,
     )
+
+
+def architecture(model: str) -> tuple[nn.Module, Tensor]:
+    """The network with random weights, and one image.
+
+    Raises:
+        InputError: no such network.
+    """
+    _require_known(model)
+    return _network(model, "random").eval(), torch.zeros(1, 3, *SIZE)
+
+
+def _require_known(model: str) -> None:
+    known = torchvision.models.list_models(module=torchvision.models.segmentation)
+    if model not in known:
+        similar = ", ".join(difflib.get_close_matches(model, known)) or "deeplabv3_resnet50"
+        allowed = f"use a network of torchvision.models.segmentation, such as {similar}"
+        raise InputError("task", f"cityscapes:{model}", allowed)
 
 
 class Logits(nn.Module):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+import torch
 import torchvision
 from PIL import Image
+from torch import Tensor
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Subset
@@ -41,11 +43,7 @@ def load(model: str, data: str | None, weights: str | None = None) -> Task:
     Raises:
         InputError: no such network; folders or weights are missing, damaged or do not fit.
     """
-    known = torchvision.models.list_models(module=torchvision.models)
-    if model not in known:
-        similar = ", ".join(difflib.get_close_matches(model, known)) or "resnet18, mobilenet_v2"
-        allowed = f"use a classification network of torchvision.models, such as {similar}"
-        raise InputError("task", f"torchvision:{model}", allowed)
+    _require_known(model)
     if data is None:
         raise InputError("data", data, "use a folder that has train/CLASS/ and val/CLASS/ images")
     transform = torchvision.models.get_model_weights(model).DEFAULT.transforms()
@@ -72,6 +70,27 @@ def load(model: str, data: str | None, weights: str | None = None) -> Task:
         chance=1 / len(train.classes),
         fresh_calibration=calibration,
     )
+
+
+def architecture(model: str) -> tuple[nn.Module, Tensor]:
+    """The network as for ImageNet, weights random, and one image of the size that it is meant for.
+
+    Raises:
+        InputError: no such network.
+    """
+    _require_known(model)
+    published = torchvision.models.get_model_weights(model).DEFAULT
+    network = _network(model, "random", len(published.meta["categories"]))
+    (size,) = published.transforms().crop_size
+    return network.eval(), torch.zeros(1, 3, size, size)
+
+
+def _require_known(model: str) -> None:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if model not in known:
+        similar = ", ".join(difflib.get_close_matches(model, known)) or "resnet18, mobilenet_v2"
+        allowed = f"use a classification network of torchvision.models, such as {similar}"
+        raise InputError("task", f"torchvision:{model}", allowed)
 
 
 def _network(model: str, weights: str | None, classes: int) -> nn.Module:

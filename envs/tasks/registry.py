@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+from torch import nn
+
 from envs.tasks import cifar
 from envs.tasks import custom
 from envs.tasks.task import Task
@@ -46,6 +49,31 @@ def load_task(name: str, *, data: str | None = None, weights: str | None = None)
         _refuse_data(name, data)
         return custom.load(name, weights)
     raise InputError("task", name, f"use one of {', '.join(known for known, _ in task_names())}")
+
+
+def architecture(name: str) -> tuple[nn.Module, Tensor] | None:
+    """A named task's network with random weights, and a batch of its inputs, without any data.
+
+    Args:
+        name: As for :func:`load_task`.
+
+    Returns:
+        None where only the task itself tells.
+
+    Raises:
+        InputError: no such network.
+    """
+    if name in _cifar10_names():
+        return cifar.architecture(int(name.removeprefix(CIFAR10_PREFIX)))
+    if name.startswith(TORCHVISION_PREFIX):
+        from envs.tasks import imagefolder
+
+        return imagefolder.architecture(name.removeprefix(TORCHVISION_PREFIX))
+    if name.startswith(CITYSCAPES_PREFIX):
+        from envs.tasks import cityscapes
+
+        return cityscapes.architecture(name.removeprefix(CITYSCAPES_PREFIX))
+    return None
 
 
 def task_names() -> list[tuple[str, str]]:

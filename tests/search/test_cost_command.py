@@ -12,6 +12,7 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import pytest
+from torchvision.models import get_model_weights
 
 from hwmodel import LayerShape
 from hwmodel import LayerStates
@@ -41,6 +42,24 @@ def here(tmp_path: Path) -> Path:
 def run_json(command: str, here: Path, capsys: pytest.CaptureFixture[str]) -> dict:
     assert main([*command.format(here=here).split(), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("model", ["mobilenet_v2", "alexnet"])
+def test_a_network_of_torchvision_is_priced_without_data(
+    model: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = run_json(f"cost --task torchvision:{model} --accelerator nvdla-small", here, capsys)
+    published = get_model_weights(model).DEFAULT.meta["_ops"]  # billions, to three digits
+    assert data["total"]["macs"] == pytest.approx(1e9 * published, abs=0.5e6)
+
+
+def test_a_network_of_cifar10_is_priced_without_data(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOULECUT_CACHE", str(here / "empty"))
+    data = run_json("cost --task cifar10-resnet20 --accelerator nvdla-small", here, capsys)
+    assert data["total"]["macs"] == 40_551_040
+    assert not (here / "empty").exists()
 
 
 def test_bare_layers_are_priced(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
