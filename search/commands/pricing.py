@@ -101,7 +101,7 @@ def _compare(args: argparse.Namespace) -> None:
     if args.json:
         print_json({**_heading(args), "accelerators": rows})
     else:
-        print_table(device_table(f"{workload.name}, level {args.level}", rows))
+        print_table(device_table(f"{workload.name}{_states(args)}, level {args.level}", rows))
         for row in rows:
             for note in row["notes"]:
                 print(f"{row['accelerator']}: {note}")
@@ -182,13 +182,20 @@ def _print(args: argparse.Namespace, report: CostReport) -> None:
     from search.cost_table import loop_nests
     from search.cost_table import tables
 
-    print(f"{report.workload} on {report.accelerator}, level {args.level}")
+    print(f"{report.workload}{_states(args)} on {report.accelerator}, level {args.level}")
     for table in tables(report):
         print_table(table)
     for nest in loop_nests(report):
         print(f"{nest}\n")
     for note in report.notes:
         print(note)
+
+
+def _states(args: argparse.Namespace) -> str:
+    """What a network is priced as that no file says it of."""
+    if args.layers is not None or args.config is not None:
+        return ""
+    return f" (dense, {args.bits or TASK_BITS} bits, no zeros counted)"
 
 
 def _write_csv(report: CostReport, path: Path) -> None:
