@@ -46,7 +46,7 @@ def score(
     count as the drop does. Bounded, since ratios are at least 0.001 and drops at most 100 points.
 
     Args:
-        cost_ratio: Cost by the problem's preference over that of the start, (candidates,).
+        cost_ratio: Cost by the problem's objective over that of the start, (candidates,).
         accuracy_drop: In points, (candidates,).
         target: Accepted drop in points, > 0, (candidates,).
         over_limits: See :func:`envs.limits.excess`, (candidates,).
@@ -76,7 +76,7 @@ class Game:
 
     Raises:
         InputError: every layer is pinned, so there is nothing to decide, or the hardware model's
-            level knows no energy.
+            level does not know what the objective counts.
     """
 
     def __init__(self, problem: CompressionProblem, accuracy: AccuracySource) -> None:
@@ -87,9 +87,9 @@ class Game:
             raise InputError("space.pinned", sorted(space.pinned), "leave a layer to decide about")
         self.start_choice = start_choice(space)
         start = problem.cost(self.start_choice[None])
-        self.start_cost = float(problem.preference.cost(start)[0])
+        self.start_cost = float(problem.objective.cost(start)[0])
         if not self.start_cost > 0:  # True for NaN too
-            raise InputError("level", problem.level, "use a level that prices energy")
+            raise InputError("level", problem.level, "use a level that prices what is minimized")
         self.prices = LayerPrices(problem)
         self.completions = Completions(problem, self.prices) if problem.limits.given else None
         self.is_filter = np.array([method.granularity == "filter" for method in space.methods])
@@ -125,7 +125,7 @@ class Episode:
     Attributes:
         choices: What stands so far, canonical, (candidates, layers, 4).
         score: Of ``choices``, (candidates,); exact after the last decision.
-        cost_ratio: Cost by the problem's preference over that of the start, (candidates,); exact
+        cost_ratio: Cost by the problem's objective over that of the start, (candidates,); exact
             after the last decision.
         accuracy_drop: In points, (candidates,); 0 before the last decision where it is expensive.
         over_limits: How far costs exceed their limits, see :func:`envs.limits.excess`,
@@ -309,7 +309,7 @@ class Episode:
         if final:
             report = game.problem.cost(self.choices)
             cost, self._usage = (
-                game.problem.preference.cost(report),
+                game.problem.objective.cost(report),
                 game.problem.limits.usage(report),
             )
         self.cost_ratio = cost / game.start_cost

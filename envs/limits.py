@@ -14,9 +14,6 @@ from envs.preference import LAYER_COSTS
 from hwmodel.errors import InputError
 from hwmodel.report import CostReport
 
-LIMITED = tuple(name for name in LAYER_COSTS if name != "energy_pj")
-"""Names of all limits that there may be, in the order of the attributes of ``CostLimits``."""
-
 
 @dataclass(frozen=True)
 class CostLimits:
@@ -72,6 +69,8 @@ class CostLimits:
 
 
 NO_LIMITS = CostLimits()
+LIMITED = tuple(asdict(NO_LIMITS))
+"""Names of all limits that there may be, in the order of the attributes of ``CostLimits``."""
 
 
 def excess(usage: NDArray[np.float64]) -> NDArray[np.float64]:

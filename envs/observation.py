@@ -156,7 +156,7 @@ class Observer:
             layer: Layer to decide about.
             previous: Layer decided before it, or -1.
             choices: (candidates, layers, 4), canonical.
-            layer_cost: Of ``choices``, by the problem's preference, (candidates, layers).
+            layer_cost: Of ``choices``, by the problem's objective, (candidates, layers).
             undecided: Layers not decided yet, this one among them.
             start_cost: Of the start.
             drop: Predicted so far, in points, (candidates,); 0 where nobody knows.
@@ -199,7 +199,7 @@ class Observer:
         Args:
             layers: Layers that are seen.
             choices: (candidates, layers, 4), canonical.
-            layer_cost: Of ``choices``, by the problem's preference, (candidates, layers).
+            layer_cost: Of ``choices``, by the problem's objective, (candidates, layers).
             start_cost: Of the start.
             drop: Predicted, in points, (candidates,); 0 where nobody knows.
             layer_drop: What of it would be undone by undoing each of ``layers``, in points,

@@ -26,11 +26,10 @@ over the layers it is."""
 
 @dataclass(frozen=True)
 class Preference:
-    """Weights of the costs of an inference: their weighted sum is to be small.
+    """How much each cost of an inference counts, each over that of a reference such as dense INT8.
 
     Attributes:
-        energy_pj, latency_cycles, bops, model_bytes, dram_bytes: Weight of each cost; >= 0, one of
-            them above 0.
+        energy_pj, latency_cycles, bops, model_bytes, dram_bytes: Weights; >= 0, one above 0.
 
     Raises:
         InputError: a weight is below 0 or not finite, or all are 0.
@@ -52,40 +51,55 @@ class Preference:
     def __str__(self) -> str:
         if len(self.given) == 1:
             return next(iter(self.given))
-        return " + ".join(f"{weight:g} {name}" for name, weight in self.given.items())
+        return " + ".join(f"{weight:.3g} {name}" for name, weight in self.given.items())
 
     @property
     def given(self) -> dict[str, float]:
         """The weights that are not 0, by name."""
         return {name: weight for name, weight in asdict(self).items() if weight > 0}
 
-    def layer_cost(self, report: CostReport) -> NDArray[np.float64]:
-        """Weighted sum of the costs of every layer, (candidates, layers)."""
-        return self.cost_of({name: getattr(report, LAYER_COSTS[name]) for name in self.given})
-
-    def cost(self, report: CostReport) -> NDArray[np.float64]:
-        """Weighted sum of the costs of a network, (candidates,)."""
-        return np.asarray(self.layer_cost(report).sum(axis=1))
-
-    def cost_of(self, costs: Mapping[str, Any]) -> NDArray[np.float64]:
-        """Weighted sum of costs by name, all of one shape."""
-        parts = [weight * np.asarray(costs[name], float) for name, weight in self.given.items()]
-        return np.asarray(sum(parts[1:], parts[0]))
-
-    def over(self, reference: Mapping[str, Any]) -> Preference:
-        """The same weights of shares: of costs over those of a reference, all above 0.
+    def over(self, reference: Mapping[str, float]) -> CostFunction:
+        """The weighted sum of costs over those of a reference.
 
         Raises:
             InputError: the reference has none of a cost that counts, or it is not known.
         """
-        shares = {}
         for name, weight in self.given.items():
             if not reference[name] > 0:  # True for NaN too
                 allowed = "leave it out: dense INT8, whose costs count as 1, has none of it"
-
                 raise InputError(f"preference.{name}", weight, allowed)
-            shares[name] = weight / float(reference[name])
-        return Preference(**shares)
+        return CostFunction(self.given, {name: float(reference[name]) for name in self.given})
+
+
+@dataclass(frozen=True)
+class CostFunction:
+    """A weighted sum of costs, each over a reference.
+
+    Attributes:
+        weights: By name of the cost, see :data:`LAYER_COSTS`; > 0.
+        reference: What each of them is divided by; > 0.
+    """
+
+    weights: Mapping[str, float]
+    reference: Mapping[str, float]
+
+    def layer_cost(self, report: CostReport) -> NDArray[np.float64]:
+        """Cost of every layer, (candidates, layers)."""
+        return self.cost_of({name: getattr(report, LAYER_COSTS[name]) for name in self.weights})
+
+    def cost(self, report: CostReport) -> NDArray[np.float64]:
+        """Cost of a network, (candidates,)."""
+        return np.asarray(self.layer_cost(report).sum(axis=1))
+
+    def cost_of(self, costs: Mapping[str, Any]) -> NDArray[np.float64]:
+        """Cost of what has these costs, by name and all of one shape."""
+        first, *others = (
+            weight * (np.asarray(costs[name], dtype=float) / self.reference[name])
+            for name, weight in self.weights.items()
+        )
+        return np.asarray(sum(others, first))
 
 
 ENERGY = Preference(energy_pj=1.0)
+ENERGY_PJ = ENERGY.over({"energy_pj": 1.0})
+"""Energy as it is, in pJ."""

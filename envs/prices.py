@@ -18,7 +18,7 @@ LEAST_FRACTION = 0.01
 class LayerPrices:
     """Cost of every option of every layer, and its shares of the problem's limits, priced once.
 
-    What counts as cost the problem's preference tells.
+    The cost is that by the problem's objective.
 
     A price depends on the layer's own option and, linearly between two priced points (all input
     channels and half of them), on the input channels left. What it leaves out is the width at
@@ -105,5 +105,5 @@ def _price(
     in_channels = np.where(depthwise, states.out_channels, in_channels)
     states = replace(states, in_channels=in_channels)
     report = cost(problem.workload, states, problem.accelerator, level=problem.level)
-    layer_cost = problem.preference.layer_cost(report)[..., None]
+    layer_cost = problem.objective.layer_cost(report)[..., None]
     return np.concatenate([layer_cost, problem.limits.layer_usage(report)], axis=-1)

@@ -14,8 +14,8 @@ from envs.config import run_of
 from envs.limits import NO_LIMITS
 from envs.limits import CostLimits
 from envs.options import OptionTable
-from envs.preference import ENERGY
-from envs.preference import Preference
+from envs.preference import ENERGY_PJ
+from envs.preference import CostFunction
 from envs.space import ACTIVATION_BITS
 from envs.space import METHOD
 from envs.space import SPARSITY
@@ -42,7 +42,8 @@ class CompressionProblem:
         table: What each option of each layer does to weights and outputs.
         level: Level of the hardware model, see ``hwmodel.cost``.
         limits: What an inference may cost at most at that level, besides energy.
-        preference: What it is to cost as little of as possible at that level.
+        objective: What it is to cost as little of as possible at that level; energy in pJ unless
+            ``Preference.over`` made another.
     """
 
     workload: Workload
@@ -51,7 +52,7 @@ class CompressionProblem:
     table: OptionTable
     level: Level = "mid"
     limits: CostLimits = NO_LIMITS
-    preference: Preference = ENERGY
+    objective: CostFunction = ENERGY_PJ
 
     def cost(self, choices: NDArray[np.int64]) -> CostReport:
         """Price choices of shape (candidates, layers, 4), which must be canonical."""

@@ -1,6 +1,6 @@
 """Plain allocation: for every layer the option that costs least at a price for damage.
 
-With damage that adds up over layers, the configurations of least ``energy + price * damage`` are
+With damage that adds up over layers, the configurations of least ``cost + price * damage`` are
 the convex hull of the predicted front (Shoham and Gersho, IEEE ASSP 36(9), 1988). Energy is not
 quite a sum over layers: a map is written at the width of its widest reader, and a removed channel
 is gone from all layers that read it. So layers are decided in turn, each by what the whole network
@@ -181,7 +181,7 @@ class Allocator:
     def _costs(self, choices: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Costs over the baseline's, (candidates,), and shares of limits, (candidates, limits)."""
         report = self._problem.cost(choices)
-        return self._problem.preference.cost(
+        return self._problem.objective.cost(
             report
         ) / self._baseline_cost, self._problem.limits.usage(report)
 

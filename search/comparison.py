@@ -26,7 +26,7 @@ from search.storage import Storage
 from search.storage import table_files
 from search.storage import write_error
 
-CASE = ["task", "accelerator"]
+CASE = ["task", "accelerator", "minimized"]
 """What is the same for the algorithms that are compared."""
 
 _RESAMPLES = 2000
@@ -37,10 +37,11 @@ def curves(runs: Iterable[RunDirectory]) -> pd.DataFrame:
     """What every seed of every run had reached after each of its evaluations.
 
     Returns:
-        Columns ``task``, ``accelerator``, ``algorithm``, ``run``, ``seed``, ``evaluations`` (0: the
-        baselines alone), ``hypervolume`` (share of the box cost ratio to dense INT8 <= 1, loss
-        <= 10 points, that is dominated, on the search split) and, for every target of the runs,
-        ``ratio_at_TARGET``: least measured cost ratio at that loss on the search split.
+        Columns ``task``, ``accelerator``, ``minimized`` (which cost), ``algorithm``, ``run``,
+        ``seed``, ``evaluations`` (0: the baselines alone), ``hypervolume`` (share of the box cost
+        ratio to dense INT8 <= 1, loss <= 10 points, that is dominated, on the search split) and,
+        for every target of the runs, ``ratio_at_TARGET``: least measured cost ratio at that loss on
+        the search split.
 
     Raises:
         InputError: there is no run with baselines.
@@ -142,6 +143,7 @@ def _run_curves(run: RunDirectory) -> list[dict[str, object]]:
             row: dict[str, object] = {
                 "task": spec.task.name,
                 "accelerator": spec.accelerator,
+                "minimized": str(spec.goals.preference),
                 "algorithm": _label(spec),
                 "run": run.location,
                 "seed": seed,
@@ -160,8 +162,7 @@ def _label(spec: Spec) -> str:
     measured = f" ({spec.accuracy})" if spec.accuracy == "measured" else ""
     warm = " (warm)" if spec.init_from else ""
     limits = f", {spec.goals.limits}" if spec.goals.limits.given else ""
-    preference = f", least {spec.goals.preference}" if spec.preference else ""
-    return spec.algorithm + measured + warm + limits + preference
+    return spec.algorithm + measured + warm + limits
 
 
 def _run_picks(run: RunDirectory) -> list[dict[str, object]]:

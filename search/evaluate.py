@@ -8,6 +8,7 @@ from typing import Any
 from envs.attack import Attack
 from envs.config import CompressionConfig
 from envs.config import uniform
+from envs.preference import LAYER_COSTS
 from envs.setup import prepare_evaluator
 from envs.setup import trace_task
 from envs.tasks import TaskSpec
@@ -18,7 +19,6 @@ from hwmodel import LayerStates
 from hwmodel import Workload
 from hwmodel import cost
 from hwmodel.pricing import Level
-from search.evaluation import COSTS
 from search.evaluation import supports
 from search.evaluation import total_costs
 
@@ -55,7 +55,7 @@ def evaluate_config(
     trained = uniform(compressor.network.names, 32)
     is_priced = config is not None or supports(accelerator, trained)
     config = config or trained
-    costs: dict[str, Any] = dict.fromkeys(COSTS)
+    costs: dict[str, Any] = dict.fromkeys(LAYER_COSTS)
     if is_priced:
         states = compressor.states(compressor.compress(config))
         costs = total_costs(cost(compressor.network.workload, states, accelerator, level=level))

@@ -20,6 +20,7 @@ from envs.evaluator import Evaluator
 from envs.evaluator import is_out_of_memory
 from envs.evaluator import weights_hash
 from envs.layer_compression import COMPRESSION_VERSION
+from envs.preference import LAYER_COSTS
 from envs.setup import prepare_evaluator
 from envs.setup import recalibrated
 from hwmodel import Accelerator
@@ -38,10 +39,9 @@ from search.requests import WorkerSpec
 from search.storage import local_database
 
 _log = logging.getLogger(__name__)
-COSTS = ("energy_pj", "latency_cycles", "bops", "model_bytes", "dram_bytes")
 RECALIBRATION_SEED = 1
 """Of the sample of calibration data that picks are compressed from again: the same for all."""
-_NO_COSTS = dict.fromkeys(COSTS, float("nan"))
+_NO_COSTS = dict.fromkeys(LAYER_COSTS, float("nan"))
 
 
 class EvaluationWorker:
@@ -251,10 +251,4 @@ def supports(accelerator: Accelerator, config: CompressionConfig) -> bool:
 
 def total_costs(report: CostReport) -> dict[str, float]:
     """Costs of one inference of the only candidate of a report, by the ledger's names."""
-    return {
-        "energy_pj": float(report.energy_pj[0]),
-        "latency_cycles": float(report.total_latency_cycles[0]),
-        "bops": float(report.total_bops[0]),
-        "model_bytes": float(report.model_bytes[0]),
-        "dram_bytes": float(report.dram_bytes[0].sum()),
-    }
+    return {name: float(getattr(report, of)[0].sum()) for name, of in LAYER_COSTS.items()}

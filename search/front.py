@@ -46,11 +46,12 @@ def cost_ratios(
 ) -> NDArray[np.float64]:
     """What every row costs by a preference, over what dense INT8 does, (rows,).
 
-    NaN where a row's costs are not known. Costs as they are before those of dense INT8 are known.
+    NaN where a row's costs are not known, or those of dense INT8 are not known yet.
     """
-    if int8 is not None:
-        preference = preference.over({name: int8[name] for name in preference.given})
-    return preference.cost_of({name: rows[name] for name in preference.given})
+    if int8 is None:
+        return np.full(len(rows), np.nan)
+    costs = preference.over({name: int8[name] for name in preference.given})
+    return costs.cost_of({name: rows[name] for name in preference.given})
 
 
 def non_dominated(

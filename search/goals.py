@@ -15,7 +15,7 @@ OF_INT8 = " of INT8"
 
 @dataclass(frozen=True)
 class Goal:
-    """The least energy at a loss, or the least loss at an energy; one of both is None.
+    """The least cost at a loss, or the least loss at an energy; one of both is None.
 
     Attributes:
         max_accuracy_drop: Points of accuracy that may be lost.
@@ -48,10 +48,10 @@ class Goals:
     """All that a search is asked for.
 
     Attributes:
-        targets: Points of accuracy that may be lost, at which the least energy is wanted.
+        targets: Points of accuracy that may be lost, at which the least cost is wanted.
         limits: What an inference may cost at most at the run's level, besides energy.
         energy_targets: Energies over that of dense INT8, at which the least loss is wanted.
-        preference: What "least energy" stands for: the weights of costs over those of dense INT8.
+        preference: The costs of which, weighted, the least is wanted where no energy is given.
     """
 
     targets: tuple[float, ...]

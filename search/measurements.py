@@ -40,8 +40,7 @@ class Reference:
     Attributes:
         accuracy: Of the uncompressed network on the search split, 0..1.
         chance: Accuracy of guessing, 0..1.
-        cost: Of dense INT8 by the problem's preference at its level, which ratios of proposers are
-            relative to.
+        cost: That of dense INT8 by the problem's objective: what ratios are relative to.
         aims: Drops in points at which the least cost is asked for, see
             :func:`drops_that_hold`.
         images: Images of the search split.
@@ -99,7 +98,7 @@ class Measurements:
     def _priced(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Cost ratios of what was measured, and which of it holds the limits."""
         report = self.problem.cost(self.choices)
-        ratio = self.problem.preference.cost(report) / self.reference.cost
+        ratio = self.problem.objective.cost(report) / self.reference.cost
         return ratio, self.problem.limits.hold(report)
 
     @property

@@ -47,7 +47,7 @@ class SeedMetrics:
         run: The run's directory, which tells its metrics from others'.
         seed: The seed.
         evaluators: How many it has.
-        goals: At whose targets the energy of the best is reported.
+        goals: At whose targets the least cost is reported.
     """
 
     def __init__(self, run: str, seed: int, evaluators: int, goals: Goals) -> None:
@@ -58,8 +58,8 @@ class SeedMetrics:
         self._gauges = {
             name: _tagged(prometheus.Gauge, name, text, tags) for name, text in _GAUGES.items()
         }
-        text = "Energy of the best within a target's loss, over that of dense INT8"
-        self._best = _tagged(prometheus.Gauge, "best_energy_ratio", text, tags, "target")
+        text = "Least cost within a target's loss, over that of dense INT8"
+        self._best = _tagged(prometheus.Gauge, "best_cost_ratio", text, tags, "target")
         self._evaluators = evaluators
         self._goals = goals
         self._dense: Evaluation | None = None
@@ -122,7 +122,7 @@ class SeedMetrics:
             self._update_best()
         for target, ratio in self._ratios.items():
             self._best.set(ratio, {"target": target})
-        ratios = {f"best_energy_ratio/{target}": ratio for target, ratio in self._ratios.items()}
+        ratios = {f"best_cost_ratio/{target}": ratio for target, ratio in self._ratios.items()}
         return self._totals | figures | ratios
 
     def _counts(self, row: Evaluation) -> bool:
@@ -140,9 +140,9 @@ class SeedMetrics:
         """Best by target, as the status of the run has them."""
         best = best_so_far(pd.DataFrame(self._rows), self._goals) if self._rows else []
         self._ratios = {
-            f"{entry['max_accuracy_drop']:g}": entry["energy_ratio_int8"]
+            f"{entry['max_accuracy_drop']:g}": entry["cost_ratio_int8"]
             for entry in best
-            if entry["max_accuracy_drop"] is not None and entry["energy_ratio_int8"] is not None
+            if entry["max_accuracy_drop"] is not None and entry["cost_ratio_int8"] is not None
         }
         self._is_stale = False
 

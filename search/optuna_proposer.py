@@ -33,7 +33,7 @@ def require_optuna() -> ModuleType:
 
 
 class OptunaProposer:
-    """Least energy ratio and accuracy drop at once, by multi-objective TPE or NSGA-II.
+    """Least cost ratio and accuracy drop at once, by multi-objective TPE or NSGA-II.
 
     Every column of every layer is one integer parameter: menus ascend, and methods are few. What
     others measured, the baselines among it, is told like its own.

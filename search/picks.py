@@ -58,12 +58,12 @@ class Candidates:
     Args:
         rows: Ledger rows of any split and role; only the search split is looked at.
         reference: Row of the uncompressed network on the search split.
-        int8: Row of dense INT8 on the search split; None where it is not known.
+        int8: Row of dense INT8 on the search split.
         goals: Their limits, and what of costs counts.
     """
 
     def __init__(
-        self, rows: pd.DataFrame, reference: pd.Series, int8: pd.Series | None, goals: Goals
+        self, rows: pd.DataFrame, reference: pd.Series, int8: pd.Series, goals: Goals
     ) -> None:
         found = distinct(rows, "search")
         cost = cost_ratios(found, int8, goals.preference)
@@ -72,13 +72,13 @@ class Candidates:
         counts = holds_limits(found, goals.limits) & ~np.isnan(cost) & ~np.isnan(bound)
         self._rows = found.assign(drop_bound=bound, cost_ratio=cost)[counts]
         self._provable = smallest_provable_drop(int(reference["images"]))
-        self._int8_pj = None if int8 is None else float(int8["energy_pj"])
+        self._int8_pj = float(int8["energy_pj"])
 
     @classmethod
     def of(cls, rows: pd.DataFrame, goals: Goals) -> Candidates | None:
-        """Those of a ledger; None before its uncompressed network was measured."""
+        """Those of a ledger; None before dense FP32 and INT8 were measured."""
         reference, int8 = (baseline(rows, name, "search") for name in (DENSE_FP32, DENSE_INT8))
-        if reference is None:
+        if reference is None or int8 is None:
             return None
         return cls(rows, reference, int8, goals)
 
@@ -95,8 +95,8 @@ class Candidates:
         if goal.max_accuracy_drop is not None:
             # Whatever the last digit of the bound of one that loses nothing.
             provable = max(goal.max_accuracy_drop, self._provable) + 1e-9
-            return self._least(bound <= provable, "cost_ratio", "model_bytes", "drop_bound")
-        if goal.max_energy_ratio is None or self._int8_pj is None:
+            return self._least(bound <= provable, "cost_ratio", "drop_bound", "model_bytes")
+        if goal.max_energy_ratio is None:
             return None
         energy_pj = self._rows["energy_pj"].to_numpy(dtype=float)
         affordable = energy_pj <= goal.max_energy_ratio * self._int8_pj
@@ -120,7 +120,7 @@ def unreached(rows: pd.DataFrame, goals: Goals, reached: Collection[str]) -> lis
 def best_so_far(rows: pd.DataFrame, goals: Goals) -> list[dict[str, Any]]:
     """Best so far for every goal, as ``status`` has it; goals that nothing reaches are left out."""
     reference, int8 = (baseline(rows, name, "search") for name in (DENSE_FP32, DENSE_INT8))
-    if reference is None:
+    if reference is None or int8 is None:
         return []
     return [
         {
@@ -130,10 +130,8 @@ def best_so_far(rows: pd.DataFrame, goals: Goals) -> list[dict[str, Any]]:
             "search_accuracy_drop": float((reference["accuracy"] - picked.row["accuracy"]) * 100),
             "search_drop_bound": float(picked.row["drop_bound"]),
             "energy_pj": float(picked.row["energy_pj"]),
-            "energy_ratio_int8": (
-                None if int8 is None else picked.row["energy_pj"] / int8["energy_pj"]
-            ),
-            "cost_ratio_int8": None if int8 is None else float(picked.row["cost_ratio"]),
+            "energy_ratio_int8": picked.row["energy_pj"] / int8["energy_pj"],
+            "cost_ratio_int8": float(picked.row["cost_ratio"]),
         }
         for picked in picks(rows, goals)
     ]

@@ -15,7 +15,7 @@ from search.front import pareto_front
 
 WORST_RATIO = 1.0
 WORST_DROP = 10.0
-"""Corner of the box whose dominated part is to grow: energy ratio, and drop in points."""
+"""Corner of the box whose dominated part is to grow: cost ratio, and drop in points."""
 _NODES, _NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(7)
 _NODE_WEIGHTS = _NODE_WEIGHTS / _NODE_WEIGHTS.sum()
 """Gauss-Hermite quadrature of a standard normal variable."""
@@ -35,7 +35,7 @@ def log_axis(drop: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def plain_axis(ratio: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Energy ratios as they are."""
+    """Cost ratios as they are."""
     return ratio
 
 
@@ -82,7 +82,7 @@ def select(
         estimated_drop: What these are without the luck of the images, (measurements,): it is by
             this that a target is held.
         baseline_cost: What cost ratios are relative to.
-        aims: Drops in points at which the least energy counts most.
+        aims: Drops in points at which the least cost counts most.
         energy_aims: Energy ratios at which the least drop counts most.
 
     Returns:
@@ -91,7 +91,7 @@ def select(
     candidates = np.unique(candidates, axis=0)
     report = problem.cost(candidates)
     holds = problem.limits.hold(report)
-    candidates, ratio = candidates[holds], problem.preference.cost(report)[holds] / baseline_cost
+    candidates, ratio = candidates[holds], problem.objective.cost(report)[holds] / baseline_cost
     outcomes = np.stack([predictor.optimistic_drop(candidates, -node) for node in _NODES], axis=1)
     middle = outcomes[:, len(_NODES) // 2]
     views: list[tuple[Axis, Axis, NDArray[np.float64]]] = [

@@ -22,13 +22,13 @@ from search.proposals import propose_random
 from search.storage import Storage
 
 DAMAGE_PRICES = (0.3, 300.0)
-"""Range of the prices of damage at which allocations are made: energies from that of some ten
+"""Range of the prices of damage at which allocations are made: costs from that of some ten
 points lost to that of a tenth of a point."""
 FRONT_PRICES = 48
 """Prices at which the predicted front is computed."""
 POSTERIOR_DRAWS = 3
 """Damage tables drawn for each batch of refined allocations."""
-_SPREADS = (0.25, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0)
+_SPREADS = (0.25, 0.5, 1.0, 1.5, 2.0, 2.5)
 """Of the random factors that are tried in turn, in natural logarithms."""
 _FIRST_TRIALS = 10
 _TRIALS = 4

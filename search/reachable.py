@@ -26,7 +26,7 @@ def require_energies(
     """Refuse an energy that no configuration of the space is found to hold.
 
     Args:
-        problem: Prefers energy.
+        problem: Its objective is energy.
         ratios: Energies over that of dense INT8.
         int8_energy_pj: Of dense INT8 at the problem's level.
 
@@ -36,7 +36,7 @@ def require_energies(
     if not ratios:
         return
     start = start_choice(problem.space)[None]
-    allocator = Allocator(problem, int8_energy_pj)
+    allocator = Allocator(problem, float(problem.objective.cost(problem.cost(start))[0]))
     damage = AccuracyPredictor(problem.table, reference=1.0, chance=0.0).layer_damage()
     smallest = allocator.descend(damage, np.zeros(1), start)
     least = float(problem.cost(smallest).energy_pj[0]) / int8_energy_pj
@@ -62,7 +62,7 @@ def require_reachable(problem: CompressionProblem, asked: CostLimits) -> None:
     if not limits:
         return
     start = np.repeat(start_choice(problem.space)[None], len(limits), axis=0)
-    cost = float(problem.preference.cost(problem.cost(start[:1]))[0])
+    cost = float(problem.objective.cost(problem.cost(start[:1]))[0])
     damage = AccuracyPredictor(problem.table, reference=1.0, chance=0.0).layer_damage()
     free = np.zeros(len(limits))
     allocator = Allocator(problem, cost)

@@ -243,8 +243,6 @@ class _Measure:
 
     def cost_ratios(self, rows: pd.DataFrame) -> NDArray[np.float64]:
         """Costs over those of dense INT8, (rows,); NaN where unknown."""
-        if self._int8 is None:
-            return np.full(len(rows), math.nan)
         return cost_ratios(rows, self._int8, self._preference)
 
     def entry(self, row: pd.Series) -> Entry:
@@ -253,8 +251,7 @@ class _Measure:
     def front(self, search: pd.DataFrame) -> list[Entry]:
         if self.search_reference is None:
             return []
-        cost = cost_ratios(search, self._int8, self._preference)
-        best = non_dominated(search, self.search_reference, cost)
+        best = non_dominated(search, self.search_reference, self.cost_ratios(search))
         return [self.entry(search.iloc[i]) for i in best]
 
     def baselines(self) -> list[Entry]:

@@ -21,7 +21,6 @@ from envs.config import uniform
 from envs.evaluator import Evaluator
 from envs.evaluator import weights_hash
 from envs.layer_compression import COMPRESSION_VERSION
-from envs.preference import ENERGY
 from envs.problem import CompressionProblem
 from envs.setup import prepare_evaluator
 from envs.setup import prepare_problem
@@ -176,12 +175,9 @@ def _with_goals(
         limits = limits.scaled(
             {name: min(here[name] / there[name] for here, there in pairs) for name in limits.given}
         )
-    preference = spec.goals.preference
     int8_config = baseline_config(worker, spec, BASELINES[DENSE_INT8])
     dense_int8 = total_costs(worker.price(int8_config, problem.level))
-    if preference != ENERGY:
-        preference = preference.over(dense_int8)
-    problem = replace(problem, limits=limits, preference=preference)
+    problem = replace(problem, limits=limits, objective=spec.goals.preference.over(dense_int8))
     require_reachable(problem, asked)
     require_energies(problem, spec.energy_targets, dense_int8["energy_pj"])
     return problem
@@ -295,7 +291,7 @@ def _search(
         accuracy=spec.accuracy,
         shares=shares,
         baselines=baselines,
-        int8_cost=float(problem.preference.cost(dense_int8)[0]),
+        int8_cost=float(problem.objective.cost(dense_int8)[0]),
         chance=worker.evaluator.task.chance,
         goals=spec.goals,
         evaluators=evaluators,

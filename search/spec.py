@@ -133,7 +133,7 @@ _Widths = Annotated[tuple[_Bits, ...], Field(min_length=1), AfterValidator(_asce
 _Sparsity = Annotated[float, Field(gt=0, lt=1, strict=True)]
 _Points = Annotated[float, Field(gt=0, le=100, strict=True)]
 _Ratio = Annotated[float, Field(gt=0, le=1, strict=True)]
-_Weight = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
+_Weight = Annotated[float, Field(ge=0, le=1e9, strict=True)]
 _Limit = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
 _Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 _Text = Annotated[str, Field(min_length=1)]
@@ -261,8 +261,8 @@ class PreferenceSection(_Section):
         return {name: weight for name, weight in serialize(self).items() if weight > 0}
 
 
-def _none_if_energy(preference: PreferenceSection | None) -> PreferenceSection | None:
-    """None where nothing but energy counts, which is the default.
+def _normalized(preference: PreferenceSection | None) -> PreferenceSection | None:
+    """Weights that add up to 1; None where nothing but energy counts, which is the default.
 
     Raises:
         InputError: nothing counts.
@@ -270,7 +270,10 @@ def _none_if_energy(preference: PreferenceSection | None) -> PreferenceSection |
     weights = {} if preference is None else preference.model_dump()
     if preference is not None and not weights:
         raise InputError("", weights, f"give one of {', '.join(LAYER_COSTS)} a weight above 0")
-    return preference if weights.keys() - {"energy_pj"} else None
+    if not weights.keys() - {"energy_pj"}:
+        return None
+    total = sum(weights.values())
+    return PreferenceSection(**{name: weight / total for name, weight in weights.items()})
 
 
 class ResourceSection(_Section):
@@ -347,7 +350,7 @@ class Spec(_Section):
     )
     energy_targets: Annotated[tuple[_Ratio, ...], AfterValidator(_ascending)] = ()
     limits: Annotated[LimitSection | None, AfterValidator(_none_if_empty)] = None
-    preference: Annotated[PreferenceSection | None, AfterValidator(_none_if_energy)] = None
+    preference: Annotated[PreferenceSection | None, AfterValidator(_normalized)] = None
     space: SpaceSection = SpaceSection()
     robustness: RobustnessSection | None = None
     resources: ResourceSection = ResourceSection()
@@ -429,9 +432,7 @@ class Spec(_Section):
         limits = CostLimits() if self.limits is None else CostLimits(**self.limits.model_dump())
         preference = ENERGY
         if self.preference is not None:
-            weights = self.preference.model_dump()
-            total = sum(weights.values())
-            preference = Preference(**{name: weight / total for name, weight in weights.items()})
+            preference = Preference(**self.preference.model_dump())
         return Goals(self.targets, limits, self.energy_targets, preference)
 
     @property

@@ -78,7 +78,7 @@ def notes(report: Report) -> list[str]:
     if report.limits.given:
         lines.append(f"The best hold {report.limits}.")
     if _is_weighted(report):
-        lines.append(f"cost: {report.preference}, each over that of dense INT8.")
+        lines.append(f"cost: {report.preference}, over what dense INT8 takes.")
     if report.attack is not None:
         attack = report.attack
         steps = f", {attack.steps} steps" if attack.method == "pgd" else ""

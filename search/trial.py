@@ -72,7 +72,7 @@ class TrialSetup:
         accuracy: What policies learn from, see ``search.spec.Accuracy``.
         shares: Evaluations of every seed.
         baselines: What accuracies are compared to, and is measured first, by name.
-        int8_cost: Of dense INT8 by the problem's preference at its level.
+        int8_cost: Cost of dense INT8 by the problem's objective.
         chance: Accuracy of guessing, 0..1; failed evaluations count as that.
         goals: What is asked for.
         evaluators: Number of evaluator actors of a trial.

@@ -155,10 +155,10 @@ def test_rows_say_what_stands_at_their_layer() -> None:
     assert np.allclose(named["this layer: weight width"], widths / 8)
     assert np.allclose(named["decisions left"], 0.5)
     assert np.all(named["drop against target"][0] > named["drop against target"][1])
-    shares = named["energy of this layer"] ** 2
+    shares = named["cost of this layer"] ** 2
     pinned_share = GAME.prices.layer_cost(wanted)[:, 0] / GAME.start_cost
     whole = np.minimum(shares.sum(axis=1) + pinned_share, 1.0)
-    assert np.allclose(named["energy of the whole"][:, 0], whole, atol=1e-6)
+    assert np.allclose(named["cost of the whole"][:, 0], whole, atol=1e-6)
 
 
 def test_expensive_accuracy_pays_once_and_gives_no_credit() -> None:

@@ -11,7 +11,7 @@ from envs.limits import CostLimits
 from envs.predictor import AccuracyPredictor
 from envs.predictor import LayerDamage
 from envs.preference import LAYER_COSTS
-from envs.preference import Preference
+from envs.preference import CostFunction
 from envs.problem import CompressionProblem
 from search.allocation import Allocator
 from tests.envs.synthetic import synthetic_problem
@@ -89,6 +89,18 @@ def test_pinned_layers_keep_their_decision() -> None:
         assert problem.space.config(choice).layers["stem"] == pinned["stem"]
 
 
+def test_layers_that_ask_for_one_map_are_moved_together_though_none_reads_its_writer() -> None:
+    """As behind a gate: who asks for a map's width may read another."""
+    count = len(PROBLEM.workload)
+    asked_by = ((1, 2), *((layer + 1,) for layer in range(1, count - 1)), ())
+    workload = replace(PROBLEM.workload, asked_by=asked_by)
+    problem = replace(PROBLEM, workload=workload)
+    cheap = LayerDamage(np.zeros_like(DAMAGE.weight), np.full_like(DAMAGE.activation, 1e-6))
+    assert Allocator(problem, BASELINE)._shared_readers == [(1, 2)]
+    choice = Allocator(problem, BASELINE).descend(cheap, np.ones(1), START)[0]
+    assert np.all(choice[1:3, 3] == 0)
+
+
 def test_a_shared_map_gets_narrow_only_with_all_its_readers() -> None:
     """Each reader alone has no reason to: the map is written for the widest anyway."""
     cheap = LayerDamage(np.zeros_like(DAMAGE.weight), np.full_like(DAMAGE.activation, 1e-6))
@@ -100,14 +112,14 @@ def test_a_shared_map_gets_narrow_only_with_all_its_readers() -> None:
 @pytest.mark.parametrize("name", LAYER_COSTS)
 def test_an_allocation_minimizes_what_is_preferred(name: str) -> None:
     """Nothing that lets another cost count takes less of it at the same damage."""
-    baseline = float(Preference(**{name: 1.0}).cost(PROBLEM.cost(START))[0])
+    functions = {name: CostFunction({name: 1.0}, {name: 1.0}) for name in LAYER_COSTS}
+    dense = {name: float(of.cost(PROBLEM.cost(START))[0]) for name, of in functions.items()}
     starts = np.repeat(START, len(PRICES), axis=0)
     reached = {}
     for counts in LAYER_COSTS:
-        problem = replace(PROBLEM, preference=Preference(**{counts: 1.0}))
-        unit = float(problem.preference.cost(PROBLEM.cost(START))[0])
-        choices = Allocator(problem, unit).front(DAMAGE, PRICES, starts)
-        cost = Preference(**{name: 1.0}).cost(PROBLEM.cost(choices)) / baseline
+        problem = replace(PROBLEM, objective=functions[counts])
+        choices = Allocator(problem, dense[counts]).front(DAMAGE, PRICES, starts)
+        cost = functions[name].cost(PROBLEM.cost(choices)) / dense[name]
         # The best at each price of all that is on the front.
         reached[counts] = (cost + PRICES[:, None] * DAMAGE.total(choices)).min(axis=1)
     for others in reached.values():

@@ -80,7 +80,7 @@ def test_estimates_are_nearer_to_the_truth_and_their_bounds_hold(
 def test_the_luckiest_of_many_is_not_taken_at_its_word() -> None:
     """The cheapest that seems to hold a target loses more than it seems, not more than it may."""
     rows, dense, truth = split(np.random.default_rng(1), 400, 0.5, 0.05)
-    picked = Candidates(rows, dense, None, Goals((1.0,))).pick(Goal(max_accuracy_drop=1.0))
+    picked = Candidates(rows, dense, dense, Goals((1.0,))).pick(Goal(max_accuracy_drop=1.0))
     assert picked is not None
     assert truth[int(picked["config_hash"], 16)] <= 1.0
     measured = accuracy_drop(rows, dense)

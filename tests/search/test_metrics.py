@@ -86,7 +86,7 @@ def test_the_best_of_all_rounds_is_that_of_the_status(rounds: list[list[Evaluati
     expected = best_so_far(pd.DataFrame(seen), Goals(TARGETS))
     if rounds:
         for entry in expected:
-            name = f"best_energy_ratio/{entry['max_accuracy_drop']:g}"
+            name = f"best_cost_ratio/{entry['max_accuracy_drop']:g}"
             assert reported[name] == entry["energy_ratio_int8"]
 
 
@@ -161,7 +161,7 @@ def test_prometheus_gets_them_from_ray() -> None:
         seed.end_round()
         port = ray.nodes()[0]["MetricsExportPort"]
         found: dict[str, float] = {}
-        while "ray_joulecut_best_energy_ratio" not in found:  # exported every ten seconds
+        while "ray_joulecut_best_cost_ratio" not in found:  # exported every ten seconds
             text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
             lines = [line for line in text.splitlines() if line.startswith("ray_joulecut_")]
             assert all('run="runs/1"' in line and 'seed="0"' in line for line in lines)

@@ -10,13 +10,15 @@ import pytest
 
 from envs.config import LayerDecision
 from envs.episode import start_choice
-from envs.preference import Preference
+from envs.preference import CostFunction
 from hwmodel import load_accelerator
 from hwmodel.errors import InputError
+from search.allocation import Allocator
 from search.front import hypervolume
 from search.measurements import Measurements
 from search.measurements import Reference
 from search.policy_proposer import PolicyProposer
+from search.proposers import Front
 from search.proposers import Proposer
 from search.proposers import make_proposer
 from search.storage import Storage
@@ -103,21 +105,32 @@ def test_a_front_that_is_used_up_is_allocated_more_finely() -> None:
 def test_a_cost_of_few_steps_does_not_use_up_the_search() -> None:
     """Cycles of this accelerator depend on channels alone, so many allocations are alike."""
     free = synthetic_problem(blocks=3, pinned=dict.fromkeys(LAYER_NAMES[3:], PINNED))
-    array, cycles = load_accelerator("systolic-16x16"), Preference(latency_cycles=1.0)
-    problem = replace(free, accelerator=array, preference=cycles)
+    array = load_accelerator("systolic-16x16")
+    cycles = CostFunction({"latency_cycles": 1.0}, {"latency_cycles": 1.0})
+    problem = replace(free, accelerator=array, objective=cycles)
     reference = replace(REFERENCE, cost=float(cycles.cost(problem.cost(START))[0]))
     proposer = make_proposer("dp+local", problem, reference, 0, Storage.at("unused"))
     found = search(proposer, batches=5)
     assert len(np.unique(found, axis=0)) == len(found) == 40
 
 
-def test_a_space_that_is_used_up_is_given_up_until_something_is_learnt() -> None:
+def test_a_space_that_is_used_up_is_given_up_until_something_is_learnt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unseen = PROBLEM.space.sample(np.random.default_rng(0), 3)
     problem = synthetic_problem(blocks=3, pinned=dict.fromkeys(LAYER_NAMES[1:], PINNED))
     proposer = make_proposer("dp+local", problem, REFERENCE, 0, Storage.at("unused"))
     proposer.learn(START, measure(START))
     while len(choices := proposer.propose(50)):
         proposer.learn(choices, np.full(len(choices), 0.9))
+    descents = []
+    monkeypatch.setattr(Allocator, "descend", lambda *_, **__: descents.append(1))
     assert not len(proposer.propose(50))
+    assert not descents  # it would find the same
+    monkeypatch.undo()
+    proposer.learn(START, measure(START) - 0.1)
+    monkeypatch.setattr(Front, "candidates", lambda *_: unseen)
+    assert len(proposer.propose(1)) == 1
 
 
 def test_measurements_are_worth_more_than_sensitivities_and_those_more_than_chance() -> None:
@@ -133,8 +146,27 @@ def test_uniform_decides_the_same_everywhere() -> None:
 
 def test_without_optuna_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(InputError, match=r"joulecut\[optuna\]"):
+    with pytest.raises(InputError, match="pip install optuna"):
         make_proposer("optuna-tpe", PROBLEM, REFERENCE, 0, Storage.at("unused"))
+
+
+def test_what_is_chosen_and_known_goes_by_the_objective() -> None:
+    """Of two candidates that lose as much that is chosen which costs less by what is preferred."""
+    cheap, small = (START[0].copy() for _ in range(2))
+    cheap[0, 3], small[-1, 2] = 0, 0  # the input of the first layer; the weights of the last
+    candidates = np.stack([cheap, small])
+    report = PROBLEM.cost(candidates)
+    assert report.energy_pj[0] < report.energy_pj[1]
+    assert report.model_bytes[0] > report.model_bytes[1]
+    expected = {"energy_pj": cheap, "model_bytes": small}
+    for name, best in expected.items():
+        problem = replace(PROBLEM, objective=CostFunction({name: 1.0}, {name: 1.0}))
+        reference = replace(REFERENCE, cost=float(problem.objective.cost(problem.cost(START))[0]))
+        known = Measurements(problem, reference)
+        known.add(candidates, np.array([0.89, 0.89]))
+        np.testing.assert_allclose(known.cost_ratio, getattr(report, name) / reference.cost)
+        front, _ = known.front()
+        assert np.array_equal(front, best[None])
 
 
 def test_the_measured_front_is_what_no_other_choice_beats() -> None:

@@ -147,8 +147,10 @@ def test_without_dense_int8_the_ratio_is_unknown(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "run", spec())
     run.ledger.append([*baselines()[:2], evaluation(1)])
     report = build_report(run)
-    assert report.best[-1].energy_ratio_int8 is None
-    assert report.best[-1].energy_ratio_fp16 == 50 / 160
+    shown = report.baselines[1]
+    assert (shown.energy_ratio_int8, shown.cost_ratio_int8) == (None, None)
+    assert shown.energy_ratio_fp16 == 1
+    assert (report.best, report.unreached) == ([], [])
     write_report(run, report)
 
 

@@ -145,7 +145,7 @@ def test_the_log_has_every_evaluation_and_tensorboard_every_seed(run: Path) -> N
         e["max_accuracy_drop"]: e["energy_ratio_int8"] for e in read_json("status", run)["best"]
     }
     for target, ratio in best.items():
-        name = f"best_energy_ratio/{target:g}"
+        name = f"best_cost_ratio/{target:g}"
         assert min(e[name] for e in events if name in e) == pytest.approx(ratio)
     for seed in (0, 1):
         assert list((run / "tensorboard" / f"seed-{seed}").glob("events.out.tfevents.*"))
@@ -207,6 +207,26 @@ def test_one_evaluator_gives_the_same_ledger_of_fine_prices_twice(
     arguments = ("--task", changes["task"], "--accelerator", "eyeriss-like", "--level", "fine")
     priced = read_json("cost", *arguments, "--config", tmp_path / "config.json")
     assert priced["total"]["energy"] == pytest.approx(row["energy_pj"])
+
+
+@pytest.mark.slow
+def test_a_search_minimizes_what_is_preferred(tmp_path: Path) -> None:
+    preference = {"energy_pj": 1, "model_bytes": 3}
+    spec = write_spec(tmp_path, algorithm="dp+local", seeds=[0], budget=24, preference=preference)
+    result = joulecut("search", spec)
+    assert result.returncode == 0, result.stderr
+    assert "0.25 energy_pj + 0.75 model_bytes" in result.stdout
+    report = read_json("report", tmp_path / "run")
+    assert report["preference"] == {"energy_pj": 0.25, "model_bytes": 0.75}
+    int8 = next(entry for entry in report["baselines"] if entry["name"] == "dense INT8")
+    assert int8["cost_ratio_int8"] == 1
+    for entry in [*report["front"], *report["best"]]:
+        smaller = entry["model_bytes"] / int8["model_bytes"]
+        expected = 0.25 * entry["energy_ratio_int8"] + 0.75 * smaller
+        assert entry["cost_ratio_int8"] == pytest.approx(expected)
+    costs = [entry["cost_ratio_int8"] for entry in report["front"]]
+    assert costs == sorted(costs)
+    assert min(costs) < 0.2
 
 
 @pytest.mark.slow
