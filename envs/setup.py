@@ -68,7 +68,7 @@ class Menu:
         """The search space of a network.
 
         Raises:
-            InputError: a pinned layer does not exist, or would remove channels.
+            InputError: a pinned layer does not exist, is named twice, or would remove channels.
         """
         names = network.names
         pinned = {}
@@ -76,6 +76,9 @@ class Menu:
             name = {"first": names[0], "last": names[-1]}.get(key, key)
             if name not in names:
                 allowed = f"use first, last or one of {', '.join(names)}"
+                raise InputError(f"space.pinned.{key}", key, allowed)
+            if name in pinned:
+                allowed = f"{name} is pinned already: give each layer one decision"
                 raise InputError(f"space.pinned.{key}", key, allowed)
             if decision.granularity == "filter":
                 allowed = "a pinned layer keeps its channels: use 'none' or 'element'"

@@ -37,6 +37,15 @@ def space_of(*names: str, sparsities: tuple[float, ...] = (0.25, 0.5, 0.7)) -> S
     return SearchSpace(("a", "b"), methods, sparsities, (4, 8), (4, 8), (-1, -1))
 
 
+def test_a_layer_is_pinned_once() -> None:
+    network = evaluator_of("padded_residual").compressor.network
+    decision = LayerDecision(weight_bits=8, activation_bits=8)
+    pinned = {network.names[0]: decision, "last": decision}
+    assert set(Menu(pinned=pinned).space(network).pinned) == {network.names[0], network.names[-1]}
+    with pytest.raises(InputError, match=r"space\.pinned\.first: .*pinned already"):
+        Menu(pinned={**pinned, "first": decision}).space(network)
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("network", ["inverted", "attention", "sequence"])
 def test_every_granularity_prunes_networks_of_every_kind(granularity: str, network: str) -> None:
