@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
+from typing import Any
 from typing import get_args
 
 from envs.attack import Attack
@@ -89,7 +91,29 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.json:
         print_json(result)
         return
-    width = max(map(len, result))
-    for key, value in result.items():
-        text = f"{value:.6g}" if isinstance(value, float) else "none" if value is None else value
-        print(f"{key:<{width}}  {text}")
+    lines = dict(_line(key, value, accelerator.energy_unit) for key, value in result.items())
+    if config is None:
+        lines["configuration"] += " (as trained, FP32)"
+    width = max(map(len, lines))
+    for name, text in lines.items():
+        print(f"{name:<{width}}  {text}")
+
+
+def _line(key: str, value: Any, energy_unit: str) -> tuple[str, str]:
+    """A field of the result as people read it: its name, and its value with a unit."""
+    from search.cost_table import energy_text
+    from search.table import scaled
+
+    name = {"config_hash": "configuration", "bops": "BOPs"}.get(key, key.replace("_", " "))
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return name, "not known"
+    if key == "energy_pj":
+        return "energy", energy_text(value, energy_unit)
+    if key.endswith("accuracy"):
+        return name, f"{100 * value:.2f} %"
+    if key == "seconds":
+        return name, f"{value:.3g}"
+    for suffix, unit in (("_cycles", " cycles"), ("_bytes", "B"), ("bops", "")):
+        if key.endswith(suffix):
+            return name.removesuffix(suffix.replace("_", " ")), f"{scaled(value).strip()}{unit}"
+    return name, str(value)

@@ -186,6 +186,30 @@ def test_report(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     assert Path(run.location, "report", "report.html").exists()
 
 
+def test_evaluate_prints_values_with_their_units(provide: Callable[..., None], capsys) -> None:
+    result = {
+        "config_hash": "0123456789abcdef",
+        "accuracy": 0.98224,
+        "seconds": 1.2345,
+        "energy_pj": 21.34e6,
+        "latency_cycles": float("nan"),
+        "bops": 7.17e8,
+        "model_bytes": 174_000.0,
+    }
+    provide("search.evaluate", evaluate_config=lambda *_: result)
+    assert main(["evaluate", "--task", "digits", "--accelerator", "eyeriss-like"]) == 0
+    lines = [line.split("  ", 1) for line in capsys.readouterr().out.splitlines()]
+    assert [(name, text.strip()) for name, text in lines] == [
+        ("configuration", "0123456789abcdef (as trained, FP32)"),
+        ("accuracy", "98.22 %"),
+        ("seconds", "1.23"),
+        ("energy", "21.3 µJ"),
+        ("latency cycles", "not known"),
+        ("BOPs", "717 M"),
+        ("model", "174 kB"),
+    ]
+
+
 def test_evaluate_prints_one_document_though_libraries_print_too(
     tmp_path: Path, provide: Callable[..., None], capsys
 ) -> None:
