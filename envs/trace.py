@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import math
+import warnings
+from collections.abc import Iterator
 from collections.abc import Mapping
+from contextlib import contextmanager
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,7 +156,8 @@ def trace(network: nn.Module, example: Tensor, name: str) -> TracedNetwork:
 
 def _export(network: nn.Module, example: Tensor, name: str) -> fx.GraphModule:
     try:
-        with torch.no_grad():  # or the network's own no_grad becomes a part of the graph
+        # Without no_grad the network's own would become a part of the graph.
+        with torch.no_grad(), _silenced():
             program = torch.export.export(
                 network.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
             )
@@ -163,6 +170,19 @@ def _export(network: nn.Module, example: Tensor, name: str) -> fx.GraphModule:
     assert isinstance(graph_module, fx.GraphModule)
     _flatten_signature(graph_module)
     return graph_module
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Without the graphs that torch.export prints where it fails, and what it warns of."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = was_disabled
 
 
 def _flatten_signature(graph_module: fx.GraphModule) -> None:

@@ -153,12 +153,13 @@ class _NamedOutput(nn.Module):
     ],
 )
 def test_what_cannot_be_traced_is_named(
-    network: nn.Module, shape: tuple[int, ...], named: str
+    network: nn.Module, shape: tuple[int, ...], named: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError) as error:
         trace(network, torch.randn(shape), "net")
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""
 
 
 class Pooled(nn.Module):
