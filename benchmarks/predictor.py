@@ -46,8 +46,8 @@ from hwmodel import load_accelerator
 from search.estimates import common_share
 from search.measurements import Measurements
 from search.measurements import Reference
-from search.proposers import FRONT_PRICES
-from search.proposers import Front
+from search.predicted_front import FRONT_PRICES
+from search.predicted_front import Front
 
 RATIOS = (0.38, 0.62)
 """Energies over that of dense INT8 between which configurations lie."""

@@ -47,6 +47,8 @@ from envs.space import SearchSpace
 from envs.tasks import Task
 from envs.tasks import TaskSpec
 from hwmodel import load_accelerator
+from search.checkpoints import CHECKPOINT
+from search.checkpoints import INITIAL_POLICIES
 from search.front import hypervolume
 from search.front import pareto_front
 from search.learners import learner
@@ -55,8 +57,6 @@ from search.measurements import Reference
 from search.policy_proposer import PolicyProposer
 from search.proposers import Proposer
 from search.proposers import make_proposer
-from search.run_directory import CHECKPOINT
-from search.run_directory import INITIAL_POLICIES
 from search.storage import Storage
 from search.trial import round_size
 

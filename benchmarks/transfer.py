@@ -41,8 +41,8 @@ from search.measurements import Measurements
 from search.measurements import Reference
 from search.policy_proposer import FIRST_EPOCHS
 from search.policy_proposer import TARGET_POINTS
-from search.proposers import FRONT_PRICES
-from search.proposers import Front
+from search.predicted_front import FRONT_PRICES
+from search.predicted_front import Front
 
 TARGETS = (0.5, 1.0, 2.0)
 EPISODES = (0, 128, 384, 1024)

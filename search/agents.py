@@ -24,7 +24,7 @@ from envs.compression_env import CompressionEnv
 from envs.compression_env import Spaces
 from envs.episode import AGENTS
 from hwmodel.errors import InputError
-from search.run_directory import CHECKPOINT
+from search.checkpoints import CHECKPOINT
 from search.walks import GameRunner
 from search.walks import Walked
 

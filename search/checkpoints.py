@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from search.run_directory import CHECKPOINT
-from search.run_directory import INITIAL_POLICIES
 from search.storage import Storage
 from search.storage import local_copy
 from search.storage import write_error
 
-if TYPE_CHECKING:
-    from search.agents import Agents
+CHECKPOINT = "agents.pt"
+"""What a seed's policies learnt, in ``policies/seed-N``."""
+INITIAL_POLICIES = "initial"
+"""Folder in ``policies`` of a checkpoint of another run, with which this one began."""
 
 
-def take_up(agents: Agents, policies: Storage, seed: int) -> bool:
+class Trainable(Protocol):
+    """Agents that can be written to a directory and read from it, as ``CHECKPOINT`` there."""
+
+    def save(self, directory: Path) -> None: ...
+
+    def restore(self, directory: Path) -> None: ...
+
+    def start_from(self, directory: Path) -> None: ...
+
+
+def take_up(agents: Trainable, policies: Storage, seed: int) -> bool:
     """Have new agents go on from what is in ``seed-N``, else start from ``initial``, if anything.
 
     Args:
@@ -38,7 +48,7 @@ def take_up(agents: Agents, policies: Storage, seed: int) -> bool:
     return False
 
 
-def keep(agents: Agents, policies: Storage, seed: int) -> None:
+def keep(agents: Trainable, policies: Storage, seed: int) -> None:
     """Write the agents to ``seed-N``.
 
     Raises:

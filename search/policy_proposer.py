@@ -12,7 +12,7 @@ from search.checkpoints import keep
 from search.checkpoints import take_up
 from search.measurements import Measurements
 from search.measurements import Reference
-from search.proposers import Front
+from search.predicted_front import Front
 from search.storage import Storage
 
 if TYPE_CHECKING:

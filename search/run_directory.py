@@ -27,6 +27,7 @@ from hwmodel import Accelerator
 from hwmodel.errors import InputError
 from hwmodel.plain_data import parse_yaml
 from hwmodel.plain_data import validated
+from search.checkpoints import INITIAL_POLICIES
 from search.driving import State
 from search.driving import now
 from search.driving import read_json
@@ -43,11 +44,6 @@ from search.storage import write_error
 
 FORMAT = 1
 """Version of the layout of a run directory."""
-
-CHECKPOINT = "agents.pt"
-"""What a seed's policies learnt, in ``policies/seed-N``."""
-INITIAL_POLICIES = "initial"
-"""Folder in ``policies`` of a checkpoint of another run, with which this one began."""
 
 _ACCELERATOR = "accelerator.json"
 _FOLDERS = ("ledger", "database", "policies", "report")

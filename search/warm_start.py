@@ -12,6 +12,7 @@ from envs.preference import Preference
 from hwmodel.errors import InputError
 from search.baselines import DENSE_FP32
 from search.baselines import DENSE_INT8
+from search.checkpoints import CHECKPOINT
 from search.front import accuracy_drop
 from search.front import baseline
 from search.front import cost_ratios
@@ -21,7 +22,6 @@ from search.learners import LEARNERS
 from search.learners import SAME_NETWORKS
 from search.learners import learner
 from search.ledger import MEASURED
-from search.run_directory import CHECKPOINT
 from search.run_directory import RunDirectory
 from search.spec import Spec
 

@@ -12,8 +12,8 @@ from envs.observation import OBSERVATION_NAMES
 from envs.observation import PROPOSAL_NAMES
 from hwmodel import InputError
 from search.agents import Agents
+from search.checkpoints import CHECKPOINT
 from search.learners import learner
-from search.run_directory import CHECKPOINT
 from search.walks import sample_actions
 from tests.envs.synthetic import SyntheticAccuracy
 from tests.envs.synthetic import synthetic_problem

@@ -15,6 +15,7 @@ from envs.episode import score
 from envs.limits import NO_LIMITS
 from envs.limits import CostLimits
 from hwmodel import InputError
+from search.checkpoints import CHECKPOINT
 from search.composite import CompositeAgents
 from search.composite import composite_agents
 from search.composite_walks import Walks
@@ -22,7 +23,6 @@ from search.composite_walks import demonstrate
 from search.composite_walks import play
 from search.composite_walks import replay
 from search.replay import WalkReplay
-from search.run_directory import CHECKPOINT
 from tests.envs.synthetic import SyntheticAccuracy
 from tests.envs.synthetic import synthetic_problem
 

@@ -18,7 +18,7 @@ from search.front import hypervolume
 from search.measurements import Measurements
 from search.measurements import Reference
 from search.policy_proposer import PolicyProposer
-from search.proposers import Front
+from search.predicted_front import Front
 from search.proposers import Proposer
 from search.proposers import make_proposer
 from search.storage import Storage

@@ -18,7 +18,7 @@ import pytest
 import torch
 from faulty_task import __file__ as TASK_FILE
 
-from search.agents import CHECKPOINT
+from search.checkpoints import CHECKPOINT
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

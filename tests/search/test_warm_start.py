@@ -17,13 +17,13 @@ from test_spec import spec
 from envs.episode import start_choice
 from hwmodel import InputError
 from search.agents import Agents
+from search.checkpoints import CHECKPOINT
+from search.checkpoints import INITIAL_POLICIES
 from search.learners import LEARNERS
 from search.learners import learner
 from search.measurements import Reference
 from search.policy_proposer import PolicyProposer
 from search.rounds_modules import LayersModule
-from search.run_directory import CHECKPOINT
-from search.run_directory import INITIAL_POLICIES
 from search.run_directory import RunDirectory
 from search.spec import Spec
 from search.storage import Storage
