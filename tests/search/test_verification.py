@@ -91,7 +91,7 @@ def test_picks_are_recalibrated_once_and_may_fail(tmp_path: Path) -> None:
     rows = [
         replace(row, config=json.dumps(config(bits).to_json()), config_hash=config(bits).hash)
         for bits, row in (
-            *zip((32, 8), baselines(), strict=False),
+            *zip((32, 16, 8), baselines(), strict=False),
             (5, evaluation(5, energy_pj=3.0)),
             (4, evaluation(4, energy_pj=2.0)),
             (3, evaluation(3, energy_pj=1.0, accuracy=0.85)),
@@ -101,12 +101,12 @@ def test_picks_are_recalibrated_once_and_may_fail(tmp_path: Path) -> None:
     goals = Goals((1.0, 2.0, 8.0))  # the first two have the same pick
     wanted = [Request(config(bits), RECALIBRATED, "finalist") for bits in (4, 3)]
     assert not_recalibrated(ledger, goals) == wanted
-    ledger.append([replace(rows[3], split=RECALIBRATED)])
+    ledger.append([replace(rows[4], split=RECALIBRATED)])
     assert not_recalibrated(ledger, goals) == wanted[1:]
-    ledger.append([replace(rows[4], split=RECALIBRATED, accuracy=None, error="no images")])
+    ledger.append([replace(rows[5], split=RECALIBRATED, accuracy=None, error="no images")])
     assert not_recalibrated(ledger, goals) == wanted[1:]
     require_verified(ledger, goals)
-    ledger.append([replace(rows[4], split=RECALIBRATED)])
+    ledger.append([replace(rows[5], split=RECALIBRATED)])
     assert not_recalibrated(ledger, goals) == []
     assert unverified(ledger, goals) == []
 
@@ -117,7 +117,7 @@ def test_what_failed_on_the_test_split_is_asked_for_again(tmp_path: Path) -> Non
     found = evaluation(1, config=text, config_hash=config(4).hash, energy_pj=1.0)
     measured = [
         replace(row, config=json.dumps(config(bits).to_json()), config_hash=config(bits).hash)
-        for bits, row in zip((32, 8), baselines(), strict=False)
+        for bits, row in zip((32, 16, 8), baselines(), strict=False)
     ]
     ledger.append([*measured, found, *(replace(row, split="test") for row in measured)])
     require_verified(ledger, Goals(TARGETS))
