@@ -308,10 +308,8 @@ class Episode:
         cost, self._usage = self._layer_cost.sum(axis=1), self._layer_usage.sum(axis=1)
         if final:
             report = game.problem.cost(self.choices)
-            cost, self._usage = (
-                game.problem.objective.cost(report),
-                game.problem.limits.usage(report),
-            )
+            cost = game.problem.objective.cost(report)
+            self._usage = game.problem.limits.usage(report)
         self.cost_ratio = cost / game.start_cost
         self.over_limits = excess(self._usage)
         if final or game.accuracy.is_cheap:

@@ -181,9 +181,8 @@ class Allocator:
     def _costs(self, choices: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Costs over the baseline's, (candidates,), and shares of limits, (candidates, limits)."""
         report = self._problem.cost(choices)
-        return self._problem.objective.cost(
-            report
-        ) / self._baseline_cost, self._problem.limits.usage(report)
+        ratio = self._problem.objective.cost(report) / self._baseline_cost
+        return ratio, self._problem.limits.usage(report)
 
     def _take_best(
         self, descent: _Descent, active: NDArray[np.intp], moves: NDArray[np.int64]

@@ -16,7 +16,7 @@ INITIAL_POLICIES = "initial"
 """Folder in ``policies`` of a checkpoint of another run, with which this one began."""
 
 
-class Trainable(Protocol):
+class Restorable(Protocol):
     """Agents that can be written to a directory and read from it, as ``CHECKPOINT`` there."""
 
     def save(self, directory: Path) -> None: ...
@@ -26,7 +26,7 @@ class Trainable(Protocol):
     def start_from(self, directory: Path) -> None: ...
 
 
-def take_up(agents: Trainable, policies: Storage, seed: int) -> bool:
+def take_up(agents: Restorable, policies: Storage, seed: int) -> bool:
     """Have new agents go on from what is in ``seed-N``, else start from ``initial``, if anything.
 
     Args:
@@ -48,7 +48,7 @@ def take_up(agents: Trainable, policies: Storage, seed: int) -> bool:
     return False
 
 
-def keep(agents: Trainable, policies: Storage, seed: int) -> None:
+def keep(agents: Restorable, policies: Storage, seed: int) -> None:
     """Write the agents to ``seed-N``.
 
     Raises:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from numpy.typing import NDArray
 
 from envs.limits import CostLimits
+from envs.preference import CostFunction
 from envs.preference import Preference
 from search.estimates import estimate_drops
 
@@ -50,8 +51,12 @@ def cost_ratios(
     """
     if int8 is None:
         return np.full(len(rows), np.nan)
-    costs = preference.over({name: int8[name] for name in preference.given})
-    return costs.cost_of({name: rows[name] for name in preference.given})
+    return relative_to(int8, preference).cost_of({name: rows[name] for name in preference.given})
+
+
+def relative_to(int8: pd.Series, preference: Preference) -> CostFunction:
+    """What a preference makes of costs, over what it makes of dense INT8's."""
+    return preference.over({name: int8[name] for name in preference.given})
 
 
 def non_dominated(

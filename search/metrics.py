@@ -142,7 +142,7 @@ class SeedMetrics:
         self._ratios = {
             f"{entry['max_accuracy_drop']:g}": entry["cost_ratio_int8"]
             for entry in best
-            if entry["max_accuracy_drop"] is not None and entry["cost_ratio_int8"] is not None
+            if entry["max_accuracy_drop"] is not None
         }
         self._is_stale = False
 

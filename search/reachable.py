@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from envs.episode import start_choice
 from envs.limits import CostLimits
 from envs.predictor import AccuracyPredictor
+from envs.predictor import LayerDamage
 from envs.problem import CompressionProblem
 from hwmodel.errors import InputError
 from search.allocation import Allocator
@@ -35,9 +37,7 @@ def require_energies(
     """
     if not ratios:
         return
-    start = start_choice(problem.space)[None]
-    allocator = Allocator(problem, float(problem.objective.cost(problem.cost(start))[0]))
-    damage = AccuracyPredictor(problem.table, reference=1.0, chance=0.0).layer_damage()
+    start, allocator, damage = _beginning(problem)
     smallest = allocator.descend(damage, np.zeros(1), start)
     least = float(problem.cost(smallest).energy_pj[0]) / int8_energy_pj
     if min(ratios) < least:
@@ -61,19 +61,26 @@ def require_reachable(problem: CompressionProblem, asked: CostLimits) -> None:
     limits = asked.given
     if not limits:
         return
-    start = np.repeat(start_choice(problem.space)[None], len(limits), axis=0)
-    cost = float(problem.objective.cost(problem.cost(start[:1]))[0])
-    damage = AccuracyPredictor(problem.table, reference=1.0, chance=0.0).layer_damage()
-    free = np.zeros(len(limits))
-    allocator = Allocator(problem, cost)
-    least = allocator.descend(damage, free, start, _DOMINATES * np.eye(len(limits)))
+    start, allocator, damage = _beginning(problem)
+    free, starts = np.zeros(len(limits)), np.repeat(start, len(limits), axis=0)
+    least = allocator.descend(damage, free, starts, _DOMINATES * np.eye(len(limits)))
     usage = problem.limits.usage(problem.cost(least)).diagonal()
     for (name, limit), share in zip(limits.items(), usage, strict=True):
         if share > 1:
             allowed = f"the smallest network found in this space needs {math.ceil(limit * share)}"
             raise InputError(f"limits.{name}", limit, allowed)
     together, _ = allocator.front_within_limits(
-        damage, free[:1], start[:1], np.zeros((1, len(limits))), _TRIALS
+        damage, free[:1], start, np.zeros((1, len(limits))), _TRIALS
     )
     if not problem.limits.hold(problem.cost(together))[0]:
         raise InputError("limits", limits, "no network was found that holds all of them together")
+
+
+def _beginning(
+    problem: CompressionProblem,
+) -> tuple[NDArray[np.int64], Allocator, LayerDamage]:
+    """The start, (1, layers, 4), what goes down from there, and damage that counts for nothing."""
+    start = start_choice(problem.space)[None]
+    allocator = Allocator(problem, float(problem.objective.cost(problem.cost(start))[0]))
+    damage = AccuracyPredictor(problem.table, reference=1.0, chance=0.0).layer_damage()
+    return start, allocator, damage

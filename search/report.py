@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from envs.attack import Attack
 from envs.limits import CostLimits
+from envs.preference import CostFunction
 from envs.preference import Preference
 from hwmodel.errors import InputError
 from search.baselines import BASELINES
@@ -30,6 +31,7 @@ from search.front import distinct
 from search.front import holds_limits
 from search.front import hypervolume
 from search.front import non_dominated
+from search.front import relative_to
 from search.goals import Goals
 from search.ledger import MEASURED
 from search.ledger import RECALIBRATED
@@ -212,6 +214,7 @@ class _Measure:
         self.rows = rows
         self._preference = preference
         self._int8 = baseline(rows, DENSE_INT8, "search")
+        self._cost = None if self._int8 is None else relative_to(self._int8, preference)
         self.search_reference = baseline(rows, DENSE_FP32, "search")
         self.test_reference = baseline(rows, DENSE_FP32, "test")
         self.int8_pj = _energy(rows, DENSE_INT8)
@@ -297,7 +300,7 @@ class _Measure:
             "energy_pj": _known(row["energy_pj"]),
             "energy_ratio_int8": _ratio(row["energy_pj"], self.int8_pj),
             "energy_ratio_fp16": _ratio(row["energy_pj"], self.fp16_pj),
-            "cost_ratio_int8": _known(float(self.cost_ratios(row.to_frame().T)[0])),
+            "cost_ratio_int8": None if self._cost is None else _known(_cost_of(row, self._cost)),
             "latency_cycles": _known(row["latency_cycles"]),
             "bops": _known(row["bops"]),
             "model_bytes": _known(row["model_bytes"]),
@@ -323,6 +326,10 @@ def _read_layers(run: RunDirectory, hashes: Sequence[str]) -> dict[str, pd.DataF
 def _energy(rows: pd.DataFrame, name: str) -> float | None:
     row = baseline(rows, name, "search")
     return None if row is None else _known(row["energy_pj"])
+
+
+def _cost_of(row: pd.Series, function: CostFunction) -> float:
+    return float(function.cost_of({name: row[name] for name in function.weights}))
 
 
 def _ratio(energy_pj: float, reference_pj: float | None) -> float | None:

@@ -19,7 +19,6 @@ from envs.attack import Attack
 from envs.config import CompressionConfig
 from envs.config import uniform
 from envs.evaluator import Evaluator
-from envs.evaluator import weights_hash
 from envs.layer_compression import COMPRESSION_VERSION
 from envs.problem import CompressionProblem
 from envs.setup import prepare_evaluator
@@ -126,7 +125,6 @@ def run_search(
             shared,
             run.storage.child("errors"),
             spec.attack,
-            weights_hash(evaluator.task.network),
         )
         worker = EvaluationWorker(worker_spec, evaluator)
         _require_same_network(run, worker)
@@ -286,7 +284,7 @@ def _search(
     dense_int8 = worker.price(baselines[DENSE_INT8], GUIDE_LEVEL)
     setup = TrialSetup(
         problem=problem,
-        worker=worker.spec,
+        worker=replace(worker.spec, weights_hash=worker.weights_hash),
         algorithm=spec.algorithm,
         accuracy=spec.accuracy,
         shares=shares,

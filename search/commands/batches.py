@@ -80,10 +80,8 @@ def print_status(status: dict[str, Any]) -> None:
     table = Table("experiment", "state", "evaluations", "best at / INT8", "message", box=None)
     for entry in status["experiments"]:
         held = [best for best in entry["best"] if best["max_accuracy_drop"] is not None]
-        ratios = [(best["max_accuracy_drop"], best["cost_ratio_int8"]) for best in held]
         best = ", ".join(
-            f"{target:g}: -" if ratio is None else f"{target:g}: {ratio:.3f}"
-            for target, ratio in ratios
+            f"{best['max_accuracy_drop']:g}: {best['cost_ratio_int8']:.3f}" for best in held
         )
         done = f"{entry['evaluations']} of {entry['budget']}"
         table.add_row(entry["name"], entry["state"], done, best, entry["message"])

@@ -74,8 +74,7 @@ def _status(args: argparse.Namespace) -> None:
         print(f"seed {seed['seed']}: {seed['evaluations']} evaluations")
     name = "energy" if status["preference"] == ENERGY.given else "cost"
     for best in status["best"]:
-        ratio = best["cost_ratio_int8"]
-        cost = name if ratio is None else f"{ratio:.3f} of dense INT8's {name}"
+        cost = f"{best['cost_ratio_int8']:.3f} of dense INT8's {name}"
         loss = f"{best['search_accuracy_drop']:.2f} points lost on the search split"
         print(f"{best['name']}: {cost}, {loss}, {best['config_hash']}")
     for name in status["unreached"]:
@@ -104,12 +103,12 @@ def _export(args: argparse.Namespace) -> None:
     if not (math.isfinite(value) and value > 0):
         raise InputError(goal.flag, value, "use a number above 0")
     run = RunDirectory.open(args.run)
+    from search.cost_table import energy_text
     from search.export import export  # torch: after what is cheap to check
     from search.table import provable_note
-    from search.table import scaled
 
     result = export(run, goal, args.output)
-    result["energy"] = f"{scaled(result.pop('energy_pj') * 1e-12)}J"
+    result["energy"] = energy_text(result.pop("energy_pj"), "pJ")
     for file in result.pop("files"):
         print(file)
     for key, value in result.items():
