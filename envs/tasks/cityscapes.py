@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from envs.tasks.task import Task
 from envs.tasks.task import calibration_rows
 from envs.tasks.task import fixed_permutation
 from envs.tasks.task import summary
+from envs.tasks.torchvision_models import require_model
 from envs.tasks.weights import load_weights
 from envs.tasks.weights import read_weights
 from hwmodel.errors import InputError
@@ -60,7 +60,7 @@ def load(model: str, data: str | None, weights: str | None = None) -> Task:
         InputError: no such network; folders or weights are missing, damaged or do not fit.
     """
     name = f"cityscapes:{model}"
-    _require_known(model)
+    require_model("cityscapes:", model, torchvision.models.segmentation, "deeplabv3_resnet50")
     if data is None:
         raise InputError("data", data, "use a folder that has leftImg8bit/ and gtFine/")
     if weights is None:
@@ -95,16 +95,8 @@ def architecture(model: str) -> tuple[nn.Module, Tensor]:
     Raises:
         InputError: no such network.
     """
-    _require_known(model)
+    require_model("cityscapes:", model, torchvision.models.segmentation, "deeplabv3_resnet50")
     return _network(model, "random").eval(), torch.zeros(1, 3, *SIZE)
-
-
-def _require_known(model: str) -> None:
-    known = torchvision.models.list_models(module=torchvision.models.segmentation)
-    if model not in known:
-        similar = ", ".join(difflib.get_close_matches(model, known)) or "deeplabv3_resnet50"
-        allowed = f"use a network of torchvision.models.segmentation, such as {similar}"
-        raise InputError("task", f"cityscapes:{model}", allowed)
 
 
 class Logits(nn.Module):

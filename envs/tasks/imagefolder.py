@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from envs.tasks.task import Task
 from envs.tasks.task import calibration_rows
 from envs.tasks.task import fixed_permutation
 from envs.tasks.task import summary
+from envs.tasks.torchvision_models import require_model
 from envs.tasks.weights import load_weights
 from envs.tasks.weights import read_weights
 from hwmodel.errors import InputError
@@ -43,7 +43,7 @@ def load(model: str, data: str | None, weights: str | None = None) -> Task:
     Raises:
         InputError: no such network; folders or weights are missing, damaged or do not fit.
     """
-    _require_known(model)
+    require_model("torchvision:", model, torchvision.models, "resnet18, mobilenet_v2")
     if data is None:
         raise InputError("data", data, "use a folder that has train/CLASS/ and val/CLASS/ images")
     transform = torchvision.models.get_model_weights(model).DEFAULT.transforms()
@@ -78,19 +78,11 @@ def architecture(model: str) -> tuple[nn.Module, Tensor]:
     Raises:
         InputError: no such network.
     """
-    _require_known(model)
+    require_model("torchvision:", model, torchvision.models, "resnet18, mobilenet_v2")
     published = torchvision.models.get_model_weights(model).DEFAULT
     network = _network(model, "random", len(published.meta["categories"]))
     (size,) = published.transforms().crop_size
     return network.eval(), torch.zeros(1, 3, size, size)
-
-
-def _require_known(model: str) -> None:
-    known = torchvision.models.list_models(module=torchvision.models)
-    if model not in known:
-        similar = ", ".join(difflib.get_close_matches(model, known)) or "resnet18, mobilenet_v2"
-        allowed = f"use a classification network of torchvision.models, such as {similar}"
-        raise InputError("task", f"torchvision:{model}", allowed)
 
 
 def _network(model: str, weights: str | None, classes: int) -> nn.Module:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 from torch import Tensor
 from torch import nn
 
@@ -35,16 +37,10 @@ def load_task(name: str, *, data: str | None = None, weights: str | None = None)
         from envs.tasks import digits  # scikit-learn: a second that other tasks' workers save
 
         return digits.load(weights)
-    if name in _cifar10_names():
-        return cifar.load(int(name.removeprefix(CIFAR10_PREFIX)), data, weights)
-    if name.startswith(TORCHVISION_PREFIX):
-        from envs.tasks import imagefolder  # torchvision: seconds that other tasks' workers save
-
-        return imagefolder.load(name.removeprefix(TORCHVISION_PREFIX), data, weights)
-    if name.startswith(CITYSCAPES_PREFIX):
-        from envs.tasks import cityscapes
-
-        return cityscapes.load(name.removeprefix(CITYSCAPES_PREFIX), data, weights)
+    if (family := _family(name)) is not None:
+        module, network = family
+        task: Task = module.load(network, data, weights)
+        return task
     if all(name.rpartition(":")):
         _refuse_data(name, data)
         return custom.load(name, weights)
@@ -63,16 +59,28 @@ def architecture(name: str) -> tuple[nn.Module, Tensor] | None:
     Raises:
         InputError: no such network.
     """
-    if name in _cifar10_names():
-        return cifar.architecture(int(name.removeprefix(CIFAR10_PREFIX)))
-    if name.startswith(TORCHVISION_PREFIX):
-        from envs.tasks import imagefolder
+    if (family := _family(name)) is None:
+        return None
+    module, network = family
+    built: tuple[nn.Module, Tensor] = module.architecture(network)
+    return built
 
-        return imagefolder.architecture(name.removeprefix(TORCHVISION_PREFIX))
+
+def _family(name: str) -> tuple[ModuleType, int | str] | None:
+    """The module whose tasks differ by their network alone, and the network that a name asks for.
+
+    None where a task is one of its kind.
+    """
+    if name in _cifar10_names():
+        return cifar, int(name.removeprefix(CIFAR10_PREFIX))
+    if name.startswith(TORCHVISION_PREFIX):
+        from envs.tasks import imagefolder  # torchvision: seconds that other tasks' workers save
+
+        return imagefolder, name.removeprefix(TORCHVISION_PREFIX)
     if name.startswith(CITYSCAPES_PREFIX):
         from envs.tasks import cityscapes
 
-        return cityscapes.architecture(name.removeprefix(CITYSCAPES_PREFIX))
+        return cityscapes, name.removeprefix(CITYSCAPES_PREFIX)
     return None
 
 
