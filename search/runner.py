@@ -281,7 +281,6 @@ def _search(
     seeds = seeds or list(spec.seeds)
     board = BoardActor.options(scheduling_strategy=on_this_node()).remote(measured, seeds, left)
     resources = spec.resources
-    dense_int8 = worker.price(baselines[DENSE_INT8], GUIDE_LEVEL)
     setup = TrialSetup(
         problem=problem,
         worker=replace(worker.spec, weights_hash=worker.weights_hash),
@@ -289,7 +288,6 @@ def _search(
         accuracy=spec.accuracy,
         shares=shares,
         baselines=baselines,
-        int8_cost=float(problem.objective.cost(dense_int8)[0]),
         chance=worker.evaluator.task.chance,
         goals=spec.goals,
         evaluators=evaluators,

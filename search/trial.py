@@ -72,7 +72,6 @@ class TrialSetup:
         accuracy: What policies learn from, see ``search.spec.Accuracy``.
         shares: Evaluations of every seed.
         baselines: What accuracies are compared to, and is measured first, by name.
-        int8_cost: Cost of dense INT8 by the problem's objective.
         chance: Accuracy of guessing, 0..1; failed evaluations count as that.
         goals: What is asked for.
         evaluators: Number of evaluator actors of a trial.
@@ -89,7 +88,6 @@ class TrialSetup:
     accuracy: str
     shares: dict[int, int]
     baselines: dict[str, CompressionConfig]
-    int8_cost: float
     chance: float
     goals: Goals
     evaluators: int
@@ -231,7 +229,7 @@ def _resumed(seed: int, setup: TrialSetup, metrics: SeedMetrics) -> tuple[Seeker
     reference = Reference(
         accuracy=float(dense["accuracy"]),
         chance=setup.chance,
-        cost=setup.int8_cost,
+        cost=1.0,  # the problem's objective is relative to dense INT8
         aims=drops_that_hold(setup.goals.targets, baselines, dense, sum(setup.shares.values())),
         images=int(dense["images"]),
         energy_aims=tuple(_ENERGY_MARGIN * ratio for ratio in setup.goals.energy_targets),
