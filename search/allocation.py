@@ -162,14 +162,14 @@ class Allocator:
         descent = _Descent(damage, prices, limit_prices, choices.copy(), objective)
         active = np.arange(len(choices))
         for _ in range(sweeps):
+            if not len(active):
+                break
             before = descent.objective[active]
             for layer in self._free:
                 self._take_best(descent, active, self._layer_moves(descent, active, layer))
             for readers in self._shared_readers:
                 self._take_best(descent, active, self._width_moves(descent, active, readers))
             active = active[descent.objective[active] < before - _LEAST_GAIN]
-            if not len(active):
-                break
         return descent.choices
 
     def _limit_prices(

@@ -74,13 +74,13 @@ class PolicyProposer:
         known = self._known
         known.fit()
         self._agents.use(known.predictor)
-        return known.select(self._candidates(), count)
-
-    def _candidates(self) -> NDArray[np.int64]:
-        """What trained agents and allocation would do, (candidates, layers, 4)."""
-        known = self._known
         # Seeded by what is known, so that a resumed search does not repeat its draws.
         rng = np.random.default_rng([self._seed, len(known.accuracy)])
+        return self._front.select(known, self._candidates(rng), count, rng)
+
+    def _candidates(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """What trained agents and allocation would do, (candidates, layers, 4)."""
+        known = self._known
         allocations = self._front.candidates(known, rng)
         self._imitate(allocations)
         self._agents.train(self._episodes)

@@ -19,6 +19,8 @@ FRONT_PRICES = 48
 """Prices at which the predicted front is computed."""
 POSTERIOR_DRAWS = 3
 """Damage tables drawn for each batch of refined allocations."""
+_SPREADS = (0.25, 0.5, 1.0, 1.5, 2.0, 2.5)
+"""Of the random factors that are tried in turn, in natural logarithms."""
 _FIRST_TRIALS = 10
 _TRIALS = 4
 """Prices of limits that are tried for the first and for every later front."""
@@ -63,7 +65,36 @@ class Front:
             )
         return np.concatenate(fronts)
 
-    def varied(
+    def select(
+        self,
+        known: Measurements,
+        candidates: NDArray[np.int64],
+        count: int,
+        rng: np.random.Generator,
+    ) -> NDArray[np.int64]:
+        """What promises most among ``candidates``, and among variations where these are too few.
+
+        Where a cost knows few steps, the front and what is drawn give little that is new. Then it
+        is allocated anew for coefficients that vary more and more.
+
+        Args:
+            known: What was measured.
+            candidates: Shape (candidates, layers, 4).
+            count: How many are wanted.
+            rng: Draws the coefficients.
+
+        Returns:
+            At most ``count``, (choices, layers, 4).
+        """
+        picked = known.select(candidates, count)
+        for spread in _SPREADS:
+            if len(picked) == count:
+                break
+            candidates = np.concatenate([candidates, self._varied(known, rng, spread)])
+            picked = known.select(candidates, count)
+        return picked
+
+    def _varied(
         self, known: Measurements, rng: np.random.Generator, spread: float
     ) -> NDArray[np.int64]:
         """The front for damage times random factors, apart for weights and input of every layer.

@@ -20,9 +20,6 @@ from search.predicted_front import Front
 from search.proposals import propose_random
 from search.storage import Storage
 
-_SPREADS = (0.25, 0.5, 1.0, 1.5, 2.0, 2.5)
-"""Of the random factors that are tried in turn, in natural logarithms."""
-
 
 class Proposer(Protocol):
     """Proposes choices and learns what they reached."""
@@ -140,12 +137,7 @@ class RefinedAllocationProposer(_LedgerProposer):
         # Seeded by what is known, so that a resumed search does not repeat its draws.
         rng = np.random.default_rng([self._seed, len(self._known.accuracy)])
         candidates = self._front.candidates(self._known, rng)
-        picked = self._known.select(candidates, count)
-        for spread in _SPREADS:
-            if len(picked) == count:
-                break
-            candidates = np.concatenate([candidates, self._front.varied(self._known, rng, spread)])
-            picked = self._known.select(candidates, count)
+        picked = self._front.select(self._known, candidates, count, rng)
         self._is_exhausted = not len(picked)
         return picked
 

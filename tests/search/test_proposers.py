@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from envs.config import LayerDecision
 from envs.episode import start_choice
 from envs.preference import CostFunction
+from envs.problem import CompressionProblem
 from hwmodel import load_accelerator
 from hwmodel.errors import InputError
 from search.allocation import Allocator
@@ -35,6 +37,23 @@ TRUTH = SyntheticAccuracy(
 START = start_choice(PROBLEM.space)[None]
 REFERENCE = Reference(0.9, 0.1, float(PROBLEM.cost(START).energy_pj[0]), (0.5, 1.0, 2.0))
 ALGORITHMS = ["random", "uniform", "dp", "dp+local", "optuna-tpe", "optuna-nsga2"]
+
+
+class Apprentice:
+    """Agents that watch and do nothing of their own."""
+
+    def __init__(self) -> None:
+        self.shown: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def use(self, accuracy: object) -> None: ...
+
+    def train(self, episodes: int) -> None: ...
+
+    def imitate(self, choices: np.ndarray, targets: np.ndarray, epochs: int) -> None:
+        self.shown.append((choices, targets))
+
+    def propose(self, targets: np.ndarray, rng: object) -> np.ndarray:
+        return np.repeat(START, len(targets), axis=0)
 
 
 def make(algorithm: str, seed: int = 0) -> Proposer:
@@ -102,16 +121,42 @@ def test_a_front_that_is_used_up_is_allocated_more_finely() -> None:
         found |= {PROBLEM.space.config(choice).hash for choice in choices}
 
 
-def test_a_cost_of_few_steps_does_not_use_up_the_search() -> None:
+def policies_that_do_nothing(problem: CompressionProblem, reference: Reference) -> Proposer:
+    return PolicyProposer(problem, reference, 0, lambda *_: Apprentice(), Storage.at("unused"))
+
+
+def dp_and_local(problem: CompressionProblem, reference: Reference) -> Proposer:
+    return make_proposer("dp+local", problem, reference, 0, Storage.at("unused"))
+
+
+@pytest.mark.parametrize("make_one", [dp_and_local, policies_that_do_nothing])
+def test_a_cost_of_few_steps_does_not_use_up_the_search(
+    make_one: Callable[[CompressionProblem, Reference], Proposer],
+) -> None:
     """Cycles of this accelerator depend on channels alone, so many allocations are alike."""
     free = synthetic_problem(blocks=3, pinned=dict.fromkeys(LAYER_NAMES[3:], PINNED))
     array = load_accelerator("systolic-16x16")
     cycles = CostFunction({"latency_cycles": 1.0}, {"latency_cycles": 1.0})
     problem = replace(free, accelerator=array, objective=cycles)
     reference = replace(REFERENCE, cost=float(cycles.cost(problem.cost(START))[0]))
-    proposer = make_proposer("dp+local", problem, reference, 0, Storage.at("unused"))
-    found = search(proposer, batches=5)
-    assert len(np.unique(found, axis=0)) == len(found) == 40
+    found = search(make_one(problem, reference), batches=4)
+    assert len(np.unique(found, axis=0)) == len(found) == 32
+
+
+def test_policies_that_know_nothing_new_leave_it_to_allocation() -> None:
+    proposer = policies_that_do_nothing(PROBLEM, REFERENCE)
+    assert len(search(proposer)) == 24
+
+
+def test_a_search_by_policies_ends_where_all_of_a_space_is_measured() -> None:
+    problem = synthetic_problem(blocks=3, pinned=dict.fromkeys(LAYER_NAMES[1:], PINNED))
+    proposer = policies_that_do_nothing(problem, REFERENCE)
+    proposer.learn(START, measure(START))
+    rounds = 0
+    while len(choices := proposer.propose(20)) and rounds < 40:
+        proposer.learn(choices, measure(choices))
+        rounds += 1
+    assert 0 < rounds < 40
 
 
 def test_a_space_that_is_used_up_is_given_up_until_something_is_learnt(
@@ -183,24 +228,9 @@ def test_the_measured_front_is_what_no_other_choice_beats() -> None:
 
 
 def test_policies_are_shown_what_turned_out_best_within_their_targets() -> None:
-    shown = []
-
-    class Apprentice:
-        """Agents that watch and do nothing of their own."""
-
-        def use(self, accuracy: object) -> None: ...
-
-        def train(self, episodes: int) -> None: ...
-
-        def imitate(self, choices: np.ndarray, targets: np.ndarray, epochs: int) -> None:
-            shown.append((choices, targets))
-
-        def propose(self, targets: np.ndarray, rng: object) -> np.ndarray:
-            return np.repeat(START, len(targets), axis=0)
-
-    band = (0.3, 20.0)
+    apprentice, band = Apprentice(), (0.3, 20.0)
     proposer = PolicyProposer(
-        PROBLEM, REFERENCE, 0, lambda *_: Apprentice(), Storage.at("unused"), band
+        PROBLEM, REFERENCE, 0, lambda *_: apprentice, Storage.at("unused"), band
     )
     known = Measurements(PROBLEM, REFERENCE)
     choices = make("dp").propose(12)
@@ -208,7 +238,7 @@ def test_policies_are_shown_what_turned_out_best_within_their_targets() -> None:
     known.add(choices, measure(choices))
     known.fit()
     proposer.propose(4)
-    ((seen, targets),) = shown
+    ((seen, targets),) = apprentice.shown
     front, drops = known.front()
     within = (drops >= band[0]) & (drops <= band[1])
     assert within.any()
