@@ -41,6 +41,7 @@ from search.measurements import Measurements
 from search.measurements import Reference
 from search.policy_proposer import FIRST_EPOCHS
 from search.policy_proposer import TARGET_POINTS
+from search.policy_settings import PolicySettings
 from search.predicted_front import FRONT_PRICES
 from search.predicted_front import Front
 
@@ -87,7 +88,13 @@ def prepare(task: TaskSpec, accelerator: str, database: Path | None) -> Judge:
 
 
 def compare(
-    algorithm: str, seed: int, source: Judge, target: Judge, episodes: int, walks: int
+    algorithm: str,
+    settings: PolicySettings,
+    seed: int,
+    source: Judge,
+    target: Judge,
+    episodes: int,
+    walks: int,
 ) -> None:
     """Train on the source, then play the target with and without what was learnt."""
     fixed, spread = np.array(TARGETS), np.geomspace(0.1, 10.0, walks)
@@ -101,7 +108,7 @@ def compare(
     show("random", "", target.score(at_random, np.resize(fixed, len(at_random))), sample)
     front, drops = target.front()
     show("front", "", max_score(target, front, fixed), front)
-    make, _ = learner(algorithm)
+    make, _ = learner(algorithm, settings)
     with tempfile.TemporaryDirectory() as temporary:
         learnt = make(source.problem, source.predictor, seed)
         learnt.train(episodes)
@@ -144,6 +151,9 @@ def main() -> None:
     parser.add_argument("--algorithm", choices=LEARNERS, default="ppo")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--source-episodes", type=int, default=2048)
+    parser.add_argument(
+        "--hidden", nargs="+", type=int, help="units of the networks' hidden layers"
+    )
     parser.add_argument("--walks", type=int, default=50)
     parser.add_argument("--database", type=Path, help="folder of an option database")
     args = parser.parse_args()
@@ -156,8 +166,10 @@ def main() -> None:
         )
     )
     print("algorithm  seed policies episodes seconds    score   volume")
+    settings = PolicySettings(hidden=tuple(args.hidden) if args.hidden else None)
+    episodes, walks = args.source_episodes, args.walks
     for seed in args.seeds:
-        compare(args.algorithm, seed, source, target, args.source_episodes, args.walks)
+        compare(args.algorithm, settings, seed, source, target, episodes, walks)
 
 
 if __name__ == "__main__":

@@ -31,12 +31,15 @@ from search.agents import EPISODES_PER_ROUND
 from search.agents import Agents
 from search.agents import build
 from search.agents import in_process
+from search.policy_settings import DEFAULT_SETTINGS
+from search.policy_settings import PolicySettings
 from search.ppo import CautiousModule
 from search.ppo import open_logits
 from search.ppo import ppo_modules
 from search.walks import EpisodeRunner
 
 MINIBATCH_EPISODES = 16
+LEARNING_RATE = 1e-3
 
 
 class TargetModule(CautiousModule, TargetNetworkAPI):
@@ -101,9 +104,11 @@ class SynchronousAPPO(APPO):
         )
 
 
-def appo_modules(sizes: NDArray[np.int64], limited: bool) -> MultiRLModuleSpec:
+def appo_modules(
+    sizes: NDArray[np.int64], limited: bool, settings: PolicySettings = DEFAULT_SETTINGS
+) -> MultiRLModuleSpec:
     """Both agents' networks, see ``search.learners.MakeModules``."""
-    return ppo_modules(sizes, limited, module=TargetModule)
+    return ppo_modules(sizes, limited, module=TargetModule, settings=settings)
 
 
 def appo_agents(
@@ -111,6 +116,7 @@ def appo_agents(
     accuracy: AccuracySource,
     seed: int = 0,
     targets: tuple[float, float] = TARGETS,
+    settings: PolicySettings = DEFAULT_SETTINGS,
 ) -> Agents:
     """Agents that APPO trains on one compression problem, in this process.
 
@@ -119,6 +125,7 @@ def appo_agents(
         accuracy: Judges configurations, and must be cheap; see :meth:`Agents.use`.
         seed: Of the networks' weights, the actions and the targets.
         targets: Range of accuracy-drop limits, in points, that episodes draw from.
+        settings: Of the networks and of exploration.
 
     Raises:
         InputError: the targets are out of range, or nothing is to be decided.
@@ -136,16 +143,16 @@ def appo_agents(
             train_batch_size_per_learner=EPISODES_PER_ROUND * trajectory,
             minibatch_size=MINIBATCH_EPISODES * trajectory,
             num_epochs=8,
-            lr=1e-3,
+            lr=settings.learning_rate or LEARNING_RATE,
             gamma=1.0,
-            entropy_coeff=0.003,
+            entropy_coeff=settings.entropy_coefficient,
             use_kl_loss=False,
             clip_param=0.3,
             grad_clip=1.0,
         )
     )
     env_config = {"problem": problem, "accuracy": accuracy, "targets": targets}
-    modules = appo_modules(problem.space.sizes, bool(problem.limits.given))
+    modules = appo_modules(problem.space.sizes, bool(problem.limits.given), settings)
     return Agents(
         build(in_process(config, CompressionEnv, env_config, EpisodeRunner, modules, seed))
     )

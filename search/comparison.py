@@ -162,7 +162,9 @@ def _label(spec: Spec) -> str:
     measured = f" ({spec.accuracy})" if spec.accuracy == "measured" else ""
     warm = " (warm)" if spec.init_from else ""
     limits = f", {spec.goals.limits}" if spec.goals.limits.given else ""
-    return spec.algorithm + measured + warm + limits
+    settings = spec.policies.model_dump(mode="json") if spec.policies else {}
+    policies = "".join(f", {name} {value}" for name, value in settings.items())
+    return spec.algorithm + measured + warm + limits + policies
 
 
 def _run_picks(run: RunDirectory) -> list[dict[str, object]]:

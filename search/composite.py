@@ -44,9 +44,10 @@ from search.composite_walks import CompositeRunner
 from search.composite_walks import Walks
 from search.composite_walks import demonstrate
 from search.composite_walks import paid
+from search.policy_settings import DEFAULT_SETTINGS
+from search.policy_settings import PolicySettings
 from search.replay import WalkReplay
 
-HIDDEN = (64, 64)
 LEARNING_RATE = 2e-3
 BATCH = 256
 """Transitions of each agent in a gradient step."""
@@ -58,14 +59,8 @@ STEPS_PER_UPDATE = 8
 """Gradient steps between two moves of the target networks."""
 TAU = 0.05
 INITIAL_ALPHA = 0.02
-TARGET_ENTROPY = -3.0
 N_STEPS = {AMOUNTS_AGENT: 1, METHOD_AGENT: 3}
 """Rewards that each agent adds up before it asks for a value."""
-CAPACITY = 1024
-"""Walks that are replayed."""
-FIRST_EPSILON = 0.2
-EXPLORING_WALKS = 512
-"""Walks during which the share of blindly drawn methods falls from ``FIRST_EPSILON``."""
 RAINBOW = {"double_q": True, "dueling": True, "num_atoms": 21, "v_min": -5.0, "v_max": 2.0}
 """Values are what the rest of a walk adds to the score: seldom more than halving energy thrice."""
 
@@ -79,6 +74,7 @@ class CompositeConfig(SACConfig):
             setattr(self, name, value)
         self.td_error_loss_fn = "huber"
         self.burn_in_len = 0
+        self.settings = DEFAULT_SETTINGS
 
 
 class CompositeLearner(SACTorchLearner):
@@ -93,8 +89,13 @@ class CompositeLearner(SACTorchLearner):
             module_id=module_id,
             optimizer=torch.optim.Adam(parameters),
             params=parameters,
-            lr_or_lr_schedule=LEARNING_RATE,
+            lr_or_lr_schedule=self.config.actor_lr,
         )
+
+    def _get_target_entropy(self, module_id: str) -> float:
+        # Not by RLlib's configuration, which drops every value that equals -1.
+        target: float = self.config.settings.target_entropy
+        return target
 
     def compute_loss_for_module(self, *, module_id: str, **kwargs: Any) -> torch.Tensor:
         learner = SACTorchLearner if module_id == AMOUNTS_AGENT else DQNTorchLearner
@@ -125,7 +126,8 @@ class Composite(SAC):
         game = self.env_runner.game
         # Where all is paid at the end, that is what decisions are judged by.
         n_steps = N_STEPS if game.accuracy.is_cheap else dict.fromkeys(N_STEPS, len(game.layers))
-        self.walks = WalkReplay(game, CAPACITY, n_steps, buffer["alpha"], buffer["beta"])
+        capacity = self.config.settings.replay_walks
+        self.walks = WalkReplay(game, capacity, n_steps, buffer["alpha"], buffer["beta"])
 
     def training_step(self) -> None:
         walks = self.play(EPISODES_PER_ROUND)
@@ -145,9 +147,9 @@ class Composite(SAC):
             freedom: What the share of blindly drawn methods and the spread of amounts are
                 multiplied by.
         """
-        runner = self.env_runner
-        fading = max(0.0, 1.0 - self.played / EXPLORING_WALKS)
-        epsilon = EPSILON + (FIRST_EPSILON - EPSILON) * fading
+        runner, settings = self.env_runner, self.config.settings
+        fading = max(0.0, 1.0 - self.played / settings.exploring_walks)
+        epsilon = EPSILON + (settings.first_epsilon - EPSILON) * fading
         self.played += count
         walks: Walks = runner.play(
             runner.draw_targets(count), runner.rng, min(1.0, epsilon * freedom), freedom
@@ -218,10 +220,12 @@ class CompositeAgents(Agents):
         torch.set_rng_state(state["torch_rng"])  # SAC draws actions while it learns
 
 
-def composite_modules(sizes: NDArray[np.int64], limited: bool) -> MultiRLModuleSpec:
+def composite_modules(
+    sizes: NDArray[np.int64], limited: bool, settings: PolicySettings = DEFAULT_SETTINGS
+) -> MultiRLModuleSpec:
     """Both agents' networks, see ``search.learners.MakeModules``."""
     observations, actions = CompositeEnv.spaces(sizes, layers=1, limited=limited)
-    network = DefaultModelConfig(fcnet_hiddens=list(HIDDEN))
+    network = DefaultModelConfig(fcnet_hiddens=list(settings.hidden_of("composite")))
     actor = RLModuleSpec(
         Actor,
         observations[AMOUNTS_AGENT],
@@ -247,6 +251,7 @@ def composite_agents(
     accuracy: AccuracySource,
     seed: int = 0,
     targets: tuple[float, float] = TARGETS,
+    settings: PolicySettings = DEFAULT_SETTINGS,
 ) -> CompositeAgents:
     """The composite agent on one compression problem, in this process.
 
@@ -255,10 +260,12 @@ def composite_agents(
         accuracy: Judges configurations; see :meth:`Agents.use` to replace it later.
         seed: Of the networks' weights, the actions and the targets.
         targets: Range of accuracy-drop limits, in points, that episodes draw from.
+        settings: Of the networks, of exploration and of the replay.
 
     Raises:
         InputError: the targets are out of range, or nothing is to be decided.
     """
+    learning_rate = settings.learning_rate or LEARNING_RATE
     config = (
         CompositeConfig()
         .learners(learner_class=CompositeLearner)
@@ -267,16 +274,16 @@ def composite_agents(
             gamma=1.0,
             tau=TAU,
             target_network_update_freq=0,
-            actor_lr=LEARNING_RATE,
-            critic_lr=LEARNING_RATE,
-            alpha_lr=LEARNING_RATE,
+            actor_lr=learning_rate,
+            critic_lr=learning_rate,
+            alpha_lr=learning_rate,
             initial_alpha=INITIAL_ALPHA,
-            target_entropy=TARGET_ENTROPY,
             replay_buffer_config={"no_local_replay_buffer": True},  # for ``Composite.walks``
         )
     )
+    config.settings = settings
     env_config = {"problem": problem, "accuracy": accuracy, "targets": targets}
-    modules = composite_modules(problem.space.sizes, bool(problem.limits.given))
+    modules = composite_modules(problem.space.sizes, bool(problem.limits.given), settings)
     return CompositeAgents(
         build(in_process(config, CompositeEnv, env_config, CompositeRunner, modules, seed))
     )

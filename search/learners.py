@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
+
+from search.policy_settings import DEFAULT_SETTINGS
+from search.policy_settings import PolicySettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,13 +30,21 @@ MEASURED_LEARNERS = ("ppo", "composite")
 every decision."""
 
 
-def learner(algorithm: str) -> tuple[MakeAgents, MakeModules]:
+def learner(
+    algorithm: str, settings: PolicySettings = DEFAULT_SETTINGS
+) -> tuple[MakeAgents, MakeModules]:
     """What makes agents of a problem, a judge of accuracy and a seed, and what makes the networks
     of all agents for menus of given ``SearchSpace.sizes``, of problems with limits or without.
 
     Args:
         algorithm: One of ``LEARNERS``.
+        settings: Those of its settings that count.
     """
+    make_agents, make_modules = _makers(algorithm)
+    return partial(make_agents, settings=settings), partial(make_modules, settings=settings)
+
+
+def _makers(algorithm: str) -> tuple[Callable[..., Agents], Callable[..., MultiRLModuleSpec]]:
     # RLlib takes seconds to import, and only the policies need it.
     if algorithm == "ppo":
         from search.ppo import ppo_agents

@@ -27,11 +27,13 @@ from search.agents import build
 from search.agents import cautious_logits
 from search.agents import in_process
 from search.agents import two_modules
+from search.policy_settings import DEFAULT_SETTINGS
+from search.policy_settings import PolicySettings
 from search.walks import ACTION_MASK
 from search.walks import IMPOSSIBLE
 from search.walks import EpisodeRunner
 
-HIDDEN = (64, 64)
+LEARNING_RATE = 3e-4
 FEW_EPISODES: Mapping[str, Any] = {"lr": 5e-3, "num_epochs": 8, "lambda_": 1.0}
 """What differs where every episode takes a true evaluation: more is learnt from each, and since
 all is paid at the end, decisions are judged by that and not by what is expected to come."""
@@ -72,9 +74,11 @@ def ppo_modules(
     limited: bool,
     caution: float = CAUTION,
     module: type[CautiousModule] = CautiousModule,
+    settings: PolicySettings = DEFAULT_SETTINGS,
 ) -> MultiRLModuleSpec:
     """Both agents' networks, see ``search.learners.MakeModules``."""
-    network = asdict(DefaultModelConfig(fcnet_hiddens=list(HIDDEN), vf_share_layers=False))
+    hidden = list(settings.hidden_of("ppo"))
+    network = asdict(DefaultModelConfig(fcnet_hiddens=hidden, vf_share_layers=False))
     spaces = CompressionEnv.spaces(sizes, layers=1, limited=limited)
     return two_modules(module, spaces, network | {"caution": caution})
 
@@ -84,6 +88,7 @@ def ppo_agents(
     accuracy: AccuracySource,
     seed: int = 0,
     targets: tuple[float, float] = TARGETS,
+    settings: PolicySettings = DEFAULT_SETTINGS,
 ) -> Agents:
     """Agents that PPO trains on one compression problem, in this process.
 
@@ -92,6 +97,7 @@ def ppo_agents(
         accuracy: Judges configurations; see :meth:`Agents.use` to replace it later.
         seed: Of the networks' weights, the actions and the targets.
         targets: Range of accuracy-drop limits, in points, that episodes draw from.
+        settings: Of the networks and of exploration.
 
     Raises:
         InputError: the targets are out of range, or nothing is to be decided.
@@ -102,10 +108,10 @@ def ppo_agents(
         train_batch_size_per_learner=batch,
         minibatch_size=min(320, batch),
         num_epochs=4,
-        lr=3e-4,
+        lr=LEARNING_RATE,
         gamma=1.0,
         lambda_=0.7,
-        entropy_coeff=0.003,
+        entropy_coeff=settings.entropy_coefficient,
         use_kl_loss=False,
         clip_param=0.3,
         vf_clip_param=100.0,
@@ -113,9 +119,13 @@ def ppo_agents(
     )
     if not accuracy.is_cheap:
         config.training(**FEW_EPISODES)
+    if settings.learning_rate is not None:
+        config.training(lr=settings.learning_rate)
     caution = CAUTION if accuracy.is_cheap else FEW_EPISODES_CAUTION
     env_config = {"problem": problem, "accuracy": accuracy, "targets": targets}
-    modules = ppo_modules(problem.space.sizes, bool(problem.limits.given), caution)
+    modules = ppo_modules(
+        problem.space.sizes, bool(problem.limits.given), caution, settings=settings
+    )
     return Agents(
         build(in_process(config, CompressionEnv, env_config, EpisodeRunner, modules, seed))
     )

@@ -15,6 +15,8 @@ from search.learners import learner
 from search.measured_proposer import MeasuredPolicyProposer
 from search.measurements import Measurements
 from search.measurements import Reference
+from search.policy_settings import DEFAULT_SETTINGS
+from search.policy_settings import PolicySettings
 from search.predicted_front import FRONT_PRICES
 from search.predicted_front import Front
 from search.proposals import propose_random
@@ -156,6 +158,7 @@ def make_proposer(
     seed: int,
     policies: Storage,
     accuracy: str = "predicted",
+    settings: PolicySettings = DEFAULT_SETTINGS,
 ) -> Proposer:
     """The proposer that an algorithm of a specification stands for.
 
@@ -166,9 +169,10 @@ def make_proposer(
         seed: The same seed draws the same.
         policies: Folder of a run's learned policies, see :class:`PolicyProposer`.
         accuracy: Which one policies learn from, see ``search.spec.Accuracy``.
+        settings: Of learned policies.
     """
     if algorithm in LEARNERS:
-        make_agents, _ = learner(algorithm)
+        make_agents, _ = learner(algorithm, settings)
         if accuracy == "measured":
             return MeasuredPolicyProposer(problem, reference, seed, make_agents, policies)
         from search.policy_proposer import PolicyProposer

@@ -25,12 +25,15 @@ from search.agents import Agents
 from search.agents import build
 from search.agents import in_process
 from search.agents import two_modules
+from search.policy_settings import DEFAULT_SETTINGS
+from search.policy_settings import PolicySettings
 from search.rounds_modules import LAYER_VALUES
 from search.rounds_modules import LayersModule
 from search.walks import EpisodeRunner
 from search.walks import Turn
 
 EPISODES_PER_UPDATE = 128
+LEARNING_RATE = 5e-4
 CREDIT = "credit"
 """Column of what each layer's part of a decision did add to the score."""
 
@@ -95,9 +98,15 @@ def _log_probability(logits: Tensor, actions: Tensor, sizes: list[int]) -> tuple
     return total, entropy
 
 
-def rounds_modules(sizes: NDArray[np.int64], limited: bool, layers: int = 1) -> MultiRLModuleSpec:
+def rounds_modules(
+    sizes: NDArray[np.int64],
+    limited: bool,
+    layers: int = 1,
+    settings: PolicySettings = DEFAULT_SETTINGS,
+) -> MultiRLModuleSpec:
     """Both agents' networks, see ``search.learners.MakeModules``."""
-    return two_modules(LayersModule, RoundsEnv.spaces(sizes, layers, limited), {})
+    network = {"hidden": settings.hidden_of("ppo-rounds")}
+    return two_modules(LayersModule, RoundsEnv.spaces(sizes, layers, limited), network)
 
 
 def rounds_agents(
@@ -105,6 +114,7 @@ def rounds_agents(
     accuracy: AccuracySource,
     seed: int = 0,
     targets: tuple[float, float] = TARGETS,
+    settings: PolicySettings = DEFAULT_SETTINGS,
 ) -> Agents:
     """Agents that play ``RoundsEnv`` on one compression problem, in this process.
 
@@ -113,6 +123,7 @@ def rounds_agents(
         accuracy: Judges configurations, and must be cheap; see :meth:`Agents.use`.
         seed: Of the networks' weights, the actions and the targets.
         targets: Range of accuracy-drop limits, in points, that episodes draw from.
+        settings: Of the networks and of exploration.
 
     Raises:
         InputError: the targets are out of range, or nothing is to be decided.
@@ -125,9 +136,9 @@ def rounds_agents(
             train_batch_size_per_learner=EPISODES_PER_UPDATE * len(AGENTS) * ROUNDS,
             minibatch_size=128,
             num_epochs=4,
-            lr=5e-4,
+            lr=settings.learning_rate or LEARNING_RATE,
             gamma=1.0,
-            entropy_coeff=0.003,
+            entropy_coeff=settings.entropy_coefficient,
             use_kl_loss=False,
             clip_param=0.3,
             vf_loss_coeff=0.5,
@@ -135,7 +146,7 @@ def rounds_agents(
         )
     )
     env_config: dict[str, Any] = {"problem": problem, "accuracy": accuracy, "targets": targets}
-    modules = rounds_modules(problem.space.sizes, bool(problem.limits.given), layers)
+    modules = rounds_modules(problem.space.sizes, bool(problem.limits.given), layers, settings)
     return Agents(
         build(in_process(config, RoundsEnv, env_config, RoundsRunner, modules, seed)),
         EPISODES_PER_UPDATE,

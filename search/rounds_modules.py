@@ -13,10 +13,8 @@ from torch import Tensor
 from torch import nn
 
 from search.agents import cautious_logits
+from search.policy_settings import HEADS
 
-WIDTH = 64
-HEADS = 4
-BLOCKS = 1
 LAYER_VALUES = "layer_values"
 """Column of what each layer's part of a decision is expected to add to the score."""
 
@@ -34,11 +32,12 @@ class LayersModule(TorchRLModule, ValueFunctionAPI):
         self.action_dist_cls = TorchMultiCategorical.get_partial_dist_cls(
             space=self.action_space, input_lens=self.action_space.nvec.tolist()
         )
-        self._encode = nn.Linear(features, WIDTH)
-        self._blocks = nn.ModuleList(_Block() for _ in range(BLOCKS))
-        self._normalize = nn.LayerNorm(WIDTH)
-        self._decide = nn.Linear(WIDTH, sum(sizes))
-        self._value = nn.Linear(WIDTH, 1)
+        width, *_ = hidden = self.model_config["hidden"]
+        self._encode = nn.Linear(features, width)
+        self._blocks = nn.ModuleList(_Block(width) for _ in hidden)
+        self._normalize = nn.LayerNorm(width)
+        self._decide = nn.Linear(width, sum(sizes))
+        self._value = nn.Linear(width, 1)
         with torch.no_grad():
             self._decide.weight.mul_(0.01)
             self._decide.bias.copy_(cautious_logits(self.model_config["agent"], sizes))
@@ -64,19 +63,19 @@ class LayersModule(TorchRLModule, ValueFunctionAPI):
 class _Block(nn.Module):
     """Pre-norm self-attention and a small network, both added to their input."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.before_attention = nn.LayerNorm(WIDTH)
-        self.queries_keys_values = nn.Linear(WIDTH, 3 * WIDTH)
-        self.mix = nn.Linear(WIDTH, WIDTH)
+        self.before_attention = nn.LayerNorm(width)
+        self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.mix = nn.Linear(width, width)
         self.network = nn.Sequential(
-            nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * WIDTH), nn.ReLU(), nn.Linear(2 * WIDTH, WIDTH)
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
         )
 
     def forward(self, layers: Tensor) -> Tensor:
-        batch, count, _ = layers.shape
+        batch, count, width = layers.shape
         joined = self.queries_keys_values(self.before_attention(layers))
-        by_head = joined.view(batch, count, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
+        by_head = joined.view(batch, count, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)
         attended = nn.functional.scaled_dot_product_attention(*by_head)
-        layers = layers + self.mix(attended.transpose(1, 2).reshape(batch, count, WIDTH))
+        layers = layers + self.mix(attended.transpose(1, 2).reshape(batch, count, width))
         return layers + self.network(layers)

@@ -286,6 +286,7 @@ def _search(
         worker=replace(worker.spec, weights_hash=worker.weights_hash),
         algorithm=spec.algorithm,
         accuracy=spec.accuracy,
+        policies=spec.policy_settings,
         shares=shares,
         baselines=baselines,
         chance=worker.evaluator.task.chance,

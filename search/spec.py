@@ -48,6 +48,8 @@ from hwmodel.plain_data import parse_yaml
 from hwmodel.plain_data import validated
 from search.goals import Goals
 from search.learners import MEASURED_LEARNERS
+from search.policy_settings import PolicySettings
+from search.policy_settings import require_used
 
 if TYPE_CHECKING:
     from envs.setup import Menu
@@ -71,7 +73,9 @@ Algorithm = Literal[
 Accuracy = Literal["predicted", "measured"]
 """What policies learn from: a predictor that true evaluations correct, or these alone."""
 
-_LATER = ("accuracy", "energy_targets", "init_from", "limits", "preference", "robustness")
+_LATER = (
+    "accuracy", "energy_targets", "init_from", "limits", "policies", "preference", "robustness",
+)  # fmt: skip
 """Fields that are not in a hash at their defaults."""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -136,6 +140,7 @@ _Ratio = Annotated[float, Field(gt=0, le=1, strict=True)]
 _Weight = Annotated[float, Field(ge=0, le=1e9, strict=True)]
 _Limit = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
 _Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+_Units = Annotated[int, Field(ge=1, le=4096, strict=True)]
 _Text = Annotated[str, Field(min_length=1)]
 _Decision = Annotated[LayerDecision, BeforeValidator(_decision), PlainSerializer(asdict)]
 _Quantizer = Annotated[
@@ -219,6 +224,28 @@ class RobustnessSection(_Section):
     images: Annotated[int, Field(ge=1, strict=True)] = Attack.images
 
 
+class PolicySection(_Section):
+    """What is set of learned policies; what is None is as the algorithm has it.
+
+    Attributes:
+        hidden, learning_rate, entropy_coefficient, target_entropy, first_epsilon, exploring_walks,
+            replay_walks: See ``PolicySettings``.
+    """
+
+    hidden: Annotated[tuple[_Units, ...], Field(min_length=1, max_length=8)] | None = None
+    learning_rate: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
+    entropy_coefficient: Annotated[float, Field(ge=0, le=10, strict=True)] | None = None
+    target_entropy: Annotated[float, Field(ge=-100, le=100, strict=True)] | None = None
+    first_epsilon: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
+    exploring_walks: Annotated[int, Field(ge=1, le=10**9, strict=True)] | None = None
+    replay_walks: Annotated[int, Field(ge=1, le=10**6, strict=True)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_set(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is not, so that further settings will change no hash."""
+        return {name: value for name, value in serialize(self).items() if value is not None}
+
+
 class LimitSection(_Section):
     """What an inference may cost at most, besides energy.
 
@@ -237,8 +264,8 @@ class LimitSection(_Section):
         return {name: limit for name, limit in serialize(self).items() if limit is not None}
 
 
-def _none_if_empty(limits: LimitSection | None) -> LimitSection | None:
-    return limits if limits is not None and limits.model_dump() else None
+def _none_if_empty(section: _Section | None) -> _Section | None:
+    return section if section is not None and section.model_dump() else None
 
 
 class PreferenceSection(_Section):
@@ -316,6 +343,7 @@ class Spec(_Section):
         level: Level of the hardware model at which evaluations are priced; one that knows energy.
         algorithm: What proposes configurations.
         accuracy: What policies learn from; ``measured`` has one true evaluation for every episode.
+        policies: What is set of learned policies; None for nothing.
         init_from: An earlier run, path or URI, whose policies this one's start from; None starts
             from nothing.
         seeds: One trial each.
@@ -339,6 +367,7 @@ class Spec(_Section):
     level: Literal["mid", "fine"] = "mid"
     algorithm: Algorithm = "ppo"
     accuracy: Accuracy = "predicted"
+    policies: Annotated[PolicySection | None, AfterValidator(_none_if_empty)] = None
     init_from: _Text | None = None
     seeds: Annotated[tuple[_Seed, ...], Field(min_length=1), AfterValidator(_check_distinct)] = (0,)
     budget: Annotated[int, Field(ge=MIN_BUDGET, strict=True)] = 300
@@ -364,6 +393,16 @@ class Spec(_Section):
             allowed = f"use 'predicted' with {algorithm}; 'measured' needs {measurable}"
             raise InputError("", accuracy, allowed)
         return accuracy
+
+    @field_validator("policies")
+    @classmethod
+    def _the_algorithm_has_them(
+        cls, policies: PolicySection | None, info: ValidationInfo
+    ) -> PolicySection | None:
+        algorithm = info.data.get("algorithm")
+        if policies is not None and algorithm is not None:
+            require_used(algorithm, policies.model_dump())
+        return policies
 
     @field_validator("preference")
     @classmethod
@@ -434,6 +473,11 @@ class Spec(_Section):
         if self.preference is not None:
             preference = Preference(**self.preference.model_dump())
         return Goals(self.targets, limits, self.energy_targets, preference)
+
+    @property
+    def policy_settings(self) -> PolicySettings:
+        """Of learned policies."""
+        return PolicySettings(**(self.policies.model_dump() if self.policies else {}))
 
     @property
     def attack(self) -> Attack | None:

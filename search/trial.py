@@ -34,6 +34,7 @@ from search.measurements import Reference
 from search.measurements import drops_that_hold
 from search.metrics import SeedMetrics
 from search.permit import Permit
+from search.policy_settings import PolicySettings
 from search.pool import EvaluatorPool
 from search.pool import Worker
 from search.proposers import Proposer
@@ -70,6 +71,7 @@ class TrialSetup:
         worker: What evaluators evaluate.
         algorithm: What proposes configurations, see ``search.spec.Spec``.
         accuracy: What policies learn from, see ``search.spec.Accuracy``.
+        policies: Settings of learned policies.
         shares: Evaluations of every seed.
         baselines: What accuracies are compared to, and is measured first, by name.
         chance: Accuracy of guessing, 0..1; failed evaluations count as that.
@@ -86,6 +88,7 @@ class TrialSetup:
     worker: WorkerSpec
     algorithm: str
     accuracy: str
+    policies: PolicySettings
     shares: dict[int, int]
     baselines: dict[str, CompressionConfig]
     chance: float
@@ -234,9 +237,14 @@ def _resumed(seed: int, setup: TrialSetup, metrics: SeedMetrics) -> tuple[Seeker
         images=int(dense["images"]),
         energy_aims=tuple(_ENERGY_MARGIN * ratio for ratio in setup.goals.energy_targets),
     )
-    policies = setup.run.child("policies")
     proposer = make_proposer(
-        setup.algorithm, setup.problem, reference, seed, policies, setup.accuracy
+        setup.algorithm,
+        setup.problem,
+        reference,
+        seed,
+        setup.run.child("policies"),
+        setup.accuracy,
+        setup.policies,
     )
     own = evaluations(rows[(rows["split"] == "search") & rows["seed"].isin((-1, seed))])
     metrics.known(own)

@@ -76,6 +76,10 @@ def _check_same_kind(spec: Spec, earlier: Spec) -> None:
         if spec.goals.limits.given:
             allowed = "its policies see no limits, and this run has some; use one with limits"
         raise InputError("init_from", spec.init_from, allowed)
+    units = [list(each.policy_settings.hidden_of(each.algorithm)) for each in (earlier, spec)]
+    if units[0] != units[1]:
+        allowed = f"its networks have hidden layers of {units[0]} units and this one's {units[1]}"
+        raise InputError("init_from", spec.init_from, f"{allowed}; use the same policies.hidden")
     sizes = zip(_MENUS, _menu_sizes(earlier), _menu_sizes(spec), strict=True)
     for menu, there, here in sizes:
         if there != here:
@@ -102,7 +106,7 @@ def _check_shapes(content: bytes, spec: Spec) -> None:
     """Raise ValueError or KeyError unless a checkpoint's networks are those of the algorithm."""
     import torch
 
-    _, modules = learner(spec.algorithm)
+    _, modules = learner(spec.algorithm, spec.policy_settings)
     # It warns of its own use of what it is about to give up.
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     # Weights only: a run directory may come from someone else, and pickles run code.

@@ -14,6 +14,7 @@ from hwmodel import InputError
 from search.agents import Agents
 from search.checkpoints import CHECKPOINT
 from search.learners import learner
+from search.policy_settings import PolicySettings
 from search.walks import sample_actions
 from tests.envs.synthetic import SyntheticAccuracy
 from tests.envs.synthetic import synthetic_problem
@@ -54,6 +55,36 @@ def test_agents_learn_to_do_better_than_nothing_and_far_better_than_chance(algor
     assert trained > untrained + 0.1
     assert trained > chance + 1.0
     agents.stop()
+
+
+def test_settings_reach_networks_and_training(algorithm: str) -> None:
+    settings = PolicySettings((24, 24), learning_rate=0.02, entropy_coefficient=0.5)
+    make_agents, make_modules = learner(algorithm, settings)
+    agents = make_agents(PROBLEM, ACCURACY, 0)
+    config = agents.algorithm.config
+    assert (config.lr, config.entropy_coeff) == (0.02, 0.5)
+    built = agents.algorithm.env_runner.module["pruning"].state_dict()
+    assert {24} <= {size for weights in built.values() for size in weights.shape}
+    assert not {64} & {size for weights in built.values() for size in weights.shape}
+    alone = make_modules(PROBLEM.space.sizes, False).rl_module_specs["pruning"].build()
+    shapes = {name: weights.shape for name, weights in alone.state_dict().items()}
+    assert {name: weights.shape for name, weights in built.items()} == shapes
+    before = agents.propose(TARGETS, None)
+    agents.train(64)
+    assert not np.array_equal(agents.propose(TARGETS, None), before)
+    agents.stop()
+
+
+def test_a_great_weight_of_entropy_keeps_policies_free() -> None:
+    rng = np.random.default_rng(0)
+    kinds = []
+    for weight in (0.0, 1.0):
+        settings = PolicySettings(learning_rate=5e-3, entropy_coefficient=weight)
+        agents = learner("ppo", settings)[0](PROBLEM, ACCURACY, 0)
+        agents.train(512)
+        kinds.append(len(np.unique(agents.propose(np.ones(64), rng), axis=0)))
+        agents.stop()
+    assert kinds[0] < kinds[1]
 
 
 def test_what_is_imitated_is_done(algorithm: str) -> None:

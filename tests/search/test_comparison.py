@@ -83,6 +83,14 @@ def test_a_warm_start_is_not_averaged_with_a_cold_one(tmp_path: Path) -> None:
     assert overview["ratio_at_1"].to_dict() == pytest.approx({"ppo": 0.9, "ppo (warm)": 0.4})
 
 
+def test_policies_of_other_settings_are_another_algorithm(tmp_path: Path) -> None:
+    usual = make_run(tmp_path / "usual", "ppo", {0: [0.9]})
+    policies = {"hidden": [8], "learning_rate": 0.01}
+    small = make_run(tmp_path / "small", "ppo", {0: [0.4]}, policies=policies)
+    table = curves([usual, small])
+    assert set(table["algorithm"]) == {"ppo", "ppo, hidden [8], learning_rate 0.01"}
+
+
 def test_policies_that_learnt_from_another_accuracy_are_another_algorithm(tmp_path: Path) -> None:
     predicted = make_run(tmp_path / "predicted", "ppo", {0: [0.4]})
     measured = make_run(tmp_path / "measured", "ppo", {0: [0.9]}, accuracy="measured")

@@ -22,6 +22,7 @@ from search.composite_walks import Walks
 from search.composite_walks import demonstrate
 from search.composite_walks import play
 from search.composite_walks import replay
+from search.policy_settings import PolicySettings
 from search.replay import WalkReplay
 from tests.envs.synthetic import SyntheticAccuracy
 from tests.envs.synthetic import synthetic_problem
@@ -57,6 +58,25 @@ def test_the_agents_learn_to_do_better_than_nothing_and_far_better_than_chance(
     learnt = mean_score(trained.propose(TARGETS, None))
     assert learnt > 0.05  # leaving everything dense scores 0
     assert learnt > mean_score(PROBLEM.space.sample(rng, len(TARGETS))) + 1.0
+
+
+def test_settings_reach_networks_exploration_and_replay() -> None:
+    settings = PolicySettings(
+        (24,), 0.02, target_entropy=-1.0, first_epsilon=1.0, exploring_walks=64, replay_walks=40
+    )
+    agents = composite_agents(PROBLEM, ACCURACY, seed=0, settings=settings)
+    algorithm = agents.algorithm
+    assert algorithm.config.actor_lr == 0.02
+    for module in algorithm.env_runner.module.values():
+        assert 64 not in {
+            size for weights in module.state_dict().values() for size in weights.shape
+        }
+    blind, guided = (len(np.unique(agents.walk(64).methods, axis=0)) for _ in range(2))
+    assert blind > guided  # so many walks on
+    agents.train(64)
+    assert float(algorithm.learner_group._learner.target_entropy["amounts"]) == -1.0
+    assert len(algorithm.walks) == 40
+    agents.stop()
 
 
 def test_what_is_to_be_imitated_is_replayed() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from envs.preference import Preference
 from envs.quantizer import Quantizer
 from hwmodel.errors import InputError
 from search.goals import Goals
+from search.policy_settings import PolicySettings
 from search.spec import Spec
 from search.spec import parse_duration
 
@@ -98,6 +100,7 @@ def test_where_and_how_long_do_not_change_the_hash(change) -> None:
         {"robustness": {"attack": "fgsm", "epsilon": 0.01}},
         {"limits": {"model_bytes": 1000}},
         {"preference": {"latency_cycles": 1}},
+        {"policies": {"hidden": [32]}},
     ],
 )
 def test_what_decides_the_result_changes_the_hash(change) -> None:
@@ -106,7 +109,7 @@ def test_what_decides_the_result_changes_the_hash(change) -> None:
 
 def test_a_specification_from_before_what_may_be_left_out_keeps_its_hash() -> None:
     left_out = {"init_from": None, "limits": None, "robustness": None, "accuracy": "predicted"}
-    left_out |= {"preference": None}
+    left_out |= {"preference": None, "policies": None}
     assert spec(**left_out).hash == "a372585114768d0d"
 
 
@@ -129,6 +132,37 @@ def test_only_policies_that_are_paid_at_the_end_learn_from_measured_accuracy(
 def test_an_unknown_algorithm_is_named_before_its_accuracy() -> None:
     with pytest.raises(InputError, match=r"^algorithm: 'sac'"):
         spec(algorithm="sac", accuracy="measured")
+
+
+def test_settings_of_policies_are_read_and_written(tmp_path: Path) -> None:
+    policies = {"hidden": [32, 16], "learning_rate": 1e-3, "replay_walks": 64}
+    told = spec(algorithm="composite", policies=policies)
+    assert told.policy_settings == PolicySettings((32, 16), 1e-3, replay_walks=64)
+    assert spec().policy_settings == PolicySettings()
+    assert spec(policies={}).hash == spec(policies={"hidden": None}).hash == spec().hash
+    path = tmp_path / "spec.yaml"
+    path.write_text(told.to_yaml())
+    assert Spec.load(path) == told
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "policies", "message"),
+    [
+        ("ppo", {"replay_walks": 64}, r"^policies\.replay_walks: 64 .*; ppo has hidden, "),
+        ("composite", {"entropy_coefficient": 0.1}, r"^policies\.entropy_coefficient: 0\.1 "),
+        ("ppo-rounds", {"hidden": [30]}, r"^policies\.hidden: \[30\] .*; use one multiple of 4"),
+        ("ppo-rounds", {"hidden": [32, 64]}, r"^policies\.hidden: "),
+        ("ppo", {"hidden": []}, r"^policies\.hidden: \[\] "),
+        ("ppo", {"learning_rate": 0}, r"^policies\.learning_rate: 0 "),
+        ("composite", {"replay_walks": 0}, r"^policies\.replay_walks: 0 "),
+        ("dp", {"hidden": [32]}, r"^policies: .*dp has no policies"),
+    ],
+)
+def test_settings_that_an_algorithm_does_not_have_are_named(
+    algorithm: str, policies: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        spec(algorithm=algorithm, policies=policies)
 
 
 def test_limits_are_read_and_written(tmp_path: Path) -> None:

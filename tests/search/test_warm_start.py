@@ -196,6 +196,19 @@ def test_policies_that_saw_limits_are_not_those_that_saw_none(
     assert caught.value.field == "init_from"
 
 
+def test_networks_of_other_sizes_are_not_taken(algorithm: str, tmp_path: Path) -> None:
+    policies = {"hidden": [16]}
+    RunDirectory.create(tmp_path / "run", spec(algorithm=algorithm, space=SPACE))
+    asked = spec(
+        algorithm=algorithm, space=SPACE, init_from=str(tmp_path / "run"), policies=policies
+    )
+    with pytest.raises(
+        InputError, match=r"64\] units and this one's \[16\]; use the same"
+    ) as caught:
+        initial_policies(asked)
+    assert caught.value.field == "init_from"
+
+
 def test_nothing_is_taken_unless_asked_for() -> None:
     assert initial_policies(spec()) == {}
 
