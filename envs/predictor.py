@@ -31,6 +31,8 @@ USUAL_IMAGES = 5000
 USUAL_COUPLING = 70.0
 """Prior of the coupling, which is also its standard deviation: what ResNet-20 shows, where twelve
 points are lost at a damage that adds up to eight."""
+BOUND_DEVIATIONS = 1.0
+"""Between what is expected and the bound that policies are paid by."""
 LEAST_ROOM = 0.01
 """Accuracy above chance that a network is taken to have at least."""
 MOST_EXPONENT = 6.0
@@ -126,7 +128,7 @@ class AccuracyPredictor:
     def relative_std(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
         """Standard deviation of the logarithm of the damage, shape (candidates,)."""
         features = self._features(choices)
-        variance = np.einsum("ij,jk,ik->i", features, self._covariance, features)
+        variance = ((features @ self._covariance) * features).sum(axis=-1)
         damage = np.maximum(features @ self.scales, 1e-12)
         return np.sqrt(np.minimum(variance / damage**2, 4.0) + MODEL_ERROR**2)
 
@@ -191,6 +193,28 @@ class AccuracyPredictor:
 
     def _drop(self, damage: NDArray[np.float64]) -> NDArray[np.float64]:
         return -100.0 * self._room * np.expm1(-(damage + self.coupling * damage**3))
+
+
+class DropBound:
+    """What choices may lose by a predictor's word: an ``AccuracySource`` that is cheap.
+
+    Who is paid by it gains nothing by going where the predictor knows little.
+
+    Args:
+        predictor: May learn meanwhile.
+        deviations: Standard deviations of the damage by which it is taken to be above what is
+            expected.
+    """
+
+    is_cheap = True
+
+    def __init__(self, predictor: AccuracyPredictor, deviations: float = BOUND_DEVIATIONS) -> None:
+        self._predictor = predictor
+        self._deviations = deviations
+
+    def accuracy_drop(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Points lost by canonical choices (candidates, layers, 4) at most, (candidates,)."""
+        return self._predictor.optimistic_drop(choices, -self._deviations)
 
 
 def _decoupled(exponent: NDArray[np.float64], coupling: float) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.predictor import DropBound
 from envs.problem import CompressionProblem
 from search.checkpoints import keep
 from search.checkpoints import take_up
@@ -37,6 +38,10 @@ REFINED = 48
 class PolicyProposer:
     """Agents that train against a predictor, which true evaluations keep honest.
 
+    They are paid by what a proposal may lose, not by what it is expected to, so that they gain
+    nothing by what the predictor does not know. What is picked from their walks goes by what is
+    expected.
+
     The agents first imitate the allocations of ``dp+local`` and the front of what was measured,
     then learn from what they do themselves. Their walks, the same walks after local search on the
     predictor, and the allocations are candidates alike; the expected growth of the front picks
@@ -64,7 +69,8 @@ class PolicyProposer:
         self._known = Measurements(problem, reference)
         self._front = Front(problem, reference)
         self._policies = policies
-        self._agents = make_agents(problem, self._known.predictor, seed)
+        self._bound = DropBound(self._known.predictor)
+        self._agents = make_agents(problem, self._bound, seed)
         self._seed = seed
         self._episodes, self._epochs = FIRST_EPISODES, FIRST_EPOCHS
         if take_up(self._agents, policies, seed):
@@ -73,7 +79,7 @@ class PolicyProposer:
     def propose(self, count: int) -> NDArray[np.int64]:
         known = self._known
         known.fit()
-        self._agents.use(known.predictor)
+        self._agents.use(self._bound)
         # Seeded by what is known, so that a resumed search does not repeat its draws.
         rng = np.random.default_rng([self._seed, len(known.accuracy)])
         return self._front.select(known, self._candidates(rng), count, rng)
@@ -104,8 +110,8 @@ class PolicyProposer:
         """
         measured, measured_drops = self._known.front()
         shown = np.concatenate([allocations, measured])
-        expected = self._known.predictor.accuracy_drop(allocations)
-        drops = np.concatenate([expected, measured_drops])
+        drops = self._bound.accuracy_drop(shown)
+        drops[len(allocations) :] += measured_drops - self._known.predictor.accuracy_drop(measured)
         low, high = self._targets
         asked = (drops >= low) & (drops <= high)
         if asked.any():

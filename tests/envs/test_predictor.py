@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 
 from envs.episode import start_choice
 from envs.predictor import AccuracyPredictor
+from envs.predictor import DropBound
 from envs.predictor import _decoupled
 from tests.envs.synthetic import SyntheticAccuracy
 from tests.envs.synthetic import synthetic_problem
@@ -112,6 +113,18 @@ def test_what_was_measured_is_more_certain_than_what_was_not() -> None:
     predictor = fitted(30)
     optimistic = predictor.optimistic_drop(choices)
     assert np.all(optimistic < predictor.accuracy_drop(choices))
+
+
+def test_the_bound_comes_down_to_what_is_expected_as_more_is_known() -> None:
+    choices = mild_choices(50, seed=3)
+    ratios = []
+    for count in (0, 30, 300):
+        predictor = fitted(count)
+        bound, expected = DropBound(predictor), predictor.accuracy_drop(choices)
+        assert np.all(bound.accuracy_drop(choices) > expected)
+        assert np.allclose(DropBound(predictor, 0.0).accuracy_drop(choices), expected)
+        ratios.append(float((bound.accuracy_drop(choices) / expected).mean()))
+    assert ratios[0] > ratios[1] > ratios[2] > 1
 
 
 def test_uncertainty_covers_the_truth() -> None:

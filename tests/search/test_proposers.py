@@ -9,8 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from envs.accuracy import AccuracySource
 from envs.config import LayerDecision
 from envs.episode import start_choice
+from envs.predictor import DropBound
 from envs.preference import CostFunction
 from envs.problem import CompressionProblem
 from hwmodel import load_accelerator
@@ -240,8 +242,23 @@ def test_policies_are_shown_what_turned_out_best_within_their_targets() -> None:
     proposer.propose(4)
     ((seen, targets),) = apprentice.shown
     front, drops = known.front()
-    within = (drops >= band[0]) & (drops <= band[1])
+    beyond_expected = DropBound(known.predictor).accuracy_drop(front)
+    beyond_expected -= known.predictor.accuracy_drop(front)
+    within = (drops + beyond_expected >= band[0]) & (drops + beyond_expected <= band[1])
     assert within.any()
     assert (targets >= band[0]).all() and (targets <= band[1]).all()
-    for choice in front[within]:
-        assert (seen == choice).all(axis=(1, 2)).any()
+    for choice, drop in zip(front[within], (drops + beyond_expected)[within], strict=True):
+        assert np.isclose(targets[(seen == choice).all(axis=(1, 2))], drop).any()
+
+
+def test_policies_are_paid_by_what_a_choice_may_lose() -> None:
+    judges = []
+
+    def make_agents(problem: object, accuracy: AccuracySource, seed: int) -> Apprentice:
+        judges.append(accuracy)
+        return Apprentice()
+
+    PolicyProposer(PROBLEM, REFERENCE, 0, make_agents, Storage.at("unused"))
+    choices = PROBLEM.space.sample(np.random.default_rng(0), 20)
+    expected = Measurements(PROBLEM, REFERENCE).predictor.accuracy_drop(choices)
+    assert (judges[0].accuracy_drop(choices) > expected).all()
