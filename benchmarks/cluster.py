@@ -166,7 +166,8 @@ def overhead(evaluations: int) -> None:
         log = EventLog(Storage.at(directory), "seed-0")
         metrics = SeedMetrics(directory, 0, 2, Goals((0.5, 1.0, 2.0)))
         permit = grant(Storage.at(f"{directory}/permits"), "seed-0")
-        pool = EvaluatorPool(partial(Nothing, folder), 2, 0.4, 0, permit)
+        make: Any = partial(Nothing, folder)
+        pool: Any = EvaluatorPool(make, 2, 0.4, 0, permit)  # numbers stand for its requests
         list(pool.evaluate([10**9, 10**9 + 1]))
         batch = evaluations // 10
         print("evaluations   ms each   of them telling   trial MiB   driver MiB   files")
@@ -273,7 +274,8 @@ def scaling(evaluators: list[int], seconds: float, rounds: int) -> None:
     permit = grant(Storage.at(folder.name), "seed-0")
     try:
         for size in evaluators:
-            pool = SharedPool(partial(Waiting, seconds), size, 1, 0, permit)
+            make: Any = partial(Waiting, seconds)
+            pool: Any = SharedPool(make, size, 1, 0, permit)  # numbers stand for its requests
             list(pool.evaluate(range(2 * size)))  # all of them started
             count = size * rounds
             start, processor = time.perf_counter(), time.process_time()

@@ -59,7 +59,7 @@ NINETY_PERCENT = 1.645
 def near_front(problem: CompressionProblem, reference: Reference, count: int) -> NDArray[np.int64]:
     """Configurations near the predicted front, (count, layers, 4)."""
     front = Front(problem, reference).allocate(Measurements(problem, reference), FRONT_PRICES)
-    ratio = problem.cost(front).energy_pj / reference.energy_pj
+    ratio = problem.cost(front).energy_pj / reference.cost
     front = front[(ratio > RATIOS[0]) & (ratio < RATIOS[1])]
     rng = np.random.default_rng(0)
     choices = front[rng.integers(len(front), size=count)]

@@ -206,8 +206,13 @@ class Specialist(PolicyProposer):
     evaluate what is expected to lose less or more than its band of targets.
     """
 
-    def _candidates(self) -> NDArray[np.int64]:
-        choices = super()._candidates()
+    def propose(self, count: int) -> NDArray[np.int64]:
+        return self._within(super().propose(count))
+
+    def _candidates(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        return self._within(super()._candidates(rng))
+
+    def _within(self, choices: NDArray[np.int64]) -> NDArray[np.int64]:
         drops, (low, high) = self._known.predictor.accuracy_drop(choices), self._targets
         return choices[(drops >= low) & (drops <= high)]
 
@@ -256,7 +261,7 @@ def accuracies_lost(
     evaluator: Evaluator, split: str, layers: Sequence[str]
 ) -> Callable[[CompressionConfig], float]:
     """Tells points of accuracy that a configuration loses on all of a split."""
-    dense = evaluator.evaluate(uniform(layers, 32), split).accuracy
+    dense = evaluator.evaluate(uniform(list(layers), 32), split).accuracy
     return lambda config: 100 * (dense - evaluator.evaluate(config, split).accuracy)
 
 

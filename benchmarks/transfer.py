@@ -56,7 +56,7 @@ class Judge:
     def __init__(self, problem: CompressionProblem, chance: float) -> None:
         self.problem = problem
         self.predictor = AccuracyPredictor(problem.table, chance=chance)
-        self._start_pj = self.energy_pj(start_choice(problem.space)[None])
+        self._start_pj = float(self.energy_pj(start_choice(problem.space)[None])[0])
 
     def energy_pj(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
         return self.problem.cost(choices).energy_pj
@@ -142,9 +142,9 @@ def max_score(judge: Judge, choices: NDArray[np.int64], targets: NDArray[np.floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    pair = dict(nargs=2, metavar=("TASK", "ACCELERATOR"))
-    parser.add_argument("--source", default=["cifar10-resnet20", "eyeriss-like"], **pair)
-    parser.add_argument("--target", default=["cifar10-resnet20", "nvdla-small"], **pair)
+    for role, accelerator in (("--source", "eyeriss-like"), ("--target", "nvdla-small")):
+        default = ["cifar10-resnet20", accelerator]
+        parser.add_argument(role, nargs=2, metavar=("TASK", "ACCELERATOR"), default=default)
     parser.add_argument("--data", help="folder of the data set of both")
     parser.add_argument("--source-weights", metavar="FILE")
     parser.add_argument("--target-weights", metavar="FILE")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
+from typing import Protocol
 
 from search.policy_settings import DEFAULT_SETTINGS
 from search.policy_settings import PolicySettings
@@ -15,10 +16,21 @@ if TYPE_CHECKING:
     from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
     from envs.accuracy import AccuracySource
+    from envs.episode import TARGETS
     from envs.problem import CompressionProblem
     from search.agents import Agents
 
-    MakeAgents = Callable[[CompressionProblem, AccuracySource, int], Agents]
+    class MakeAgents(Protocol):
+        """Makes agents of a problem, a judge of accuracy and a seed."""
+
+        def __call__(
+            self,
+            problem: CompressionProblem,
+            accuracy: AccuracySource,
+            seed: int = 0,
+            targets: tuple[float, float] = TARGETS,
+        ) -> Agents: ...
+
     MakeModules = Callable[[NDArray[np.int64], bool], MultiRLModuleSpec]
 
 LEARNERS = ("ppo", "appo", "ppo-rounds", "composite")
