@@ -36,6 +36,8 @@ from envs.quantizer import DEFAULT_QUANTIZER
 from envs.quantizer import Quantizer
 from envs.reconstruction import bias_correction
 from envs.reconstruction import removal_error
+from envs.reconstruction_settings import DEFAULT_RECONSTRUCTION
+from envs.reconstruction_settings import Reconstruction
 from envs.scales import WeightGrid
 from envs.sequential import Alignment
 from envs.sequential import DenseSample
@@ -140,7 +142,7 @@ class Compressor:
         self._cached_bytes = 0
         self._inputs: dict[tuple[int, int, bool, Quantizer], InputRange] = {}
         self._written: dict[tuple[str, int, Quantizer], InputRange] = {}
-        self._sources: dict[tuple[int, bool, bool, Quantizer], LayerSource] = {}
+        self._sources: dict[tuple[int, bool, bool, Quantizer, Reconstruction], LayerSource] = {}
         self._equalized: dict[int, TracedLayer] = {}
         self._dense_outputs: list[Tensor] | None = None
         self._dense_samples: list[DenseSample] | None = None
@@ -345,7 +347,7 @@ class Compressor:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Folded weight, bias and scale of one layer; answered from memory where possible."""
         decision, repair = config.layers[self.network.names[index]], config.repair
-        quantizer = config.quantizer.of_weights
+        quantizer, reconstruction = config.quantizer.of_weights, config.reconstruction
         key = (
             index,
             decision.granularity,
@@ -355,6 +357,7 @@ class Compressor:
             decision.activation_bits in FLOAT_BITS,
             repair,
             quantizer,
+            reconstruction,
             kept_in.numpy().tobytes(),
             kept_out.numpy().tobytes(),
         )
@@ -363,9 +366,9 @@ class Compressor:
             return self._cache[key]
         layer, statistics = self.view(index, repair, decision.activation_bits)
         columns = removed_columns(layer, kept_in)
-        found = self._from_database(index, decision, repair, quantizer) if columns is None else None
+        found = self._from_database(index, config) if columns is None else None
         rows, scale = found or compressed_rows(
-            layer, statistics, decision, columns, repair, quantizer
+            layer, statistics, decision, columns, repair, quantizer, reconstruction
         )
         bias = layer.bias
         if repair != "none" and decision.weight_bits not in FLOAT_BITS:
@@ -381,6 +384,7 @@ class Compressor:
         index: int,
         repair: Repair,
         quantizer: Quantizer = DEFAULT_QUANTIZER,
+        reconstruction: Reconstruction = DEFAULT_RECONSTRUCTION,
         activation_bits: int = INTEGER_BITS[-1],
     ) -> LayerSource:
         """What the options of one layer are made from, with or without repair.
@@ -389,26 +393,31 @@ class Compressor:
             index: Number of the layer.
             repair: How it is repaired.
             quantizer: How its weights are rounded.
+            reconstruction: How repair prunes and rounds.
             activation_bits: Width of its input; all widths of integers give the same.
         """
-        reads_floats = activation_bits in FLOAT_BITS
-        key = index, repair != "none", reads_floats, quantizer.of_weights
+        reads_floats, repairs = activation_bits in FLOAT_BITS, repair != "none"
+        used = reconstruction if repairs else DEFAULT_RECONSTRUCTION
+        key = index, repairs, reads_floats, quantizer.of_weights, used
         if key not in self._sources:
             layer, statistics = self.view(index, repair, activation_bits)
-            self._sources[key] = LayerSource(
-                layer, statistics, repair != "none", quantizer.of_weights
-            )
+            self._sources[key] = LayerSource(layer, statistics, repairs, quantizer.of_weights, used)
         return self._sources[key]
 
-    def _from_database(
-        self, index: int, decision: LayerDecision, repair: Repair, quantizer: Quantizer
-    ) -> tuple[Tensor, Tensor] | None:
+    def _from_database(self, index: int, config: CompressionConfig) -> tuple[Tensor, Tensor] | None:
         if self.database is None:
             return None
+        decision = config.layers[self.network.names[index]]
         method, sparsity = Method(decision.granularity, decision.criterion), decision.sparsity
         if method.granularity == "filter":  # the filters that stay are rounded like unpruned ones
             method, sparsity = NO_PRUNING, 0.0
-        source = self.source(index, repair, quantizer, decision.activation_bits)
+        source = self.source(
+            index,
+            config.repair,
+            config.quantizer,
+            config.reconstruction,
+            decision.activation_bits,
+        )
         return self.database.weights(source, method, sparsity, decision.weight_bits)
 
     def _sequential_weights(
@@ -434,7 +443,13 @@ class Compressor:
             statistics = replace(views[index][1], second_moment=covariance)
             columns = removed_columns(layer, kept_in[index])
             rows, scale = compressed_rows(
-                layer, statistics, decision, columns, "layerwise", quantizer
+                layer,
+                statistics,
+                decision,
+                columns,
+                "layerwise",
+                quantizer,
+                config.reconstruction,
             )
             bits, kept = decision.weight_bits, kept_out[index]
             found.append(folded(layer, rows, scale, bits, kept, quantizer))

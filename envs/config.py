@@ -17,6 +17,9 @@ from typing import get_args
 
 from envs.quantizer import DEFAULT_QUANTIZER
 from envs.quantizer import Quantizer
+from envs.reconstruction_settings import DEFAULT_RECONSTRUCTION
+from envs.reconstruction_settings import Reconstruction
+from envs.settings import read_settings
 from hwmodel.errors import InputError
 
 Granularity = str
@@ -83,6 +86,9 @@ FLOAT_BITS = (16, 32)
 
 CONFIG_VERSION = 1
 
+_SETTINGS = {"quantizer": Quantizer, "reconstruction": Reconstruction}
+"""Of a whole configuration; what of them is the default is not written."""
+
 
 @dataclass(frozen=True)
 class LayerDecision:
@@ -138,11 +144,14 @@ class CompressionConfig:
             nearest.
         quantizer: How integers stand for numbers, in all layers alike. What of it is the default
             is not written, so that older configurations keep their hash.
+        reconstruction: How repair prunes and rounds; not used without repair. Written like the
+            quantizer.
     """
 
     layers: Mapping[str, LayerDecision]
     repair: Repair = "aligned"
     quantizer: Quantizer = DEFAULT_QUANTIZER
+    reconstruction: Reconstruction = DEFAULT_RECONSTRUCTION
 
     def __post_init__(self) -> None:
         check_choice("repair", self.repair, get_args(Repair))
@@ -154,11 +163,11 @@ class CompressionConfig:
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        quantizer = self.quantizer.to_json()
+        settings = {name: getattr(self, name).to_json() for name in _SETTINGS}
         return {
             "version": CONFIG_VERSION,
             "repair": self.repair,
-            **({"quantizer": quantizer} if quantizer else {}),
+            **{name: values for name, values in settings.items() if values},
             "layers": {name: asdict(decision) for name, decision in self.layers.items()},
         }
 
@@ -171,7 +180,7 @@ class CompressionConfig:
         """
         if not isinstance(data, dict):
             raise InputError("config", type(data).__name__, "use a JSON object with key 'layers'")
-        optional = {"repair", "quantizer"}
+        optional = {"repair", *_SETTINGS}
         check_keys("config", data, required={"version", "layers"}, optional=optional)
         if data["version"] != CONFIG_VERSION:
             raise InputError("config.version", data["version"], f"use {CONFIG_VERSION}")
@@ -190,12 +199,14 @@ class CompressionConfig:
                 where = f"{path}.{error.field}"
                 raise InputError(where, error.value, error.allowed) from None
             layers[name] = decision
-        try:
-            quantizer = read_quantizer(data.get("quantizer", {}))
-        except InputError as error:
-            where = f"config.quantizer.{error.field}".rstrip(".")
-            raise InputError(where, error.value, error.allowed) from None
-        return cls(layers, data.get("repair", "aligned"), quantizer)
+        settings: dict[str, Any] = {}
+        for name, kind in _SETTINGS.items():
+            try:
+                settings[name] = read_settings(kind, data.get(name, {}))
+            except InputError as error:
+                where = f"config.{name}.{error.field}".rstrip(".")
+                raise InputError(where, error.value, error.allowed) from None
+        return cls(layers, data.get("repair", "aligned"), **settings)
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(self.to_json(), indent=2) + "\n")
@@ -221,23 +232,6 @@ def uniform(layers: list[str] | tuple[str, ...], bits: int) -> CompressionConfig
     return CompressionConfig(
         {name: LayerDecision(weight_bits=bits, activation_bits=bits) for name in layers}
     )
-
-
-def read_quantizer(value: object) -> Quantizer:
-    """A quantizer from its keys; those left out have their defaults.
-
-    Raises:
-        InputError: an unknown key, or a value that is not allowed; names the key.
-    """
-    if isinstance(value, Quantizer):
-        return value
-    known = {item.name for item in fields(Quantizer)}
-    if not isinstance(value, Mapping):
-        raise InputError("", value, f"use a mapping with keys {', '.join(sorted(known))}")
-    for key in value:
-        if key not in known:
-            raise InputError(str(key), value[key], f"known keys: {sorted(known)}")
-    return Quantizer(**value)
 
 
 def check_choice(field: str, value: object, allowed: tuple[object, ...]) -> None:

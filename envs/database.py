@@ -35,6 +35,8 @@ from envs.quantization import of_each
 from envs.quantizer import DEFAULT_QUANTIZER
 from envs.quantizer import Quantizer
 from envs.reconstruction import output_error
+from envs.reconstruction_settings import DEFAULT_RECONSTRUCTION
+from envs.reconstruction_settings import Reconstruction
 from envs.scales import WeightGrid
 from envs.space import Method
 from envs.statistics import LayerStatistics
@@ -72,12 +74,14 @@ class LayerSource:
         statistics: Its statistics.
         repairs: Whether the weights left make up for those removed and rounded.
         quantizer: How weights are rounded; what it says of activations is the default.
+        reconstruction: How repair prunes and rounds; the default without repair.
     """
 
     layer: TracedLayer
     statistics: LayerStatistics
     repairs: bool
     quantizer: Quantizer = DEFAULT_QUANTIZER
+    reconstruction: Reconstruction = DEFAULT_RECONSTRUCTION
 
     @cached_property
     def content(self) -> str:
@@ -89,6 +93,8 @@ class LayerSource:
         if self.quantizer != DEFAULT_QUANTIZER:
             digest.update(repr(self.quantizer.to_json()).encode())
             digest.update(self.grid.fold.numpy().tobytes())
+        if self.reconstruction != DEFAULT_RECONSTRUCTION:
+            digest.update(repr(self.reconstruction.to_json()).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -197,10 +203,11 @@ def layer_options(
     if not sparsities:
         return []
     made = []
-    for pruned in pruned_rows(layer, statistics, *method, sparsities, None, repair):
+    settings = source.reconstruction
+    for pruned in pruned_rows(layer, statistics, *method, sparsities, None, repair, settings):
         # One by one, so that sums are taken in the same order as for one option alone.
         rounded, scales = rounded_rows(
-            statistics, pruned[None], bits, None, repair, source.grid.find
+            statistics, pruned[None], bits, None, repair, source.grid.find, settings
         )
         error = output_error(rounded[0] - layer.rows, statistics.second_moment, layer.rows)
         made.append(

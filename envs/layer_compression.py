@@ -7,11 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from envs.adaptive_rounding import round_adaptively
 from envs.config import FLOAT_BITS
 from envs.config import Criterion
 from envs.config import Granularity
 from envs.config import LayerDecision
 from envs.config import Repair
+from envs.exact_reconstruction import prune_exactly
+from envs.exact_reconstruction import round_exactly
+from envs.exact_reconstruction import solve_exactly
+from envs.least_squares import inverse_diagonal
 from envs.patterns import pattern_of
 from envs.pruning import magnitude_scores
 from envs.pruning import random_scores
@@ -19,10 +24,11 @@ from envs.pruning import second_order_scores
 from envs.quantization import round_weights
 from envs.quantizer import DEFAULT_QUANTIZER
 from envs.quantizer import Quantizer
-from envs.reconstruction import inverse_diagonal
 from envs.reconstruction import reconstruct_masked
 from envs.reconstruction import reconstruct_rounded
 from envs.reconstruction import reconstruct_sparse
+from envs.reconstruction_settings import DEFAULT_RECONSTRUCTION
+from envs.reconstruction_settings import Reconstruction
 from envs.scales import FindScales
 from envs.scales import WeightGrid
 from envs.statistics import LayerStatistics
@@ -32,6 +38,12 @@ COMPRESSION_VERSION = "11"
 """Changes whenever the same configuration would give other weights or another accuracy: part of
 every cache key."""
 
+_ROUNDINGS = {
+    "gptq": reconstruct_rounded,
+    "exact": round_exactly,
+    "adaround": round_adaptively,
+}
+
 
 def compressed_rows(
     layer: TracedLayer,
@@ -40,6 +52,7 @@ def compressed_rows(
     removed: Tensor | None,
     repair: Repair,
     quantizer: Quantizer = DEFAULT_QUANTIZER,
+    reconstruction: Reconstruction = DEFAULT_RECONSTRUCTION,
 ) -> tuple[Tensor, Tensor | None]:
     """Prune and round one layer's raw weights.
 
@@ -50,6 +63,7 @@ def compressed_rows(
         removed: Columns whose input channels are gone, bool, (groups, columns), or None.
         repair: See ``CompressionConfig``.
         quantizer: See ``CompressionConfig``.
+        reconstruction: See ``CompressionConfig``.
 
     Returns:
         Weights (groups, rows, columns) and the scale of every output channel, (out_channels,), or
@@ -57,10 +71,12 @@ def compressed_rows(
     """
     pruned = pruned_rows(
         layer, statistics, decision.granularity, decision.criterion, [decision.sparsity],
-        removed, repair,
+        removed, repair, reconstruction,
     )  # fmt: skip
     grid, bits = WeightGrid.of(layer, quantizer), decision.weight_bits
-    rounded, scales = rounded_rows(statistics, pruned, [bits], removed, repair, grid.find)
+    rounded, scales = rounded_rows(
+        statistics, pruned, [bits], removed, repair, grid.find, reconstruction
+    )
     return rounded[0, 0], None if bits in FLOAT_BITS else grid.of_channels(scales[0, 0])
 
 
@@ -72,21 +88,21 @@ def pruned_rows(
     sparsities: Sequence[float],
     removed: Tensor | None,
     repair: Repair,
+    reconstruction: Reconstruction = DEFAULT_RECONSTRUCTION,
 ) -> Tensor:
     """One layer pruned to several sparsities, (sparsities, groups, rows, columns)."""
     rows, moment = layer.rows, statistics.second_moment
-    repairs = repair != "none"
+    repairs, exactly = repair != "none", reconstruction.pruning == "exact"
     if granularity in ("none", "filter"):
         sparsities = [0.0] * len(sparsities)
     patterns = [pattern_of(granularity, sparsity, layer.shape) for sparsity in sparsities]
     if criterion == "second_order" and repairs:
         pruned = torch.empty(len(sparsities), *rows.shape)
+        prune = prune_exactly if exactly else reconstruct_sparse
         for pattern in dict.fromkeys(patterns):
             same = [index for index, other in enumerate(patterns) if other == pattern]
             goals = [sparsities[index] for index in same]
-            pruned[same] = reconstruct_sparse(
-                rows, moment, goals, pattern=pattern, removed_columns=removed
-            )
+            pruned[same] = prune(rows, moment, goals, pattern=pattern, removed_columns=removed)
         return pruned
     stays = torch.ones_like(rows, dtype=torch.bool)
     if removed is not None:
@@ -102,7 +118,8 @@ def pruned_rows(
         return rows.expand_as(keep)
     if not repairs:
         return rows * keep
-    return reconstruct_masked(rows, moment, keep, removed_columns=removed)
+    solve = solve_exactly if exactly else reconstruct_masked
+    return solve(rows, moment, keep, removed_columns=removed)
 
 
 def weight_scores(layer: TracedLayer, statistics: LayerStatistics, criterion: Criterion) -> Tensor:
@@ -119,6 +136,7 @@ def rounded_rows(
     removed: Tensor | None,
     repair: Repair,
     find_scales: FindScales,
+    reconstruction: Reconstruction = DEFAULT_RECONSTRUCTION,
 ) -> tuple[Tensor, Tensor]:
     """Pruned weights at several widths.
 
@@ -129,6 +147,7 @@ def rounded_rows(
         removed: Columns that are gone, (groups, columns), or None.
         repair: See ``CompressionConfig``.
         find_scales: Finds the scales.
+        reconstruction: See ``CompressionConfig``.
 
     Returns:
         Weights (options, widths, groups, rows, columns) and scales, (options, widths, groups, rows)
@@ -136,7 +155,7 @@ def rounded_rows(
     """
     integers = [width for width in bits if width not in FLOAT_BITS]
     if repair != "none" and integers == list(bits):
-        return reconstruct_rounded(
+        return _ROUNDINGS[reconstruction.rounding](
             pruned,
             statistics.second_moment,
             bits,

@@ -26,6 +26,10 @@ from hwmodel import LayerShape
 class Pattern(Protocol):
     """What goes together, and what must stay."""
 
+    @property
+    def rows(self) -> int:
+        """Neighbouring rows of which the same columns go together."""
+
     def keep(self, scores: Tensor, candidates: Tensor, density: float) -> Tensor:
         """Which weights stay: those with the highest scores.
 
@@ -33,7 +37,8 @@ class Pattern(Protocol):
             scores: Shape (groups, rows, columns); -1 where a weight is gone already. Else their
                 sum over what goes together is >= 0.
             candidates: Weights that ``density`` counts: whole columns, bool, shape of ``scores``.
-            density: Fraction of the candidates that stay, 0 < density <= 1.
+            density: Fraction of the candidates that stay, 0 <= density <= 1. Of 0, only what must
+                stay at any density does: N of every M.
 
         Returns:
             Bool, shape of ``scores``.
@@ -47,6 +52,8 @@ class Pattern(Protocol):
 
 
 class _OneByOne:
+    rows = 1
+
     def together(self, candidates: Tensor) -> Tensor | None:
         return None
 
@@ -93,6 +100,7 @@ class Kernels:
         kernel: Positions of the layer's kernel.
     """
 
+    rows = 1
     kernel: int
 
     def together(self, candidates: Tensor) -> Tensor | None:

@@ -29,7 +29,7 @@ def second_order_scores(weight: Tensor, inverse_diagonal: Tensor) -> Tensor:
 
     Args:
         weight: Shape (groups, rows, columns).
-        inverse_diagonal: diag(H^-1), (groups, columns); see ``reconstruction.inverse_diagonal``.
+        inverse_diagonal: diag(H^-1), (groups, columns); see ``least_squares.inverse_diagonal``.
 
     Returns:
         Shape of ``weight``.

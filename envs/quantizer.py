@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from dataclasses import fields
 from dataclasses import replace
 from functools import cached_property
 
+from envs.settings import check_values
+from envs.settings import non_defaults
 from hwmodel.errors import InputError
 
 _RANGE = r"mse|max_abs|kl|percentile:(?:9\d(?:\.\d+)?|100)"
@@ -69,10 +69,7 @@ class Quantizer:
     scale: str = "float"
 
     def __post_init__(self) -> None:
-        for name, (pattern, allowed) in _ALLOWED.items():
-            value = getattr(self, name)
-            if not isinstance(value, str) or not re.fullmatch(pattern, value):
-                raise InputError(name, value, f"use {allowed}")
+        check_values(self, _ALLOWED)
         if self.weight_range == "kl" and self.weight_granularity != "tensor":
             allowed = (
                 "fewer weights than a tensor's have no distribution: use weight_granularity tensor"
@@ -81,8 +78,7 @@ class Quantizer:
 
     def to_json(self) -> dict[str, str]:
         """The fields that differ from their defaults."""
-        values = {item.name: (getattr(self, item.name), item.default) for item in fields(self)}
-        return {name: value for name, (value, default) in values.items() if value != default}
+        return non_defaults(self)
 
     @cached_property
     def of_activations(self) -> Quantizer:

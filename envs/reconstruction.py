@@ -35,6 +35,16 @@ import torch
 from torch import Tensor
 
 from envs.config import FLOAT_BITS
+from envs.least_squares import DAMPED_ALREADY
+from envs.least_squares import DAMPING
+from envs.least_squares import LeastSquares
+from envs.least_squares import eliminate
+from envs.least_squares import inverse_factor
+from envs.least_squares import inverses_bytes
+from envs.least_squares import least_squares
+from envs.least_squares import living
+from envs.least_squares import removed_mask
+from envs.least_squares import ridge_of
 from envs.patterns import Elements
 from envs.patterns import Pattern
 from envs.pruning import lowest
@@ -42,9 +52,6 @@ from envs.quantization import of_each
 from envs.quantization import round_weights
 from envs.scales import FindScales
 from envs.scales import weight_scales
-
-DAMPING = 0.01
-"""Added to the diagonal of H, as a fraction of the diagonal's mean."""
 
 # Of the weights left, the fraction that stays each time, without and with inverses for all rows;
 # and the steps of conjugate gradients after each time and at the end. On ResNets, halving the
@@ -55,7 +62,6 @@ _STEPS = 4
 _LAST_STEPS = 16
 _EXCHANGES = 4
 
-_DAMPED_ALREADY = 1e-6
 _ELEMENTS = Elements()
 
 # Over all columns, after they have been rounded. On ResNet-20 at 4, 3 and 2 bits the output error
@@ -97,15 +103,15 @@ def reconstruct_sparse(
     Returns:
         Shape (options, groups, rows, columns).
     """
-    removed = _removed(second_moment, removed_columns)
-    problem = _least_squares(weight, second_moment, removed, damping)
+    removed = removed_mask(second_moment, removed_columns)
+    problem = least_squares(weight, second_moment, removed, damping)
     candidates = ~removed[:, None].expand_as(weight)
     importance = _importance(problem, pattern.together(candidates))
     order = sorted(range(len(sparsities)), key=lambda option: sparsities[option])
     goals = [1 - sparsities[option] for option in order]
     starts = (
         _thin_exactly(problem, candidates, pattern, goals)
-        if _inverses_bytes(weight) <= _INVERSES_BYTES
+        if inverses_bytes(weight) <= _INVERSES_BYTES
         else _thin(problem, candidates, pattern, importance, goals)
     )
     result = weight.new_empty(len(sparsities), *weight.shape)
@@ -122,7 +128,7 @@ def reconstruct_sparse(
 
 
 def _thin(
-    problem: _LeastSquares,
+    problem: LeastSquares,
     candidates: Tensor,
     pattern: Pattern,
     importance: Tensor,
@@ -164,14 +170,14 @@ def _kept(
 
 
 def _thin_exactly(
-    problem: _LeastSquares, candidates: Tensor, pattern: Pattern, goals: Sequence[float]
+    problem: LeastSquares, candidates: Tensor, pattern: Pattern, goals: Sequence[float]
 ) -> Iterator[Tensor]:
     """As :func:`_thin`, with an inverse for every row: exact losses, and the rest at its optimum.
 
     Optimal Brain Compression (Frantar and Alistarh, 2022), a few weights of every row at a time.
     """
     rows = candidates.shape[1]
-    factor = inverse_factor(problem.matrix, _DAMPED_ALREADY)
+    factor = inverse_factor(problem.matrix, DAMPED_ALREADY)
     inverse = (factor.mT @ factor)[:, None].expand(-1, rows, -1, -1).flatten(0, 1).clone()
     weight = problem.target.flatten(0, 1).clone()
     together = pattern.together(candidates)
@@ -195,11 +201,11 @@ def _thin_exactly(
         while density * _STAYS_EXACTLY > goal:
             density *= _STAYS_EXACTLY
             gone, _ = going(density)
-            _eliminate(weight, inverse, gone.flatten(0, 1))
+            eliminate(weight, inverse, gone.flatten(0, 1))
             keep = keep & ~gone
         gone, is_all = going(goal)
         while not is_all:
-            _eliminate(weight, inverse, gone.flatten(0, 1))
+            eliminate(weight, inverse, gone.flatten(0, 1))
             keep = keep & ~gone
             gone, is_all = going(goal)
         yield problem.solve(weight.view_as(candidates), keep & ~gone, _LAST_STEPS)
@@ -217,31 +223,6 @@ def _losses(weight: Tensor, inverse: Tensor, together: Tensor | None) -> Tensor:
         return weight.square() / inverse.diagonal(dim1=1, dim2=2)
     same = together[:, :, None] == together[:, None]
     return weight * torch.linalg.solve(inverse * same, weight)
-
-
-def _eliminate(weight: Tensor, inverse: Tensor, gone: Tensor) -> None:
-    """Remove weights, bool (rows, columns), and have all others make up for them, in place.
-
-    With S the set that goes from a row: w -= H^-1[:, S] H^-1[S, S]^-1 w_S, and the same with the
-    columns of H^-1 for its own; rows of fewer weights than others are filled up with none.
-    """
-    most = int(gone.sum(dim=1).max())
-    if not most:
-        return
-    places = gone.int().argsort(dim=1, descending=True, stable=True)[:, :most]
-    real = gone.gather(1, places)
-    columns = inverse.gather(2, places[:, None].expand(-1, inverse.shape[1], -1)) * real[:, None]
-    inner = columns.gather(1, places[:, :, None].expand(-1, -1, most)) * real[:, :, None]
-    inner += torch.diag_embed(torch.where(real, 0.0, 1.0))
-    lower = torch.linalg.cholesky(inner)
-    half = torch.linalg.solve_triangular(lower, columns.mT, upper=False)
-    wanted = (weight.gather(1, places) * real)[:, :, None]
-    wanted = torch.linalg.solve_triangular(lower, wanted, upper=False)
-    weight -= (half.mT @ wanted).squeeze(-1)
-    weight.masked_fill_(gone, 0.0)
-    inverse.baddbmm_(half.mT, half, alpha=-1)
-    # Rows and columns of what is gone are zero now, up to rounding.
-    inverse.diagonal(dim1=1, dim2=2).masked_fill_(gone, 1.0)
 
 
 def reconstruct_masked(
@@ -264,8 +245,8 @@ def reconstruct_masked(
     Returns:
         Shape of ``keep``; zero wherever ``keep`` is false.
     """
-    removed = _removed(second_moment, removed_columns)
-    problem = _least_squares(weight, second_moment, removed, damping)
+    removed = removed_mask(second_moment, removed_columns)
+    problem = least_squares(weight, second_moment, removed, damping)
     keep = keep & ~removed[:, None]
     return torch.stack([problem.solve(problem.target, mask, _LAST_STEPS) for mask in keep])
 
@@ -293,18 +274,18 @@ def reconstruct_rounded(
         The rounded weights, (options, widths, groups, rows, columns), and their scales, (options,
         widths, groups, rows) or, where not all of a row share one, one for each weight.
     """
-    removed = _removed(second_moment, removed_columns)
-    weights = _living(weights, second_moment) * ~removed[:, None]
+    removed = removed_mask(second_moment, removed_columns)
+    weights = living(weights, second_moment) * ~removed[:, None]
     # Inputs with the most power first, while many columns are left to make up for the error
     # (GPTQ's "act order").
     power = second_moment.diagonal(dim1=1, dim2=2)
     order = _descending(torch.where(removed, torch.inf, power))
     moment = _in_order(order, second_moment)
-    matrix = moment + _ridge(moment, damping)
+    matrix = moment + ridge_of(moment, damping)
     options = len(weights)
     result = weights.new_empty(options, len(bits), *weights.shape[1:])
     scales = []
-    own_bytes = _inverses_bytes(weights[0])
+    own_bytes = inverses_bytes(weights[0])
     exactly = own_bytes <= _ROUNDED_INVERSES_BYTES
     factor = None if exactly else inverse_factor(moment, damping)
     # Of an option's weights, at the peak.
@@ -395,7 +376,7 @@ def _round_rows(dense: Tensor, matrix: Tensor, grids: Sequence[_Grid]) -> Iterat
     own = matrix.repeat_interleave(rows, dim=0).repeat(options, 1, 1)
     own *= keep[:, :, None] & keep[:, None]
     own.diagonal(dim1=1, dim2=2).masked_fill_(~keep, 1.0)
-    own_factor = inverse_factor(own, _DAMPED_ALREADY)
+    own_factor = inverse_factor(own, DAMPED_ALREADY)
     for rounded in _round_columns(weight, own_factor, own, [grid.by_row() for grid in grids]):
         by_row = rounded.view(options, len(dense), rows, columns)
         yield by_row.permute(1, 3, 0, 2)
@@ -405,45 +386,6 @@ def _by_row(columns: Tensor) -> Tensor:
     """(groups, columns, options, rows) with a group for each row: (.., columns, 1, 1)."""
     rows = columns.permute(2, 0, 3, 1).reshape(-1, columns.shape[1])
     return rows[:, :, None, None].contiguous()
-
-
-def _inverses_bytes(weight: Tensor) -> int:
-    """Memory of an inverse for every row of (groups, rows, columns)."""
-    return weight.numel() * weight.shape[-1] * weight.element_size()
-
-
-def inverse_factor(second_moment: Tensor, damping: float = DAMPING) -> Tensor:
-    """Upper Cholesky factor U of the damped inverse, H^-1 = U^T U, float32.
-
-    Args:
-        second_moment: Shape (groups, columns, columns). Where it is still not positive definite
-            after damping, the damping grows until it is.
-        damping: See :data:`DAMPING`; > 0.
-
-    Returns:
-        Shape of ``second_moment``.
-    """
-    # With J the flip of all columns, J H J = L L^T gives H = R R^T for the upper triangular
-    # R = J L J, hence U = R^-1: no inverse of H, which would square its condition.
-    flipped = second_moment.double().flip(1, 2)
-    diagonal = flipped.diagonal(dim1=1, dim2=2)
-    power = diagonal.mean(dim=1, keepdim=True)
-    ridge = torch.where(power > 0, damping * power, 1.0)
-    diagonal += ridge
-    lower, failed = torch.linalg.cholesky_ex(flipped)
-    while failed.any():
-        more = torch.where(failed[:, None] > 0, 9 * ridge, 0.0)
-        diagonal += more
-        ridge += more
-        lower, failed = torch.linalg.cholesky_ex(flipped)
-    identity = torch.eye(flipped.shape[-1], dtype=flipped.dtype, device=flipped.device)
-    upper = torch.linalg.solve_triangular(lower.flip(1, 2), identity.expand_as(lower), upper=True)
-    return upper.float()
-
-
-def inverse_diagonal(second_moment: Tensor, damping: float = DAMPING) -> Tensor:
-    """diag(H^-1) of the damped second moment, (groups, columns)."""
-    return inverse_factor(second_moment, damping).square().sum(dim=1)
 
 
 def output_error(delta: Tensor, second_moment: Tensor, weight: Tensor) -> Tensor:
@@ -505,65 +447,14 @@ def removal_error(
     return torch.cat(lost).clamp_min(0).to(weight)
 
 
-@dataclass(frozen=True)
-class _LeastSquares:
-    """tr((T - W) A (T - W)^T): the output error of weights W, up to a constant.
-
-    Attributes:
-        target: T, what W would be if nothing but whole columns had to go, (groups, rows, columns).
-        matrix: A, the damped second moment, (groups, columns, columns); the identity in the
-            columns that are gone.
-    """
-
-    target: Tensor
-    matrix: Tensor
-
-    @property
-    def power(self) -> Tensor:
-        """Diagonal of A, (groups, columns), > 0."""
-        return self.matrix.diagonal(dim1=1, dim2=2)
-
-    def error(self, weight: Tensor) -> float:
-        """tr((T - W) A (T - W)^T)."""
-        change = self.target - weight
-        return float(torch.sum((change @ self.matrix) * change))
-
-    def steps_alone(self, weight: Tensor) -> Tensor:
-        """How far each weight would move if it alone were free, shape of ``weight``."""
-        return torch.bmm(self.target - weight, self.matrix) / self.power[:, None]
-
-    def solve(self, start: Tensor, keep: Tensor, steps: int) -> Tensor:
-        """The best weights with zeros outside ``keep``, by conjugate gradients from ``start``.
-
-        Preconditioned with the diagonal; every row is a problem of its own. Never worse than
-        ``start`` with zeros outside ``keep``.
-        """
-        inverse = 1 / self.power[:, None]
-        tiny = torch.finfo(start.dtype).tiny
-        weight = start * keep
-        residual = torch.bmm(self.target - weight, self.matrix) * keep
-        direction = residual * inverse
-        slope = (residual * direction).sum(dim=-1, keepdim=True)
-        for _ in range(steps):
-            image = torch.bmm(direction, self.matrix) * keep
-            curvature = (direction * image).sum(dim=-1, keepdim=True)
-            step = torch.where(curvature > tiny, slope / curvature.clamp_min(tiny), 0.0)
-            weight = weight.addcmul(step, direction)
-            residual = residual.addcmul(step, image, value=-1)
-            scaled = residual * inverse
-            before, slope = slope, (residual * scaled).sum(dim=-1, keepdim=True)
-            direction = scaled.addcmul(slope / before.clamp_min(tiny), direction)
-        return weight
-
-
-def _importance(problem: _LeastSquares, together: Tensor | None) -> Tensor:
+def _importance(problem: LeastSquares, together: Tensor | None) -> Tensor:
     """Matrix M, (groups, columns, columns): a set of a row's weights is missed by w_s M_ss w_s^T.
 
     Optimal Brain Surgeon's [A^-1]_ss^-1 holds while all other weights can make up for the set,
     A_ss once none is left that could. What lies between is the first with its rows and columns
     scaled so that the diagonal becomes the geometric mean of both.
     """
-    factor = inverse_factor(problem.matrix, _DAMPED_ALREADY).double()
+    factor = inverse_factor(problem.matrix, DAMPED_ALREADY).double()
     inverse = factor.mT @ factor
     if together is None:
         surgeon = 1 / inverse.diagonal(dim1=1, dim2=2)
@@ -572,22 +463,6 @@ def _importance(problem: _LeastSquares, together: Tensor | None) -> Tensor:
     sets = torch.linalg.inv(inverse * same)
     scale = (problem.power / sets.diagonal(dim1=1, dim2=2)).sqrt().sqrt()
     return (sets * scale[:, :, None] * scale[:, None]).to(problem.matrix)
-
-
-def _least_squares(
-    weight: Tensor, second_moment: Tensor, removed: Tensor, damping: float
-) -> _LeastSquares:
-    """The problem that is left when the removed columns, bool (groups, columns), are gone."""
-    stays = ~removed.to(weight.device)
-    matrix = second_moment + _ridge(second_moment, damping)
-    target = _living(weight, second_moment)
-    if bool(removed.any()):
-        gone = torch.diag_embed(removed.to(matrix))
-        reads = (target @ matrix) * stays[:, None]
-        matrix = matrix * stays[:, :, None] * stays[:, None] + gone
-        target = torch.linalg.solve(matrix.double(), reads.double().mT).mT.to(weight)
-        target = _living(target * stays[:, None], second_moment)
-    return _LeastSquares(target, matrix)
 
 
 def _blocks(columns: Tensor, factor: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -655,24 +530,6 @@ def _descend(columns: Tensor, target: Tensor, matrix: Tensor, grid: _Grid) -> No
                 weight.copy_(best)
             change = (block - before).flatten(2)
             gradient += torch.bmm(matrix[:, :, span], change).view_as(columns)
-
-
-def _ridge(second_moment: Tensor, damping: float) -> Tensor:
-    """What damping adds to a second moment, (groups, columns, columns)."""
-    power = second_moment.diagonal(dim1=1, dim2=2)
-    mean = power.mean(dim=1, keepdim=True)
-    return torch.diag_embed(torch.where(mean > 0, damping * mean, 1.0).expand_as(power))
-
-
-def _living(weight: Tensor, second_moment: Tensor) -> Tensor:
-    """The weights without those of inputs that are always zero."""
-    return weight * (second_moment.diagonal(dim1=1, dim2=2) > 0)[:, None]
-
-
-def _removed(second_moment: Tensor, removed_columns: Tensor | None) -> Tensor:
-    if removed_columns is None:
-        return torch.zeros_like(second_moment[:, 0], dtype=torch.bool)
-    return removed_columns
 
 
 def _descending(key: Tensor) -> Tensor:

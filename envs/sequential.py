@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch import fx
 
+from envs.least_squares import DAMPING
 from envs.quantization import ActivationRange
 from envs.quantization import power_of_two_near
 from envs.quantization import quantize_activation
 from envs.quantization import round_map
 from envs.quantizer import Quantizer
-from envs.reconstruction import DAMPING
 from envs.statistics import outputs_at
 from envs.statistics import patches_at
 from envs.statistics import sample_positions

@@ -25,6 +25,8 @@ from envs.options import OptionTable
 from envs.problem import CompressionProblem
 from envs.quantizer import DEFAULT_QUANTIZER
 from envs.quantizer import Quantizer
+from envs.reconstruction_settings import DEFAULT_RECONSTRUCTION
+from envs.reconstruction_settings import Reconstruction
 from envs.space import DEFAULT_METHODS
 from envs.space import Method
 from envs.space import SearchSpace
@@ -53,7 +55,7 @@ class Menu:
         methods: Ways to prune; the first is ``NO_PRUNING``.
         sparsities, weight_bits, activation_bits: Ascending.
         pinned: Fixed decisions by layer name; ``first`` and ``last`` stand for those layers.
-        repair, quantizer: See ``CompressionConfig``.
+        repair, quantizer, reconstruction: See ``CompressionConfig``.
     """
 
     methods: tuple[Method, ...] = DEFAULT_METHODS
@@ -63,6 +65,7 @@ class Menu:
     pinned: Mapping[str, LayerDecision] | None = None
     repair: Repair = "aligned"
     quantizer: Quantizer = DEFAULT_QUANTIZER
+    reconstruction: Reconstruction = DEFAULT_RECONSTRUCTION
 
     def space(self, network: TracedNetwork) -> SearchSpace:
         """The search space of a network.
@@ -96,6 +99,7 @@ class Menu:
             pinned=pinned,
             repair=self.repair,
             quantizer=self.quantizer,
+            reconstruction=self.reconstruction,
         )
 
 
@@ -206,7 +210,8 @@ def _table_hash(compressor: Compressor, space: SearchSpace) -> str:
     if space.quantizer != DEFAULT_QUANTIZER:
         digest.update(repr(space.quantizer.to_json()).encode())
     for index in range(len(space.layers)):
-        digest.update(compressor.source(index, space.repair, space.quantizer).content.encode())
+        source = compressor.source(index, space.repair, space.quantizer, space.reconstruction)
+        digest.update(source.content.encode())
     return digest.hexdigest()[:32]
 
 

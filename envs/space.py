@@ -20,6 +20,8 @@ from envs.config import criteria
 from envs.config import fits
 from envs.quantizer import DEFAULT_QUANTIZER
 from envs.quantizer import Quantizer
+from envs.reconstruction_settings import DEFAULT_RECONSTRUCTION
+from envs.reconstruction_settings import Reconstruction
 from hwmodel.errors import InputError
 
 METHOD, SPARSITY, WEIGHT_BITS, ACTIVATION_BITS = range(4)
@@ -83,7 +85,7 @@ class SearchSpace:
         channel_group: For every layer, the number of the group of layers whose output channels
             can only be removed together, or -1 where output channels cannot be removed.
         pinned: Layers whose decision is fixed.
-        repair, quantizer: Passed on to every configuration.
+        repair, quantizer, reconstruction: Passed on to every configuration.
     """
 
     layers: tuple[str, ...]
@@ -95,6 +97,7 @@ class SearchSpace:
     pinned: Mapping[str, LayerDecision] = field(default_factory=dict)
     repair: Repair = "aligned"
     quantizer: Quantizer = field(default=DEFAULT_QUANTIZER, repr=False)
+    reconstruction: Reconstruction = field(default=DEFAULT_RECONSTRUCTION, repr=False)
 
     def __post_init__(self) -> None:
         if self.methods[:1] != (NO_PRUNING,):
@@ -187,7 +190,7 @@ class SearchSpace:
         """
         rows = zip(self.layers, self.canonical(choice), strict=True)
         layers = {name: self.pinned.get(name) or self.decision(row) for name, row in rows}
-        return CompressionConfig(layers, self.repair, self.quantizer)
+        return CompressionConfig(layers, self.repair, self.quantizer, self.reconstruction)
 
     def choice(self, config: CompressionConfig) -> NDArray[np.int64] | None:
         """Inverse of :meth:`config`, shape (layers, 4); None where the space does not hold it."""

@@ -92,7 +92,15 @@ def _layer_options(
     pinned = space.pinned.get(space.layers[index])
     if pinned is not None:  # whatever index learners see, it is this decision
         layer, statistics = compressor.view(index, space.repair, pinned.activation_bits)
-        rows, _ = compressed_rows(layer, statistics, pinned, None, space.repair, space.quantizer)
+        rows, _ = compressed_rows(
+            layer,
+            statistics,
+            pinned,
+            None,
+            space.repair,
+            space.quantizer,
+            space.reconstruction,
+        )
         density[:] = float((rows != 0).double().mean())
         lost = output_error((rows - layer.rows)[None], statistics.second_moment, layer.rows)
         error[:] = float(lost[0])
@@ -119,7 +127,7 @@ def _options(
     sparsities: Sequence[float],
 ) -> list[dict[int, Option]]:
     """Options of one layer that is pruned in one way, by width; one set for each sparsity."""
-    source = compressor.source(index, space.repair, space.quantizer)
+    source = compressor.source(index, space.repair, space.quantizer, space.reconstruction)
     make = layer_options if compressor.database is None else compressor.database.options
     return make(source, method, sparsities, space.weight_bits)
 
@@ -248,7 +256,8 @@ def _sensitivity(
         inputs = LayerDecision(weight_bits=32, activation_bits=_PROBE_BITS)
         for column, decision in enumerate((weights, inputs)):
             layers = {**dense_config.layers, name: decision}
-            compressed = compressor.compress(CompressionConfig(layers, repair, quantizer))
+            config = CompressionConfig(layers, repair, quantizer, space.reconstruction)
+            compressed = compressor.compress(config)
             change = output_change(_probe(evaluator, compressed), reference)
             if decision is weights:
                 error = _weight_error(compressor, compressed, index)

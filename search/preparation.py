@@ -135,7 +135,7 @@ def lacking(compressor: Compressor, space: SearchSpace) -> list[Work]:
     for layer, name in enumerate(space.layers):
         if name in space.pinned:
             continue
-        source = compressor.source(layer, space.repair, space.quantizer)
+        source = compressor.source(layer, space.repair, space.quantizer, space.reconstruction)
         rows = source.layer.rows
         for number, method in enumerate(space.methods):
             if space.is_filter(number):
@@ -150,7 +150,7 @@ def lacking(compressor: Compressor, space: SearchSpace) -> list[Work]:
 
 def _make(compressor: Compressor, space: SearchSpace, item: Work) -> None:
     assert compressor.database is not None
-    source = compressor.source(item.layer, space.repair, space.quantizer)
+    source = compressor.source(item.layer, space.repair, space.quantizer, space.reconstruction)
     compressor.database.options(source, item.method, item.sparsities, space.weight_bits)
 
 

@@ -231,7 +231,8 @@ def _require_same_network(run: RunDirectory, worker: EvaluationWorker) -> None:
 def baseline_config(worker: EvaluationWorker, spec: Spec, bits: int) -> CompressionConfig:
     """The unpruned network with all widths at ``bits``, repaired and rounded as in the search."""
     layers = uniform(worker.evaluator.compressor.network.names, bits).layers
-    return CompressionConfig(layers, spec.space.repair, spec.space.quantizer)
+    space = spec.space
+    return CompressionConfig(layers, space.repair, space.quantizer, space.reconstruction)
 
 
 def _evaluators(spec: Spec, trials: int) -> int:

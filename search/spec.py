@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import asdict
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from typing import Annotated
@@ -33,13 +34,15 @@ from envs.config import INTEGER_BITS
 from envs.config import LayerDecision
 from envs.config import Repair
 from envs.config import check_keys
-from envs.config import read_quantizer
 from envs.limits import CostLimits
 from envs.preference import ENERGY
 from envs.preference import LAYER_COSTS
 from envs.preference import Preference
 from envs.quantizer import DEFAULT_QUANTIZER
 from envs.quantizer import Quantizer
+from envs.reconstruction_settings import DEFAULT_RECONSTRUCTION
+from envs.reconstruction_settings import Reconstruction
+from envs.settings import read_settings
 from envs.space import DEFAULT_METHODS
 from envs.space import Method
 from envs.task_spec import TaskSpec
@@ -144,7 +147,14 @@ _Units = Annotated[int, Field(ge=1, le=4096, strict=True)]
 _Text = Annotated[str, Field(min_length=1)]
 _Decision = Annotated[LayerDecision, BeforeValidator(_decision), PlainSerializer(asdict)]
 _Quantizer = Annotated[
-    Quantizer, BeforeValidator(read_quantizer), PlainSerializer(Quantizer.to_json)
+    Quantizer,
+    BeforeValidator(partial(read_settings, Quantizer)),
+    PlainSerializer(Quantizer.to_json),
+]
+_Reconstruction = Annotated[
+    Reconstruction,
+    BeforeValidator(partial(read_settings, Reconstruction)),
+    PlainSerializer(Reconstruction.to_json),
 ]
 
 
@@ -175,6 +185,7 @@ class SpaceSection(_Section):
         weight_bits, activation_bits: Widths, 2..8.
         repair: How the weights left are adjusted, see ``CompressionConfig``.
         quantizer: How integers stand for numbers, see ``Quantizer``.
+        reconstruction: How repair prunes and rounds, see ``Reconstruction``.
         pinned: Decision by layer name, ``first`` or ``last``: layers that are not searched.
     """
 
@@ -188,13 +199,15 @@ class SpaceSection(_Section):
     activation_bits: _Widths = INTEGER_BITS
     repair: Repair = "aligned"
     quantizer: _Quantizer = DEFAULT_QUANTIZER
+    reconstruction: _Reconstruction = DEFAULT_RECONSTRUCTION
     pinned: dict[str, _Decision] = Field(default_factory=dict)
 
     @model_serializer(mode="wrap")
     def _only_what_was_asked_for(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without a quantizer that is the default, so that older runs keep their hash."""
+        """Without settings that are the default, so that older runs keep their hash."""
         data: dict[str, Any] = serialize(self)
-        return data if data["quantizer"] else {k: v for k, v in data.items() if k != "quantizer"}
+        default = {name for name in ("quantizer", "reconstruction") if not data[name]}
+        return {name: value for name, value in data.items() if name not in default}
 
     def to_menu(self) -> Menu:
         """The same as the environments take it."""
@@ -208,6 +221,7 @@ class SpaceSection(_Section):
             pinned=self.pinned,
             repair=self.repair,
             quantizer=self.quantizer,
+            reconstruction=self.reconstruction,
         )
 
 

@@ -5,13 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from envs.least_squares import inverse_diagonal
 from envs.pruning import geometric_median_filter_scores
 from envs.pruning import keep_units
 from envs.pruning import lowest
 from envs.pruning import norm_filter_scores
 from envs.pruning import second_order_scores
 from envs.pruning import taylor_filter_scores
-from envs.reconstruction import inverse_diagonal
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from envs import reconstruction
+from envs.least_squares import DAMPING
+from envs.least_squares import inverse_diagonal
+from envs.least_squares import inverse_factor
 from envs.patterns import Elements
 from envs.pruning import kept_count
 from envs.quantization import round_weights
 from envs.quantizer import Quantizer
 from envs.reconstruction import bias_correction
-from envs.reconstruction import inverse_diagonal
-from envs.reconstruction import inverse_factor
 from envs.reconstruction import output_error
 from envs.reconstruction import reconstruct_masked
 from envs.reconstruction import reconstruct_rounded
@@ -39,7 +40,7 @@ def layer(
     return normal(groups, rows, columns, seed=seed + 200), inputs.mT @ inputs / samples
 
 
-def damped(moment: Tensor, damping: float = reconstruction.DAMPING) -> Tensor:
+def damped(moment: Tensor, damping: float = DAMPING) -> Tensor:
     ridge = damping * moment.diagonal(dim1=1, dim2=2).mean(1)
     return moment.double() + ridge[:, None, None] * torch.eye(moment.shape[-1])
 
