@@ -3,7 +3,8 @@
 Run: ``python benchmarks/compression.py --network 20`` (CIFAR-10 ResNets 20, 32, 44, 56; 1,024
 calibration images; ``--data`` and ``--weights`` as for ``joulecut search``). The table of
 docs/compression.md. With ``--patterns`` the other granularities and criteria, at W8A8; with
-``--quantizers`` the other quantizers, nothing pruned.
+``--quantizers`` the other quantizers, nothing pruned; with ``--reconstructions`` the output errors
+of single layers, pruned and rounded in the other ways, over those of the default.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
+
+import numpy as np
+from torch import Tensor
 
 from envs.config import CompressionConfig
 from envs.config import LayerDecision
@@ -20,9 +25,17 @@ from envs.config import Repair
 from envs.config import criteria
 from envs.config import uniform
 from envs.evaluator import Evaluator
+from envs.layer_compression import pruned_rows
+from envs.layer_compression import rounded_rows
+from envs.quantizer import DEFAULT_QUANTIZER
 from envs.quantizer import Quantizer
+from envs.reconstruction import output_error
+from envs.reconstruction_settings import Reconstruction
+from envs.scales import WeightGrid
 from envs.setup import prepare_evaluator
+from envs.statistics import LayerStatistics
 from envs.tasks import load_task
+from envs.trace import TracedLayer
 from envs.trace import TracedNetwork
 
 REPAIRS = tuple(sorted(get_args(Repair), key=["none", "layerwise", "aligned", "sequential"].index))
@@ -56,6 +69,10 @@ QUANTIZERS: Mapping[str, Quantizer] = {
     "power_of_two": Quantizer(scale="power_of_two"),
     "power_of_two, weights: tensor": Quantizer(scale="power_of_two", weight_granularity="tensor"),
 }
+
+PRUNINGS = ("approximate", "exact")
+ROUNDINGS = ("gptq", "exact", "adaround")
+PRUNED, ROUNDED = (0.5, 0.7), (4, 3, 2)
 
 Rows = dict[str, dict[str, LayerDecision]]
 
@@ -141,6 +158,53 @@ def report_quantizers(evaluator: Evaluator, repairs: tuple[Repair, ...]) -> None
         print(f"| {label:30} | " + " | ".join(cells) + " |", flush=True)
 
 
+def report_reconstructions(network: TracedNetwork, statistics: Sequence[LayerStatistics]) -> None:
+    """Errors of the outputs of all layers over those of the default: mean and range."""
+    pairs = list(zip(network.layers, statistics, strict=True))
+
+    def pruned(layer: TracedLayer, seen: LayerStatistics, kind: str) -> Tensor:
+        settings = Reconstruction(pruning=kind)
+        return pruned_rows(
+            layer, seen, "element", "second_order", PRUNED, None, "layerwise", settings
+        )
+
+    def rounded(layer: TracedLayer, seen: LayerStatistics, kind: str) -> Tensor:
+        find, settings = WeightGrid.of(layer, DEFAULT_QUANTIZER).find, Reconstruction(rounding=kind)
+        rows = layer.rows[None]
+        return rounded_rows(seen, rows, ROUNDED, None, "layerwise", find, settings)[0][0]
+
+    tables = (
+        ("pruning", PRUNINGS, pruned, [f"{sparsity:.0%}" for sparsity in PRUNED]),
+        ("rounding", ROUNDINGS, rounded, [f"{bits} bits" for bits in ROUNDED]),
+    )
+    for name, kinds, compress, columns in tables:
+        print(
+            f"| {name:12} | "
+            + " | ".join(f"{column:>16}" for column in columns)
+            + " | CPU seconds |"
+        )
+        print("|---" * (len(columns) + 2) + "|")
+        default = None
+        for kind in kinds:
+            start = time.process_time()
+            found = [compress(layer, seen, kind) for layer, seen in pairs]
+            seconds = time.process_time() - start
+            errors = np.array(
+                [
+                    output_error(rows - layer.rows, seen.second_moment, layer.rows).numpy()
+                    for rows, (layer, seen) in zip(found, pairs, strict=True)
+                ]
+            )
+            default = errors if default is None else default
+            ratios = errors / default
+            cells = [
+                f"{np.exp(np.log(ratio).mean()):.3f} ({ratio.min():.2f}-{ratio.max():.2f})"
+                for ratio in ratios.T
+            ]
+            print(f"| {kind:12} | " + " | ".join(f"{cell:>16}" for cell in cells), end="")
+            print(f" | {seconds:11.0f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", type=int, default=20, help="depth of the CIFAR-10 ResNet")
@@ -148,6 +212,7 @@ def main() -> None:
     parser.add_argument("--weights", help="checkpoint; downloaded by default")
     parser.add_argument("--patterns", action="store_true", help="other granularities and criteria")
     parser.add_argument("--quantizers", action="store_true", help="other quantizers")
+    parser.add_argument("--reconstructions", action="store_true", help="other reconstructions")
     parser.add_argument("--placement", default="fused", help="of roundings: fused or per-layer")
     parser.add_argument("--repairs", nargs="+", choices=REPAIRS, default=REPAIRS)
     arguments = parser.parse_args()
@@ -160,6 +225,9 @@ def main() -> None:
         print(f"{time.perf_counter() - start:.0f} s")
         return
     network = evaluator.compressor.network
+    if arguments.reconstructions:
+        report_reconstructions(network, evaluator.compressor.statistics)
+        return
     rows = structured_rows(network, all_patterns=arguments.patterns)
     if not arguments.patterns:
         rows = {**element_rows(network), **rows}

@@ -13,6 +13,7 @@ from envs.limits import CostLimits
 from envs.preference import ENERGY
 from envs.preference import Preference
 from envs.quantizer import Quantizer
+from envs.reconstruction_settings import Reconstruction
 from hwmodel.errors import InputError
 from search.goals import Goals
 from search.policy_settings import PolicySettings
@@ -97,6 +98,7 @@ def test_where_and_how_long_do_not_change_the_hash(change) -> None:
         {"targets": [1]},
         {"space": {"repair": "none"}},
         {"space": {"quantizer": {"activation_range": "kl"}}},
+        {"space": {"reconstruction": {"rounding": "adaround"}}},
         {"robustness": {"attack": "fgsm", "epsilon": 0.01}},
         {"limits": {"model_bytes": 1000}},
         {"preference": {"latency_cycles": 1}},
@@ -242,9 +244,13 @@ def test_a_run_to_start_from_is_found_from_anywhere(
     assert spec().absolute().init_from is None
 
 
-def test_a_quantizer_that_is_the_default_is_not_told() -> None:
-    told = spec(space={"quantizer": {"activation_range": "mse"}})
-    assert "quantizer" not in told.to_json()["space"]
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("quantizer", {"activation_range": "mse"}), ("reconstruction", {"pruning": "approximate"})],
+)
+def test_settings_that_are_the_default_are_not_told(name: str, values: dict[str, str]) -> None:
+    told = spec(space={name: values})
+    assert name not in told.to_json()["space"]
     assert told.hash == spec().hash
 
 
@@ -290,3 +296,16 @@ def test_yaml_cannot_run_code(tmp_path: Path) -> None:
 def test_a_misspelt_key_gets_a_suggestion() -> None:
     with pytest.raises(InputError, match=r"space\.weigth_bits.*did you mean weight_bits\?"):
         spec(space={"weigth_bits": [4]})
+
+
+def test_a_reconstruction_reaches_every_configuration_of_the_menu() -> None:
+    given = spec(space={"reconstruction": {"pruning": "exact", "rounding": "adaround"}})
+    assert given.space.to_menu().reconstruction == Reconstruction("exact", "adaround")
+    assert given.to_json()["space"]["reconstruction"] == {
+        "pruning": "exact",
+        "rounding": "adaround",
+    }
+    with pytest.raises(InputError, match=r"space\.reconstruction\.pruning: 'best'.*or exact"):
+        spec(space={"reconstruction": {"pruning": "best"}})
+    with pytest.raises(InputError, match=r"space\.reconstruction\.steps: 1 .*known keys"):
+        spec(space={"reconstruction": {"steps": 1}})
