@@ -4,7 +4,8 @@ Run: ``python benchmarks/compression.py --network 20`` (CIFAR-10 ResNets 20, 32,
 calibration images; ``--data`` and ``--weights`` as for ``joulecut search``). The table of
 docs/compression.md. With ``--patterns`` the other granularities and criteria, at W8A8; with
 ``--quantizers`` the other quantizers, nothing pruned; with ``--reconstructions`` the output errors
-of single layers, pruned and rounded in the other ways, over those of the default.
+of single layers, pruned and rounded in the other ways, over those of the default, and what networks
+lose so.
 """
 
 from __future__ import annotations
@@ -205,6 +206,25 @@ def report_reconstructions(network: TracedNetwork, statistics: Sequence[LayerSta
             print(f" | {seconds:11.0f} |", flush=True)
 
 
+def report_reconstructed_networks(evaluator: Evaluator) -> None:
+    """Points lost where all layers are pruned, or rounded, in one way; repair ``aligned``."""
+    names = evaluator.compressor.network.names
+    dense = evaluator.evaluate(uniform(names, 32), "test").accuracy
+    pruned = LayerDecision("element", "second_order", PRUNED[-1], 8, 8)
+    decisions = {f"{PRUNED[-1]:.0%} + W8A8": (pruned, "pruning", PRUNINGS)}
+    for bits in ROUNDED:
+        rounded = LayerDecision(weight_bits=bits, activation_bits=8)
+        decisions[f"W{bits}A8"] = rounded, "rounding", ROUNDINGS
+    for label, (decision, field, kinds) in decisions.items():
+        lost = []
+        for kind in kinds:
+            settings = Reconstruction(**{field: kind})
+            config = CompressionConfig(dict.fromkeys(names, decision), reconstruction=settings)
+            accuracy = evaluator.evaluate(config, "test").accuracy
+            lost.append(f"{kind} {100 * (dense - accuracy):.2f}")
+        print(f"{label}: points lost by {field}: {', '.join(lost)}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", type=int, default=20, help="depth of the CIFAR-10 ResNet")
@@ -227,6 +247,7 @@ def main() -> None:
     network = evaluator.compressor.network
     if arguments.reconstructions:
         report_reconstructions(network, evaluator.compressor.statistics)
+        report_reconstructed_networks(evaluator)
         return
     rows = structured_rows(network, all_patterns=arguments.patterns)
     if not arguments.patterns:

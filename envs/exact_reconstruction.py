@@ -40,10 +40,10 @@ from envs.scales import weight_scales
 
 _ELEMENTS = Elements()
 
-# Memory of a row's inverse, for each of its entries: in single precision, and while it is updated;
-# as it is found, in double precision.
+# Of a row, for each entry of its inverse, at the peak: while it is updated, in single precision,
+# and while it is found, in double precision.
 _UPDATED_BYTES = 8
-_INVERTED_BYTES = 40
+_INVERTED_BYTES = 48
 
 # An error of more than half a step, up to rounding, is that of a weight outside its grid.
 _OUTSIDE = 0.5 + 1e-4

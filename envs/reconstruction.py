@@ -8,7 +8,8 @@ Where inverses for all rows fit into memory this is Optimal Brain Compression (F
 others do about it, are exact. In larger layers one inverse tells for all rows what a weight is
 missed by at first, and conjugate gradients solve the least-squares problem on the kept weights of
 all rows at once, with products by H alone. Either way the weights end at the least-squares optimum
-of their mask (:func:`reconstruct_masked`).
+of their mask (:func:`reconstruct_masked`). The same one weight at a time is in
+:mod:`envs.exact_reconstruction`.
 
 Rounding (:func:`reconstruct_rounded`) comes after, since scales that fit the pruned weights lose
 less. Columns are fixed one after the other, and the columns still free make up for the error of
@@ -37,6 +38,7 @@ from torch import Tensor
 from envs.config import FLOAT_BITS
 from envs.least_squares import DAMPED_ALREADY
 from envs.least_squares import DAMPING
+from envs.least_squares import WORKING_BYTES
 from envs.least_squares import LeastSquares
 from envs.least_squares import eliminate
 from envs.least_squares import inverse_factor
@@ -70,7 +72,6 @@ _SWEEPS = 2
 
 # Columns between two updates of everything behind them.
 _BLOCK = 128
-_WORKING_BYTES = 256 * 2**20
 # Of layers whose rows have inverses of their own: when they are pruned, where the output error
 # falls by half in small layers and by 5 % at the limit, and when they are rounded (20 and 4 %).
 _INVERSES_BYTES = 128 * 2**20
@@ -438,7 +439,7 @@ def removal_error(
     columns = weight.shape[2]
     factor = inverse_factor(second_moment, damping)
     lost = []
-    for part in sets.split(max(1, _WORKING_BYTES // (4 * columns * sets.shape[1]))):
+    for part in sets.split(max(1, WORKING_BYTES // (4 * columns * sets.shape[1]))):
         group, place = part[:, :1] // columns, part % columns
         rows = factor.mT[group, place]  # (sets, size, columns): rows of U^T
         inner = torch.bmm(rows, rows.mT).double()
@@ -561,6 +562,6 @@ def _from_columns(columns: Tensor, order: Tensor) -> Tensor:
 
 def _parts(options: int, option_bytes: int) -> Iterator[slice]:
     """Slices of the options that fit the working memory."""
-    size = max(1, _WORKING_BYTES // option_bytes)
+    size = max(1, WORKING_BYTES // option_bytes)
     for start in range(0, options, size):
         yield slice(start, start + size)

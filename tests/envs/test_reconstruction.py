@@ -268,7 +268,7 @@ def test_options_do_not_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
             one, scale = reconstruct_rounded(sparse[option, None], moment, [bits])
             assert torch.equal(one[0, 0], rounded[option, index])
             assert torch.equal(scale[0, 0], scales[option, index])
-    monkeypatch.setattr(reconstruction, "_WORKING_BYTES", 1)
+    monkeypatch.setattr(reconstruction, "WORKING_BYTES", 1)
     assert torch.equal(reconstruct_sparse(weight, moment, sparsities), sparse)
     assert torch.equal(reconstruct_masked(weight, moment, sparse != 0), masked)
     assert torch.equal(reconstruct_rounded(sparse, moment, widths)[0], rounded)
