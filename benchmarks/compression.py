@@ -211,7 +211,9 @@ def report_reconstructed_networks(evaluator: Evaluator) -> None:
     names = evaluator.compressor.network.names
     dense = evaluator.evaluate(uniform(names, 32), "test").accuracy
     pruned = LayerDecision("element", "second_order", PRUNED[-1], 8, 8)
-    decisions = {f"{PRUNED[-1]:.0%} + W8A8": (pruned, "pruning", PRUNINGS)}
+    decisions: dict[str, tuple[LayerDecision, str, Sequence[str]]] = {
+        f"{PRUNED[-1]:.0%} + W8A8": (pruned, "pruning", PRUNINGS)
+    }
     for bits in ROUNDED:
         rounded = LayerDecision(weight_bits=bits, activation_bits=8)
         decisions[f"W{bits}A8"] = rounded, "rounding", ROUNDINGS
