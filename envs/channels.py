@@ -35,13 +35,20 @@ _PER_CHANNEL_OPS = (
     aten.avg_pool2d.default,
     aten.adaptive_avg_pool1d.default,
     aten.adaptive_avg_pool2d.default,
+    aten.adaptive_max_pool1d.default,
     aten.adaptive_max_pool2d.default,
     aten.upsample_nearest2d.vec,
     aten.upsample_nearest2d.default,
     aten.upsample_bilinear2d.vec,
     aten.upsample_bilinear2d.default,
 )
-_UNTAGGED_POINTWISE_OPS = (aten.hardswish.default, aten.log_sigmoid.default)
+_REDUCTIONS = (aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default)
+_UNTAGGED_POINTWISE_OPS = (
+    aten.hardswish.default,
+    aten.log_sigmoid.default,
+    aten.expand.default,
+    aten.expand_as.default,
+)
 _MOVING_OPS = (
     aten.view.default,
     aten.reshape.default,
@@ -156,12 +163,12 @@ class LabelInterpreter:
         target: Any = node.target
         if target in LAYER_OPS:
             return self._layer(node)
-        if target is aten.batch_norm.default:
+        if target is aten.batch_norm.default or target is aten.prelu.default:
             return self._same_channels(node)
         if target in _PER_CHANNEL_OPS:
-            return self._same_channels(node)
-        if target is aten.mean.dim:
-            return self._mean(node)
+            return self._pool(node)
+        if target in _REDUCTIONS:
+            return self._reduce(node)
         if target in (aten.pad.default, aten.constant_pad_nd.default):
             return self._pad(node)
         if target in _MOVING_OPS:
@@ -206,14 +213,21 @@ class LabelInterpreter:
             return None
         return labels if labels.axis == 1 else None
 
-    def _mean(self, node: fx.Node) -> Labels | None:
+    def _pool(self, node: fx.Node) -> Labels | None:
+        labels = self._same_channels(node)
+        if labels is None or node.meta["shape"] is not None:
+            return labels
+        self._parts[node.name] = [labels, labels]  # maxima, and where they are
+        return None
+
+    def _reduce(self, node: fx.Node) -> Labels | None:
         source = input_node(node)
         labels = self.labels.get(source.name)
         if labels is None:
             return None
         rank = len(source.meta["shape"])
-        reduced: Any = node.args[1]
-        dims = sorted(dim % rank for dim in reduced)
+        reduced: Any = node.args[1] if len(node.args) > 1 else None
+        dims = sorted(dim % rank for dim in reduced or range(rank))
         keep = bool(node.args[2]) if len(node.args) > 2 else False
         if labels.axis in dims:
             return None

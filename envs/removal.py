@@ -203,7 +203,7 @@ class _Remover:
             self._shrink_layer(node)
         elif node.op != "call_function" or not self.removes:
             return
-        elif target in (aten.view.default, aten.reshape.default):
+        elif target in (aten.view.default, aten.reshape.default, aten.expand.default):
             self._resize(node)
         elif target is aten.slice.Tensor:
             self._reslice(node)
@@ -215,7 +215,7 @@ class _Remover:
             self._resplit(node)
         elif target in (aten.pad.default, aten.constant_pad_nd.default):
             self._repad(node)
-        elif target is aten.batch_norm.default:
+        elif target in (aten.batch_norm.default, aten.prelu.default):
             self._shrink_constants(node, axis_of=0)
         elif target is not operator.getitem:
             self._shrink_constants(node, axis_of=None)

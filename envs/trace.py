@@ -216,7 +216,7 @@ def _make_functional(graph_module: fx.GraphModule) -> None:
         if not name.endswith("_") or name.endswith("__") or functional is None:
             continue
         overload = getattr(functional, node.target._overloadname, None)
-        if overload is None or _is_view(source) or any(map(_is_view, source.users)):
+        if overload is None or _aliases(source) or any(map(_is_view, source.users)):
             continue
         node.target = overload
         later = [user for user in source.users if user is not node and node < user]
@@ -225,31 +225,37 @@ def _make_functional(graph_module: fx.GraphModule) -> None:
     graph.lint()
 
 
-def _is_view(node: object) -> bool:
+def _aliases(node: object) -> bool:
+    """Whether a node returns memory of what it reads: as a view, or written over."""
     if not isinstance(node, fx.Node) or not isinstance(node.target, torch._ops.OpOverload):
         return False
     return any(item.alias_info is not None for item in node.target._schema.returns)
 
 
+def _is_view(node: fx.Node) -> bool:
+    return _aliases(node) and not node.target._schema.is_mutable  # type: ignore[union-attr]
+
+
 def _fold_constants(graph_module: fx.GraphModule) -> None:
-    """Compute once what depends on parameters alone."""
+    """Compute once what depends on parameters alone, what is written in place included."""
     graph = graph_module.graph
-    for node in list(graph.nodes):
+    values: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
         inputs = node.all_input_nodes
-        is_pure = isinstance(node.target, torch._ops.OpOverload) and not (
-            node.target._schema.is_mutable
-        )
-        if not (inputs and is_pure and all(item.op == "get_attr" for item in inputs)):
-            continue
-        args, kwargs = fx.node.map_arg(
-            (node.args, node.kwargs), lambda item: _attribute(graph_module, item)
-        )
-        value = node.target(*args, **kwargs)
-        if isinstance(value, Tensor):
-            graph_module.register_buffer(f"constant_{node.name}", value.detach().clone())
+        if node.op == "call_function" and inputs and all(item in values for item in inputs):
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = node.target(*args, **kwargs)
+        elif node.op == "get_attr":
+            values[node] = _attribute(graph_module, node)
+    computed = [node for node in values if node.op == "call_function"]
+    for node in computed:
+        if isinstance(values[node], Tensor) and any(user not in values for user in node.users):
+            graph_module.register_buffer(f"constant_{node.name}", values[node].detach().clone())
             with graph.inserting_before(node):
                 constant = graph.get_attr(f"constant_{node.name}")
-            node.replace_all_uses_with(constant)
+            node.replace_all_uses_with(constant, delete_user_cb=lambda user: user not in values)
+    for node in reversed(computed):
+        if not node.users:
             graph.erase_node(node)
 
 

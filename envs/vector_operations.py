@@ -18,14 +18,24 @@ _KINDS: dict[str, VectorKind] = {
     **dict.fromkeys(
         (
             *("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d"),
-            *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean"),
+            *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean", "sum", "amax", "amin"),
+            *("adaptive_max_pool1d", "adaptive_max_pool2d"),
         ),
         "pool",
     ),
     **dict.fromkeys(
         (
             *("relu", "relu6", "hardtanh", "clamp", "leaky_relu", "elu", "gelu", "silu"),
-            *("sigmoid", "tanh", "hardsigmoid", "hardswish", "softmax", "softplus"),
+            *(
+                "sigmoid",
+                "tanh",
+                "hardsigmoid",
+                "hardswish",
+                "softmax",
+                "softplus",
+                "prelu",
+                "mish",
+            ),
         ),
         "activation",
     ),
@@ -95,13 +105,15 @@ def _append(
 def _operations(node: fx.Node, kind: VectorKind, batch: int) -> float:
     # Pooling looks at every value it reads; windows that overlap look at some of them again.
     shape = node.meta["shape"]
+    if kind != "pool":
+        return math.prod(shape) / batch
     read = math.prod(node.all_input_nodes[0].meta["shape"])
-    if kind == "pool" and "max_pool" in operation_name(node) and len(node.args) > 1:
+    if operation_name(node).startswith("max_pool") and len(node.args) > 1:
         window: Any = node.args[1]
         sides = window if isinstance(window, list | tuple) else [window]
         if all(isinstance(side, int) for side in sides):
             read = max(read, math.prod(shape) * math.prod(sides))
-    return (read if kind == "pool" else math.prod(shape)) / batch
+    return read / batch
 
 
 def operation_name(node: fx.Node) -> str:

@@ -211,6 +211,22 @@ class InPlace(nn.Module):
         return self.head(view.mean(2))
 
 
+class Gated(nn.Module):
+    """A gate that is expanded, pooled maxima, PReLU, and operations that write in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.excite = nn.Conv2d(3, 8, 3), nn.Linear(8, 8)
+        self.last, self.slope, self.head = nn.Conv2d(8, 6, 3), nn.PReLU(6), nn.Linear(24, 5)
+        self.slope.weight.data.uniform_(-1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.hardswish(self.stem(x), inplace=True)
+        gate = self.excite(x.amax((2, 3))).sigmoid_()
+        x = x * gate.view(x.shape[0], 8, 1, 1).expand_as(x)
+        return self.head(F.adaptive_max_pool2d(self.slope(self.last(x)), 2).flatten(1))
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(
         nn.Flatten(), nn.Linear(3 * 16 * 16, 20), nn.ReLU(), nn.Linear(20, 12), nn.Tanh(),
@@ -231,6 +247,7 @@ NETWORKS = {
     "parts": Parts,
     "sequence": Sequence,
     "in_place": InPlace,
+    "gated": Gated,
     "mlp": mlp,
 }
 """Constructors by name; all take (batch, 3, 16, 16) and return (batch, 5)."""

@@ -68,6 +68,38 @@ def test_grouped_and_shuffled_channels_stay() -> None:
     assert result.units.group == (-1, -1, -1, 0, -1)
 
 
+def test_channels_pass_gates_slopes_maxima_and_what_is_written_in_place() -> None:
+    _, result = traced("gated")
+    assert result.units.group == (0, 0, 1, -1)
+    targets = {str(node.target) for node in result.graph_module.graph.nodes}
+    assert {"aten.hardswish.default", "aten.sigmoid.default"} <= targets
+
+
+class MaskedBias(nn.Module):
+    """Weights that are computed from others, with writes in place, as of position biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.inner, self.outer = nn.Linear(4, 6), nn.Linear(2, 8), nn.Linear(8, 6)
+        self.register_buffer("places", torch.randn(5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.layer.bias.clone()
+        bias[2:4].zero_()
+        by_place = self.outer(nn.functional.relu_(self.inner(self.places)))
+        return nn.functional.linear(x, self.layer.weight, bias) + by_place
+
+
+def test_what_depends_on_parameters_alone_is_no_layer() -> None:
+    torch.manual_seed(0)
+    network, x = MaskedBias(), torch.randn(3, 5, 4)
+    bias = network.layer.bias.clone()
+    result = trace(network, x, "masked bias")
+    assert result.names == ("layer",)
+    torch.testing.assert_close(result.graph_module(x), network(x))
+    assert torch.equal(network.layer.bias, bias)
+
+
 def test_attention_projections_are_layers_and_keep_their_channels() -> None:
     _, result = traced("attention")
     groups = dict(zip(result.names, result.units.group, strict=True))
