@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hwmodel import InputError
+
 DAMPING = 0.01
 """Added to the diagonal of H, as a fraction of the diagonal's mean."""
 
@@ -155,7 +157,13 @@ def inverse_factor(second_moment: Tensor, damping: float = DAMPING) -> Tensor:
 
     Returns:
         Shape of ``second_moment``.
+
+    Raises:
+        InputError: a moment is not finite: no damping makes it positive definite.
     """
+    if not bool(second_moment.isfinite().all()):
+        allowed = "activations and their squares must be finite; above 65504 16 bits overflow"
+        raise InputError("input of a layer", "not finite", allowed)
     # With J the flip of all columns, J H J = L L^T gives H = R R^T for the upper triangular
     # R = J L J, hence U = R^-1: no inverse of H, which would square its condition.
     flipped = second_moment.double().flip(1, 2)

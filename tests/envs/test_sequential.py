@@ -20,6 +20,7 @@ from envs.statistics import patches_at
 from envs.statistics import sample_positions
 from hwmodel import InputError
 from tests.envs.networks import NETWORKS
+from tests.envs.test_removal import evaluator_for
 from tests.envs.test_removal import filter_config
 from tests.envs.test_removal import make_evaluator
 
@@ -36,6 +37,20 @@ def output_change(evaluator: Evaluator, config: CompressionConfig) -> float:
     before, _ = evaluator.outputs(dense, "calibration")
     after, _ = evaluator.outputs(compressor.compress(config), "calibration")
     return float((after - before).square().mean())
+
+
+def test_activations_that_overflow_half_precision_are_one_line() -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 3), torch.nn.Flatten(),
+        torch.nn.Linear(576, 5),
+    )  # fmt: skip
+    network[0].weight.data *= 1e6
+    evaluator = evaluator_for("large", network)
+    decision = LayerDecision(weight_bits=4, activation_bits=16)
+    layers = dict.fromkeys(evaluator.compressor.network.names, decision)
+    with pytest.raises(InputError, match="not finite"):
+        evaluator.compressor.compress(CompressionConfig(layers, "sequential"))
 
 
 @pytest.mark.parametrize("repair", ["aligned", "sequential"])
