@@ -41,8 +41,10 @@ def mac_array(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activ
         loads = positions
     # Each cell adds a whole vector of products before it updates its accumulator.
     sum_bits = demand.output_words * steps * windows * accelerator.precision.accumulator_bits
+    # Loops that may lie on the same axis share it: together they cannot have more than all of it.
+    all_at_work = demand.macs / (array.multipliers * demand.lane_products)
     return Activity(
-        cycles=turns * paced * steps,
+        cycles=np.maximum(turns * paced * steps, all_at_work),
         register_reads={
             "weight": demand.active_macs * demand.weight_bits + demand.weight_flags,
             "input": demand.active_macs * demand.activation_bits + demand.input_flags,

@@ -12,6 +12,8 @@ from hwmodel import LayerShape
 from hwmodel import LayerStates
 from hwmodel import cost
 from hwmodel import load_accelerator
+from hwmodel.parts import Array
+from hwmodel.parts import Axis
 
 EYERISS = load_accelerator("eyeriss-like")
 NVDLA = load_accelerator("nvdla-small")
@@ -130,6 +132,17 @@ def test_mac_array_energy_is_what_the_hand_computes() -> None:
     # Filled once with inputs and weights, then read; outputs go past it.
     assert pj["buffer"] == pytest.approx((vectors + 2 * weights + inputs) * 8.075 / 16)
     assert pj["dram"] == pytest.approx((inputs + padded_weights + outputs) * 8)
+
+
+@pytest.mark.parametrize("dataflow", ["weight_stationary", "output_stationary"])
+def test_loops_on_one_axis_share_its_multipliers(dataflow: str) -> None:
+    shared = Axis(name="all", size=16, unroll=("in_channels", "out_channels", "out_width"))
+    array = Array(dataflow=dataflow, axes=(shared,))
+    nvdla = load_accelerator("nvdla-small").model_copy(update={"array": array})
+    layer = conv(16, 32, 16)
+    report = dense(layer, nvdla, bits=8)
+    assert report.utilization[0, 0] == 1
+    assert report.latency_cycles[0, 0] >= layer.macs / 16
 
 
 def test_first_layer_of_the_mappers_is_37184_words_from_dram() -> None:
