@@ -12,9 +12,9 @@ from pydantic import model_validator
 
 from hwmodel.errors import InputError
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=2**53)]  # what a float holds exactly
+Positive = Annotated[float, Field(gt=0, le=1e30)]  # products of these are finite
+NonNegative = Annotated[float, Field(ge=0, le=1e30)]
 Width = Annotated[int, Field(ge=1, le=64)]
 Name = Annotated[str, Field(min_length=1)]
 NOfM = Annotated[tuple[Count, Count], Field(strict=False)]

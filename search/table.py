@@ -107,7 +107,7 @@ def notes(report: Report) -> list[str]:
         for item in report.best
         if item.accuracy_drop is not None
         and item.max_accuracy_drop is not None
-        and item.accuracy_drop > item.max_accuracy_drop
+        and item.accuracy_drop > item.max_accuracy_drop + 1e-9
     ]
     if missed:
         lines.append(f"Loses more on the test split than it is meant to: {', '.join(missed)}.")

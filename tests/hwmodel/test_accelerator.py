@@ -80,6 +80,8 @@ def test_a_misspelt_key_is_answered_by_the_right_one(tmp_path: Path) -> None:
         ("clock_hz", float("nan")),
         ("clock_hz", float("inf")),
         ("clock_hz", "2e8"),
+        ("memories[1].read_energy_per_word", 1e308),
+        ("memories[1].word_bits", 10**400),
         ("energy_unit", "nJ"),
         ("array.dataflow", "systolic"),
         ("array.depth", 3),

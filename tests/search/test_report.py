@@ -226,6 +226,13 @@ def test_notes_tell_what_was_not_verified_and_what_lost_too_much(run: RunDirecto
     ]
 
 
+def test_a_loss_as_large_as_the_target_holds_it(run: RunDirectory) -> None:
+    report = build_report(run)
+    as_large = replace(report.best[0], accuracy_drop=100 * (1 - 0.995), max_accuracy_drop=0.5)
+    assert as_large.accuracy_drop > 0.5
+    assert not any("more on the test" in each for each in notes(replace(report, best=(as_large,))))
+
+
 def test_what_picks_lose_from_another_calibration_sample_is_told(run: RunDirectory) -> None:
     before = build_report(run)
     assert all(item.recalibrated_accuracy is None for item in before.best)
