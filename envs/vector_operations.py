@@ -26,16 +26,8 @@ _KINDS: dict[str, VectorKind] = {
     **dict.fromkeys(
         (
             *("relu", "relu6", "hardtanh", "clamp", "leaky_relu", "elu", "gelu", "silu"),
-            *(
-                "sigmoid",
-                "tanh",
-                "hardsigmoid",
-                "hardswish",
-                "softmax",
-                "softplus",
-                "prelu",
-                "mish",
-            ),
+            *("sigmoid", "tanh", "hardsigmoid", "hardswish", "softmax", "softplus"),
+            *("prelu", "mish"),
         ),
         "activation",
     ),
