@@ -128,6 +128,9 @@ class Composite(SAC):
         n_steps = N_STEPS if game.accuracy.is_cheap else dict.fromkeys(N_STEPS, len(game.layers))
         capacity = self.config.settings.replay_walks
         self.walks = WalkReplay(game, capacity, n_steps, buffer["alpha"], buffer["beta"])
+        # Of one method there is nothing to learn, and RLlib compares values of several.
+        has_choice = len(game.problem.space.methods) > 1
+        self._learning = COMPOSITE_AGENTS if has_choice else (AMOUNTS_AGENT,)
 
     def training_step(self) -> None:
         walks = self.play(EPISODES_PER_ROUND)
@@ -164,7 +167,7 @@ class Composite(SAC):
     def _update(self) -> None:
         rng = self.env_runner.rng
         size = STEPS_PER_UPDATE * BATCH
-        drawn = {agent: self.walks.sample(agent, size, rng) for agent in COMPOSITE_AGENTS}
+        drawn = {agent: self.walks.sample(agent, size, rng) for agent in self._learning}
         batches = {agent: SampleBatch(columns) for agent, (_, columns) in drawn.items()}
         (results,) = self.learner_group.update(
             batch=MultiAgentBatch(batches, env_steps=size), minibatch_size=BATCH

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,3 +162,20 @@ class SyntheticAccuracy:
         activation = activation * table.sensitivity[:, 1]
         damage = (weight * self.scales[:, 0] + activation * self.scales[:, 1]).sum(axis=1)
         return 80.0 * (1.0 - np.exp(-(damage**0.9)))
+
+
+def without_pruning(problem: CompressionProblem) -> CompressionProblem:
+    """The same with a menu of one method, which prunes nothing, and of one sparsity."""
+    space, table = problem.space, problem.table
+    return replace(
+        problem,
+        space=replace(space, methods=space.methods[:1], sparsities=space.sparsities[:1]),
+        table=replace(
+            table,
+            weight_density=table.weight_density[:, :1, :1],
+            column_density=table.column_density[:, :, :1, :1],
+            weight_error=table.weight_error[:, :1, :1],
+            kept_out=table.kept_out[:, :1, :1],
+            removed_in=table.removed_in[:, :, :1, :1],
+        ),
+    )

@@ -13,11 +13,13 @@ from envs.observation import PROPOSAL_NAMES
 from hwmodel import InputError
 from search.agents import Agents
 from search.checkpoints import CHECKPOINT
+from search.learners import LEARNERS
 from search.learners import learner
 from search.policy_settings import PolicySettings
 from search.walks import sample_actions
 from tests.envs.synthetic import SyntheticAccuracy
 from tests.envs.synthetic import synthetic_problem
+from tests.envs.synthetic import without_pruning
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -72,6 +74,17 @@ def test_settings_reach_networks_and_training(algorithm: str) -> None:
     before = agents.propose(TARGETS, None)
     agents.train(64)
     assert not np.array_equal(agents.propose(TARGETS, None), before)
+    agents.stop()
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_agents_learn_what_is_left_where_there_is_one_method(name: str) -> None:
+    problem = without_pruning(PROBLEM)
+    agents = learner(name)[0](problem, SyntheticAccuracy(problem), 0)
+    agents.train(64)
+    choices = agents.propose(TARGETS, np.random.default_rng(0))
+    assert not choices[..., :2].any()
+    assert len(np.unique(choices[..., 2:], axis=0)) > 1
     agents.stop()
 
 
