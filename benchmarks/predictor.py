@@ -10,7 +10,8 @@ correlation with the points lost of
   is measured;
 - the change of the outputs that the configuration has on calibration images, of which the sum is an
   estimate, and the Kullback-Leibler divergence of its predictions, which could be summed instead;
-- the predictor fitted to the first ``--fitted`` configurations, for the others;
+- the predictor fitted to ``--fitted`` configurations, for the others, on average over random
+  choices of them;
 
 and the share of those others within the fitted predictor's 90 % intervals, noise of the measurement
 included: all of it, and that part alone which configurations do not share. The predictor is fitted
@@ -52,6 +53,8 @@ from search.predicted_front import Front
 RATIOS = (0.38, 0.62)
 """Energies over that of dense INT8 between which configurations lie."""
 IMAGES = 1024
+SPLITS = 30
+"""Of the configurations into those that the predictor knows and those that it foretells."""
 NINETY_PERCENT = 1.645
 """Standard deviations on either side of the middle."""
 
@@ -123,24 +126,56 @@ def main() -> None:
         ("divergence, measured on calibration images", measured[:, 1]),
     ):
         print(f"{name:48} rank correlation {spearmanr(guess, lost).statistic:.3f}")
-    known, rest = slice(args.fitted), slice(args.fitted, None)
-    predictor.fit(choices[known], accuracy[known])
+    blocks = np.array([result.block_accuracies for result in results])
+    block_losses = 100 * (np.array(reference.block_accuracies) - blocks)
+    rng, splits = np.random.default_rng(0), []
+    for _ in range(SPLITS):
+        order = rng.permutation(len(choices))
+        known, rest = order[: args.fitted], order[args.fitted :]
+        predictor.fit(choices[known], accuracy[known])
+        splits.append(judged(predictor, choices, block_losses, lost, known, rest, images))
+    correlation, inside, inside_own = np.mean(splits, axis=0)
+    others = len(choices) - args.fitted
+    print(f"fitted to {args.fitted}, the other {others}: rank correlation {correlation:.3f}")
+    print(f"within the 90 % intervals, with all noise: {100 * inside:.1f} %")
+    print(f"within the 90 % intervals, with noise of their own: {100 * inside_own:.1f} %")
+
+
+def judged(
+    predictor: AccuracyPredictor,
+    choices: NDArray[np.int64],
+    block_losses: NDArray[np.float64],
+    lost: NDArray[np.float64],
+    known: NDArray[np.int64],
+    rest: NDArray[np.int64],
+    images: int,
+) -> tuple[float, float, float]:
+    """Rank correlation of ``rest``, and the shares of it within the 90 % intervals.
+
+    Args:
+        predictor: Fitted to ``known``.
+        choices: All, (choices, layers, 4).
+        block_losses: Points lost on every block of images, (choices, blocks).
+        lost: Points lost, (choices,).
+        known, rest: Indices of choices.
+        images: That losses were measured on.
+    """
     middle = predictor.accuracy_drop(choices[rest])
     low, high = (
         predictor.optimistic_drop(choices[rest], sign * NINETY_PERCENT) for sign in (1, -1)
     )
-    correlation = spearmanr(middle, lost[rest]).statistic
-    print(f"fitted to {args.fitted}, the other {len(middle)}: rank correlation {correlation:.3f}")
-    blocks = np.array([result.block_accuracies for result in results])
-    losses = 100 * (np.array(reference.block_accuracies) - blocks)[known]
+    losses = block_losses[known]
     growth = 1 + np.maximum(predictor.accuracy_drop(choices), 0.0)
     luck = np.mean(losses.var(axis=1, ddof=1) / losses.shape[1] / growth[known])
     own = np.sqrt((1 - common_share(losses)) * luck * growth[rest])
-    for name, noise in (("all noise", noise_points(images)), ("noise of their own", own)):
+    inside = []
+    for noise in (noise_points(images), own):
         spread = NINETY_PERCENT * noise
         below, above = np.hypot(middle - low, spread), np.hypot(high - middle, spread)
-        inside = np.mean((middle - below <= lost[rest]) & (lost[rest] <= middle + above))
-        print(f"within the 90 % intervals, with {name}: {100 * inside:.0f} %")
+        inside.append(
+            float(np.mean((middle - below <= lost[rest]) & (lost[rest] <= middle + above)))
+        )
+    return float(spearmanr(middle, lost[rest]).statistic), inside[0], inside[1]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,10 @@ COMMON_DEVIATIONS = 1.0
 LAYER_DEVIATIONS = 0.6
 """Prior standard deviation of a layer's scale, relative to the common one."""
 MODEL_ERROR = 0.2
-"""Relative standard deviation of the damage around the additive model."""
+"""Relative standard deviation of the damage around the additive model, until it is measured."""
+LEAST_MODEL_ERROR = 0.05
+USUAL_MEASUREMENTS = 10
+"""As many measurements that show the model's error outweigh what was expected of it."""
 LINEAR_DAMAGE = 0.2
 """Damage at which the model errs by as much again as it says: the more is lost, the more layers
 disturb each other, so what loses many points tells little about what loses one."""
@@ -110,7 +113,7 @@ class AccuracyPredictor:
         self._sizes = sparsities * widths, widths
         self._weight_offset = np.arange(layers) * methods * sparsities * widths
         self._activation_offset = np.arange(layers) * self._activation_change.shape[1]
-        self.coupling = USUAL_COUPLING
+        self.coupling, self.model_error = USUAL_COUPLING, MODEL_ERROR
         prior = np.full(2 * layers, PRIOR_SCALE)
         self._set_scales(prior, np.diag((COMMON_DEVIATIONS * prior) ** 2))
 
@@ -130,7 +133,7 @@ class AccuracyPredictor:
         features = self._features(choices)
         variance = ((features @ self._covariance) * features).sum(axis=-1)
         damage = np.maximum(features @ self.scales, 1e-12)
-        return np.sqrt(np.minimum(variance / damage**2, 4.0) + MODEL_ERROR**2)
+        return np.sqrt(np.minimum(variance / damage**2, 4.0) + self.model_error**2)
 
     def layer_damage(self, rng: np.random.Generator | None = None) -> LayerDamage:
         """The damage table: the expected one, or one drawn from what measurements leave open."""
@@ -164,6 +167,10 @@ class AccuracyPredictor:
             scales, covariance = _fit(features, damage, noise / growth)
             coupling = _coupling(features @ scales, exponent, noise)
         self.coupling = coupling
+        expected = features @ scales
+        growth = 1.0 + 3.0 * coupling * expected**2
+        residual = _decoupled(exponent, coupling) - expected
+        self.model_error = _model_error(expected, residual, noise / growth)
         self._set_scales(scales, covariance)
 
     def _set_scales(self, scales: NDArray[np.float64], covariance: NDArray[np.float64]) -> None:
@@ -259,6 +266,22 @@ def _fit(
         scales, _ = nnls(left, right)
         scales = np.maximum(scales, 1e-3 * common)
     return scales, np.linalg.inv(left.T @ left).astype(np.float64)
+
+
+def _model_error(
+    damage: NDArray[np.float64], residual: NDArray[np.float64], noise: NDArray[np.float64]
+) -> float:
+    """Relative standard deviation of the damage around the model, by what the fit leaves.
+
+    Each measurement tells of it as far as the error would show beside all else that it varies by.
+    """
+    expected = (MODEL_ERROR * damage) ** 2
+    other = _variance(damage, noise) - expected
+    weight = (expected / (expected + other)) ** 2
+    shown = float(weight @ ((residual**2 - other) / np.maximum(damage, 1e-12) ** 2))
+    variance = USUAL_MEASUREMENTS * MODEL_ERROR**2 + shown
+    variance /= USUAL_MEASUREMENTS + float(weight.sum())
+    return float(np.sqrt(max(variance, LEAST_MODEL_ERROR**2)))
 
 
 def _common_scale(

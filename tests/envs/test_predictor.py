@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from envs.episode import start_choice
+from envs.predictor import LEAST_MODEL_ERROR
+from envs.predictor import MODEL_ERROR
 from envs.predictor import AccuracyPredictor
 from envs.predictor import DropBound
 from envs.predictor import _decoupled
@@ -125,6 +127,20 @@ def test_the_bound_comes_down_to_what_is_expected_as_more_is_known() -> None:
         assert np.allclose(DropBound(predictor, 0.0).accuracy_drop(choices), expected)
         ratios.append(float((bound.accuracy_drop(choices) / expected).mean()))
     assert ratios[0] > ratios[1] > ratios[2] > 1
+
+
+def test_the_error_of_the_model_is_learnt_from_what_it_leaves() -> None:
+    choices, _ = measured(200)
+    true = truth().accuracy_drop(choices)
+
+    def learnt(spread: float, count: int) -> float:
+        drop = true * np.exp(np.random.default_rng(5).normal(0, spread, len(true)))
+        predictor = AccuracyPredictor(PROBLEM.table, reference=0.9, chance=0.1, images=10**6)
+        predictor.fit(choices[:count], 0.9 - drop[:count] / 100)
+        return predictor.model_error
+
+    assert LEAST_MODEL_ERROR == learnt(0.0, 200) < learnt(0.0, 20) < MODEL_ERROR
+    assert learnt(0.0, 200) < learnt(0.2, 200) < MODEL_ERROR < learnt(0.5, 200)
 
 
 def test_uncertainty_covers_the_truth() -> None:
