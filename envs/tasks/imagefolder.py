@@ -43,7 +43,9 @@ def load(model: str, data: str | None, weights: str | None = None) -> Task:
     Raises:
         InputError: no such network; folders or weights are missing, damaged or do not fit.
     """
-    require_model("torchvision:", model, torchvision.models, "resnet18, mobilenet_v2")
+    require_model(
+        "torchvision:", model, torchvision.models, "resnet18, mobilenet_v2", "classification"
+    )
     if data is None:
         raise InputError("data", data, "use a folder that has train/CLASS/ and val/CLASS/ images")
     transform = torchvision.models.get_model_weights(model).DEFAULT.transforms()
@@ -78,7 +80,9 @@ def architecture(model: str) -> tuple[nn.Module, Tensor]:
     Raises:
         InputError: no such network.
     """
-    require_model("torchvision:", model, torchvision.models, "resnet18, mobilenet_v2")
+    require_model(
+        "torchvision:", model, torchvision.models, "resnet18, mobilenet_v2", "classification"
+    )
     published = torchvision.models.get_model_weights(model).DEFAULT
     network = _network(model, "random", len(published.meta["categories"]))
     (size,) = published.transforms().crop_size

@@ -10,7 +10,7 @@ import torchvision
 from hwmodel.errors import InputError
 
 
-def require_model(prefix: str, model: str, module: ModuleType, example: str) -> None:
+def require_model(prefix: str, model: str, module: ModuleType, example: str, kind: str) -> None:
     """Refuse a network that torchvision does not have.
 
     Args:
@@ -18,6 +18,7 @@ def require_model(prefix: str, model: str, module: ModuleType, example: str) -> 
         model: Name of the network.
         module: The one of ``torchvision.models`` that has those that are meant.
         example: Name of a network that there is.
+        kind: What its networks do.
 
     Raises:
         InputError: names the task and networks whose names are similar.
@@ -25,5 +26,5 @@ def require_model(prefix: str, model: str, module: ModuleType, example: str) -> 
     known = torchvision.models.list_models(module=module)
     if model not in known:
         similar = ", ".join(difflib.get_close_matches(model, known)) or example
-        allowed = f"use a network of {module.__name__}, such as {similar}"
+        allowed = f"use a {kind} network of {module.__name__}, such as {similar}"
         raise InputError("task", f"{prefix}{model}", allowed)
