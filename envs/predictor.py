@@ -20,7 +20,8 @@ COMMON_DEVIATIONS = 1.0
 LAYER_DEVIATIONS = 0.6
 """Prior standard deviation of a layer's scale, relative to the common one."""
 MODEL_ERROR = 0.2
-"""Relative standard deviation of the damage around the additive model, until it is measured."""
+"""Relative standard deviation of the damage around the additive model: what fits weigh
+measurements by, and uncertainties go by until measurements tell it."""
 LEAST_MODEL_ERROR = 0.05
 USUAL_MEASUREMENTS = 10
 """As many measurements that show the model's error outweigh what was expected of it."""
@@ -170,7 +171,8 @@ class AccuracyPredictor:
         expected = features @ scales
         growth = 1.0 + 3.0 * coupling * expected**2
         residual = _decoupled(exponent, coupling) - expected
-        self.model_error = _model_error(expected, residual, noise / growth)
+        fitted = ((features @ covariance) * features).sum(axis=-1)
+        self.model_error = _model_error(expected, residual**2 + fitted, noise / growth)
         self._set_scales(scales, covariance)
 
     def _set_scales(self, scales: NDArray[np.float64], covariance: NDArray[np.float64]) -> None:
@@ -209,8 +211,8 @@ class DropBound:
 
     Args:
         predictor: May learn meanwhile.
-        deviations: Standard deviations of the damage by which it is taken to be above what is
-            expected.
+        deviations: Standard deviations of the damage's logarithm by which it is taken to be above
+            what is expected.
     """
 
     is_cheap = True
@@ -269,16 +271,21 @@ def _fit(
 
 
 def _model_error(
-    damage: NDArray[np.float64], residual: NDArray[np.float64], noise: NDArray[np.float64]
+    damage: NDArray[np.float64], squared: NDArray[np.float64], noise: NDArray[np.float64]
 ) -> float:
     """Relative standard deviation of the damage around the model, by what the fit leaves.
 
     Each measurement tells of it as far as the error would show beside all else that it varies by.
+
+    Args:
+        damage: Expected, (measurements,).
+        squared: Squared deviations from it, with the variance that the fit took up.
+        noise: Standard deviation of what was measured.
     """
     expected = (MODEL_ERROR * damage) ** 2
     other = _variance(damage, noise) - expected
     weight = (expected / (expected + other)) ** 2
-    shown = float(weight @ ((residual**2 - other) / np.maximum(damage, 1e-12) ** 2))
+    shown = float(weight @ ((squared - other) / np.maximum(damage, 1e-12) ** 2))
     variance = USUAL_MEASUREMENTS * MODEL_ERROR**2 + shown
     variance /= USUAL_MEASUREMENTS + float(weight.sum())
     return float(np.sqrt(max(variance, LEAST_MODEL_ERROR**2)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import operator
 import warnings
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -218,6 +219,8 @@ def _make_functional(graph_module: fx.GraphModule) -> None:
         overload = getattr(functional, node.target._overloadname, None)
         if overload is None or _aliases(source) or any(map(_is_view, source.users)):
             continue
+        if not _keeps_dtype(node, overload):
+            continue
         node.target = overload
         later = [user for user in source.users if user is not node and node < user]
         for user in later:
@@ -227,9 +230,28 @@ def _make_functional(graph_module: fx.GraphModule) -> None:
 
 def _aliases(node: object) -> bool:
     """Whether a node returns memory of what it reads: as a view, or written over."""
-    if not isinstance(node, fx.Node) or not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node, fx.Node):
+        return False
+    if node.target is operator.getitem:  # of what several views are in
+        return _aliases(node.args[0])
+    if not isinstance(node.target, torch._ops.OpOverload):
         return False
     return any(item.alias_info is not None for item in node.target._schema.returns)
+
+
+def _keeps_dtype(node: fx.Node, overload: torch._ops.OpOverload) -> bool:
+    """Whether an operation in place would give the same dtype if it were not."""
+
+    def like(item: fx.Node) -> Tensor:
+        value = item.meta["val"]
+        return torch.empty((1,) * value.ndim, dtype=value.dtype, device="meta")
+
+    try:
+        args: Any
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), like)
+        return bool(overload(*args, **kwargs).dtype == args[0].dtype)
+    except Exception:  # of many kinds: then it stays as it is
+        return False
 
 
 def _is_view(node: fx.Node) -> bool:
@@ -242,11 +264,13 @@ def _fold_constants(graph_module: fx.GraphModule) -> None:
     values: dict[fx.Node, Any] = {}
     for node in graph.nodes:
         inputs = node.all_input_nodes
-        if node.op == "call_function" and inputs and all(item in values for item in inputs):
+        if node.op == "get_attr":
+            attribute = _attribute(graph_module, node)
+            if attribute is not None:  # not a submodule, as of a branch
+                values[node] = attribute
+        elif _is_computed(node) and inputs and all(item in values for item in inputs):
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = node.target(*args, **kwargs)
-        elif node.op == "get_attr":
-            values[node] = _attribute(graph_module, node)
     computed = [node for node in values if node.op == "call_function"]
     for node in computed:
         if isinstance(values[node], Tensor) and any(user not in values for user in node.users):
@@ -257,6 +281,10 @@ def _fold_constants(graph_module: fx.GraphModule) -> None:
     for node in reversed(computed):
         if not node.users:
             graph.erase_node(node)
+
+
+def _is_computed(node: fx.Node) -> bool:
+    return node.target is operator.getitem or isinstance(node.target, torch._ops.OpOverload)
 
 
 def _require_same_outputs(
@@ -328,7 +356,7 @@ def _attribute(graph_module: fx.GraphModule, node: object) -> Tensor | None:
     value: Any = graph_module
     for part in str(node.target).split("."):
         value = getattr(value, part)
-    return value.detach()
+    return value.detach() if isinstance(value, Tensor) else None
 
 
 def _layer(graph_module: fx.GraphModule, node: fx.Node) -> TracedLayer:

@@ -42,7 +42,7 @@ def mac_array(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activ
     # Each cell adds a whole vector of products before it updates its accumulator.
     sum_bits = demand.output_words * steps * windows * accelerator.precision.accumulator_bits
     # Loops that may lie on the same axis share it: together they cannot have more than all of it.
-    all_at_work = demand.macs / (array.multipliers * demand.lane_products)
+    all_at_work = np.ceil(demand.macs / (array.multipliers * demand.lane_products) - 1e-9)
     return Activity(
         cycles=np.maximum(turns * paced * steps, all_at_work),
         register_reads={

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
-from typing import Protocol
 
 from search.policy_settings import DEFAULT_SETTINGS
 from search.policy_settings import PolicySettings
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     import numpy as np
     from numpy.typing import NDArray
     from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
@@ -29,9 +29,21 @@ if TYPE_CHECKING:
             accuracy: AccuracySource,
             seed: int = 0,
             targets: tuple[float, float] = TARGETS,
+            *,
+            settings: PolicySettings = DEFAULT_SETTINGS,
         ) -> Agents: ...
 
-    MakeModules = Callable[[NDArray[np.int64], bool], MultiRLModuleSpec]
+    class MakeModules(Protocol):
+        """Makes the networks for menus of given sizes, of problems with limits or without."""
+
+        def __call__(
+            self,
+            sizes: NDArray[np.int64],
+            limited: bool,
+            *,
+            settings: PolicySettings = DEFAULT_SETTINGS,
+        ) -> MultiRLModuleSpec: ...
+
 
 LEARNERS = ("ppo", "appo", "ppo-rounds", "composite")
 """Algorithms that have policies."""
@@ -56,7 +68,7 @@ def learner(
     return partial(make_agents, settings=settings), partial(make_modules, settings=settings)
 
 
-def _makers(algorithm: str) -> tuple[Callable[..., Agents], Callable[..., MultiRLModuleSpec]]:
+def _makers(algorithm: str) -> tuple[MakeAgents, MakeModules]:
     # RLlib takes seconds to import, and only the policies need it.
     if algorithm == "ppo":
         from search.ppo import ppo_agents

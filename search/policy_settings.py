@@ -37,7 +37,7 @@ class PolicySettings:
             ``ppo-rounds``, >= 0.
         target_entropy: Of the amounts that ``composite`` draws, in nats.
         first_epsilon: Share of the methods that ``composite`` draws blindly at first, 0..1.
-        exploring_walks: Walks during which that share falls to its least, >= 1.
+        exploring_walks: Walks during which that share goes to 0.05, >= 1.
         replay_walks: Latest walks that ``composite`` learns from, >= 1.
     """
 
