@@ -62,6 +62,8 @@ def prune_exactly(
     removed = removed_mask(second_moment, removed_columns)
     problem = least_squares(weight, second_moment, removed, damping)
     candidates = ~removed[:, None].expand_as(weight)
+    if not any(sparsities):
+        return problem.target.expand(len(sparsities), -1, -1, -1).clone()
     places = _places(problem, candidates, pattern)
     keep = [candidates & pattern.keep(places, candidates, 1 - goal) for goal in sparsities]
     return torch.stack([problem.optimum(mask) for mask in keep])
@@ -124,7 +126,7 @@ def _trace(
     """
     rows = target.shape[1]
     weight = target.flatten(0, 1).clone()
-    inverses = inverse[:, None].expand(-1, rows, -1, -1).flatten(0, 1).clone()
+    inverses = inverse.repeat_interleave(rows, dim=0)
     cells = _Cells.of(pattern, candidates)
     alive = candidates
     greatest = torch.full_like(target, torch.inf)

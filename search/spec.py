@@ -202,6 +202,16 @@ class SpaceSection(_Section):
     reconstruction: _Reconstruction = DEFAULT_RECONSTRUCTION
     pinned: dict[str, _Decision] = Field(default_factory=dict)
 
+    @field_validator("reconstruction")
+    @classmethod
+    def _there_is_repair(
+        cls, reconstruction: Reconstruction, info: ValidationInfo
+    ) -> Reconstruction:
+        if reconstruction != DEFAULT_RECONSTRUCTION and info.data.get("repair") == "none":
+            allowed = "leave it out with repair none, which reconstructs nothing"
+            raise InputError("", reconstruction.to_json(), allowed)
+        return reconstruction
+
     @model_serializer(mode="wrap")
     def _only_what_was_asked_for(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without settings that are the default, so that older runs keep their hash."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torchvision
@@ -73,6 +75,52 @@ def test_channels_pass_gates_slopes_maxima_and_what_is_written_in_place() -> Non
     assert result.units.group == (0, 0, 1, -1)
     targets = {str(node.target) for node in result.graph_module.graph.nodes}
     assert {"aten.hardswish.default", "aten.sigmoid.default"} <= targets
+
+
+def on_parts(x: Tensor) -> Tensor:
+    left, right = x.chunk(2, 1)
+    left += right.relu_()
+    torch.unbind(x, 1)[0].mul_(0.5)
+    return x
+
+
+def of_another_dtype(x: Tensor) -> Tensor:
+    mask = x.clone().gt_(0)
+    return (1 - mask) * x.mul_(torch.full((1,), 0.3, dtype=torch.float64))
+
+
+def under_a_context(x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return x * 2
+
+
+def by_a_branch(x: Tensor) -> Tensor:
+    doubled: Tensor = torch.cond(x.sum() > 0, lambda y: y * 2, lambda y: y * 3, (x,))
+    return doubled
+
+
+class Between(nn.Module):
+    """Two layers with something between them."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.function, self.second = nn.Conv2d(3, 4, 3), function, nn.Conv2d(4, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(self.function(self.first(x)))
+        return y
+
+
+@pytest.mark.parametrize("function", [on_parts, of_another_dtype, under_a_context, by_a_branch])
+def test_what_cannot_be_made_functional_stays_as_it_is(
+    function: Callable[[Tensor], Tensor],
+) -> None:
+    torch.manual_seed(0)
+    network, x = Between(function).eval(), torch.randn(2, 3, 8, 8)
+    result = trace(network, x, "between")
+    assert result.names == ("first", "second")
+    with torch.no_grad():
+        torch.testing.assert_close(result.graph_module(x), network(x))
 
 
 class MaskedBias(nn.Module):

@@ -136,6 +136,15 @@ def test_an_unknown_algorithm_is_named_before_its_accuracy() -> None:
         spec(algorithm="sac", accuracy="measured")
 
 
+def test_what_is_not_repaired_is_not_reconstructed() -> None:
+    space = {"repair": "none", "reconstruction": {"rounding": "adaround"}}
+    with pytest.raises(
+        InputError, match=r"^space\.reconstruction: .*leave it out with repair none"
+    ):
+        spec(space=space)
+    assert spec(space={"repair": "none", "reconstruction": {"rounding": "gptq"}}).hash
+
+
 def test_settings_of_policies_are_read_and_written(tmp_path: Path) -> None:
     policies = {"hidden": [32, 16], "learning_rate": 1e-3, "replay_walks": 64}
     told = spec(algorithm="composite", policies=policies)
