@@ -19,9 +19,7 @@ import torch
 from torch import Tensor
 
 from envs.least_squares import DAMPING
-from envs.least_squares import living
-from envs.least_squares import removed_mask
-from envs.least_squares import ridge_of
+from envs.least_squares import rounding_problem
 from envs.quantization import of_each
 from envs.quantization import round_weights
 from envs.quantization import weight_limit
@@ -58,9 +56,7 @@ def round_adaptively(
 
     No row has a larger error than if it were rounded to nearest. Integer widths only.
     """
-    removed = removed_mask(second_moment, removed_columns)
-    weights = living(weights, second_moment) * ~removed[:, None]
-    matrix = second_moment + ridge_of(second_moment, damping)
+    weights, matrix = rounding_problem(weights, second_moment, removed_columns, damping)
     found = [find_scales(weights, width) for width in bits]
     result = weights.new_empty(len(weights), len(bits), *weights.shape[1:])
     # One by one, so that sums are taken in the same order whatever else is asked for.

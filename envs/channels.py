@@ -163,7 +163,7 @@ class LabelInterpreter:
         target: Any = node.target
         if target in LAYER_OPS:
             return self._layer(node)
-        if target is aten.batch_norm.default or target is aten.prelu.default:
+        if target in (aten.batch_norm.default, aten.prelu.default):
             return self._same_channels(node)
         if target in _PER_CHANNEL_OPS:
             return self._pool(node)

@@ -27,9 +27,8 @@ from envs.least_squares import LeastSquares
 from envs.least_squares import eliminate
 from envs.least_squares import inverse_factor
 from envs.least_squares import least_squares
-from envs.least_squares import living
 from envs.least_squares import removed_mask
-from envs.least_squares import ridge_of
+from envs.least_squares import rounding_problem
 from envs.least_squares import row_parts
 from envs.patterns import Elements
 from envs.patterns import Pattern
@@ -240,9 +239,7 @@ def round_exactly(
 
     Integer widths only.
     """
-    removed = removed_mask(second_moment, removed_columns)
-    weights = living(weights, second_moment) * ~removed[:, None]
-    matrix = second_moment + ridge_of(second_moment, damping)
+    weights, matrix = rounding_problem(weights, second_moment, removed_columns, damping)
     found = [find_scales(weights, width) for width in bits]
     result = weights.new_empty(len(weights), len(bits), *weights.shape[1:])
     groups, rows, columns = weights.shape[1:]

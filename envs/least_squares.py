@@ -120,6 +120,25 @@ def least_squares(
     return LeastSquares(target, matrix)
 
 
+def rounding_problem(
+    weights: Tensor, second_moment: Tensor, removed_columns: Tensor | None, damping: float
+) -> tuple[Tensor, Tensor]:
+    """What is to be rounded, and what errors are measured by.
+
+    Args:
+        weights: Shape (options, groups, rows, columns).
+        second_moment: Shape (groups, columns, columns).
+        removed_columns: Columns that are zero in all options, bool, (groups, columns).
+        damping: See :data:`DAMPING`; > 0.
+
+    Returns:
+        The weights without those that no input reaches, and the damped second moment.
+    """
+    removed = removed_mask(second_moment, removed_columns)
+    matrix = second_moment + ridge_of(second_moment, damping)
+    return living(weights, second_moment) * ~removed[:, None], matrix
+
+
 def eliminate(weight: Tensor, inverse: Tensor, gone: Tensor) -> None:
     """Remove weights, bool (rows, columns), and have all others make up for them, in place.
 

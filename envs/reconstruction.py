@@ -179,7 +179,7 @@ def _thin_exactly(
     """
     rows = candidates.shape[1]
     factor = inverse_factor(problem.matrix, DAMPED_ALREADY)
-    inverse = (factor.mT @ factor)[:, None].expand(-1, rows, -1, -1).flatten(0, 1).clone()
+    inverse = (factor.mT @ factor).repeat_interleave(rows, dim=0)
     weight = problem.target.flatten(0, 1).clone()
     together = pattern.together(candidates)
     if together is not None:

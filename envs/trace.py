@@ -239,6 +239,10 @@ def _aliases(node: object) -> bool:
     return any(item.alias_info is not None for item in node.target._schema.returns)
 
 
+def _is_view(node: fx.Node) -> bool:
+    return _aliases(node) and not node.target._schema.is_mutable  # type: ignore[union-attr]
+
+
 def _keeps_dtype(node: fx.Node, overload: torch._ops.OpOverload) -> bool:
     """Whether an operation in place would give the same dtype if it were not."""
 
@@ -252,10 +256,6 @@ def _keeps_dtype(node: fx.Node, overload: torch._ops.OpOverload) -> bool:
         return bool(overload(*args, **kwargs).dtype == args[0].dtype)
     except Exception:  # of many kinds: then it stays as it is
         return False
-
-
-def _is_view(node: fx.Node) -> bool:
-    return _aliases(node) and not node.target._schema.is_mutable  # type: ignore[union-attr]
 
 
 def _fold_constants(graph_module: fx.GraphModule) -> None:

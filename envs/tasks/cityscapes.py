@@ -60,9 +60,7 @@ def load(model: str, data: str | None, weights: str | None = None) -> Task:
         InputError: no such network; folders or weights are missing, damaged or do not fit.
     """
     name = f"cityscapes:{model}"
-    require_model(
-        "cityscapes:", model, torchvision.models.segmentation, "deeplabv3_resnet50", "segmentation"
-    )
+    _require_known(model)
     if data is None:
         raise InputError("data", data, "use a folder that has leftImg8bit/ and gtFine/")
     if weights is None:
@@ -97,10 +95,14 @@ def architecture(model: str) -> tuple[nn.Module, Tensor]:
     Raises:
         InputError: no such network.
     """
+    _require_known(model)
+    return _network(model, "random").eval(), torch.zeros(1, 3, *SIZE)
+
+
+def _require_known(model: str) -> None:
     require_model(
         "cityscapes:", model, torchvision.models.segmentation, "deeplabv3_resnet50", "segmentation"
     )
-    return _network(model, "random").eval(), torch.zeros(1, 3, *SIZE)
 
 
 class Logits(nn.Module):

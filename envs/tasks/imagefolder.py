@@ -43,9 +43,7 @@ def load(model: str, data: str | None, weights: str | None = None) -> Task:
     Raises:
         InputError: no such network; folders or weights are missing, damaged or do not fit.
     """
-    require_model(
-        "torchvision:", model, torchvision.models, "resnet18, mobilenet_v2", "classification"
-    )
+    _require_known(model)
     if data is None:
         raise InputError("data", data, "use a folder that has train/CLASS/ and val/CLASS/ images")
     transform = torchvision.models.get_model_weights(model).DEFAULT.transforms()
@@ -80,13 +78,17 @@ def architecture(model: str) -> tuple[nn.Module, Tensor]:
     Raises:
         InputError: no such network.
     """
-    require_model(
-        "torchvision:", model, torchvision.models, "resnet18, mobilenet_v2", "classification"
-    )
+    _require_known(model)
     published = torchvision.models.get_model_weights(model).DEFAULT
     network = _network(model, "random", len(published.meta["categories"]))
     (size,) = published.transforms().crop_size
     return network.eval(), torch.zeros(1, 3, size, size)
+
+
+def _require_known(model: str) -> None:
+    require_model(
+        "torchvision:", model, torchvision.models, "resnet18, mobilenet_v2", "classification"
+    )
 
 
 def _network(model: str, weights: str | None, classes: int) -> nn.Module:
