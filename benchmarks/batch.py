@@ -41,7 +41,7 @@ def specification(output: Path, tasks: list[str], budget: int) -> dict[str, Any]
                 "grid": {
                     "task": tasks,
                     "accelerator": ["eyeriss-like", "nvdla-small"],
-                    "algorithm": ["ppo", "dp+local", "random"],
+                    "algorithm": ["ppo", "dp+fitted", "random"],
                     "seeds": [[0], [1]],
                 }
             }

@@ -1,7 +1,7 @@
 """Compares algorithms at equal numbers of true evaluations, in this process and without Ray.
 
     python benchmarks/proposers.py --task cifar10-resnet20 --images 2000 --evaluations 60 \
-        --algorithms dp dp+local ppo --seeds 0 1 --database runs/resnet20/database
+        --algorithms dp dp+local dp+fitted ppo --seeds 0 1 --database runs/resnet20/database
 
 Every algorithm knows the dense network at 8, 6, 5 and 4 bits, then proposes in twelve batches
 what is measured on the first images of the search split. The hypervolume is the share of the
@@ -271,7 +271,7 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--weights")
     parser.add_argument("--accelerator", default="eyeriss-like")
-    parser.add_argument("--algorithms", nargs="+", default=["dp", "dp+local", "ppo", "random"])
+    parser.add_argument("--algorithms", nargs="+", default=["dp+local", "dp+fitted", "ppo"])
     parser.add_argument("--accuracy", default="predicted", help="what policies learn from")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--evaluations", type=int, default=60)

@@ -60,6 +60,14 @@ class LayerDamage:
     weight: NDArray[np.float64]
     activation: NDArray[np.float64]
 
+    def scaled(
+        self, of_weights: NDArray[np.float64], of_inputs: NDArray[np.float64]
+    ) -> LayerDamage:
+        """With the damage of each layer's weights and input times a factor, (layers,) both."""
+        return LayerDamage(
+            self.weight * of_weights[:, None, None, None], self.activation * of_inputs[:, None]
+        )
+
     def total(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
         """Damage of canonical choices (candidates, layers, 4), shape (candidates,)."""
         layer = np.arange(choices.shape[-2])
@@ -142,10 +150,8 @@ class AccuracyPredictor:
         scales = self.scales
         if rng is not None:
             scales = np.abs(rng.multivariate_normal(self.scales, self._covariance))
-        return LayerDamage(
-            self._weight_change * scales[:layers, None, None, None],
-            self._activation_change * scales[layers:, None],
-        )
+        change = LayerDamage(self._weight_change, self._activation_change)
+        return change.scaled(scales[:layers], scales[layers:])
 
     def fit(self, choices: NDArray[np.int64], accuracy: NDArray[np.float64]) -> None:
         """Replace what was learnt by what these measurements say.

@@ -42,7 +42,7 @@ class PolicyProposer:
     nothing by what the predictor does not know. What is picked from their walks goes by what is
     expected.
 
-    The agents first imitate the allocations of ``dp+local`` and the front of what was measured,
+    The agents first imitate the allocations of ``dp+fitted`` and the front of what was measured,
     then learn from what they do themselves. Their walks, the same walks after local search on the
     predictor, and the allocations are candidates alike; the expected growth of the front picks
     among them.

@@ -57,13 +57,21 @@ class Front:
         """The front for the expected damage and for some drawn, (candidates, layers, 4)."""
         fronts = [self.allocate(known, FRONT_PRICES)]
         for _ in range(POSTERIOR_DRAWS):
-            damage = known.predictor.layer_damage(rng)
-            fronts.append(
-                self._allocator.descend(
-                    damage, _prices(FRONT_PRICES), self._latest, self._limit_prices
-                )
-            )
+            fronts.append(self.of(known.predictor.layer_damage(rng)))
         return np.concatenate(fronts)
+
+    def of(self, damage: LayerDamage, near: slice = slice(None)) -> NDArray[np.int64]:
+        """The front for other damage than the predictor's, from the latest on, (prices, layers, 4).
+
+        Prices of limits stay those of the latest, so what it holds may exceed limits.
+
+        Args:
+            damage: Of every option.
+            near: Which of the prices.
+        """
+        return self._allocator.descend(
+            damage, _prices(FRONT_PRICES)[near], self._latest[near], self._limit_prices[near]
+        )
 
     def select(
         self,
@@ -108,14 +116,8 @@ class Front:
             Shape (candidates, layers, 4).
         """
         damage = known.predictor.layer_damage()
-        of_weights, of_inputs = np.exp(spread * rng.standard_normal((2, len(damage.weight))))
-        varied = LayerDamage(
-            damage.weight * of_weights[:, None, None, None],
-            damage.activation * of_inputs[:, None],
-        )
-        return self._allocator.descend(
-            varied, _prices(FRONT_PRICES), self._latest, self._limit_prices
-        )
+        factors = np.exp(spread * rng.standard_normal((2, len(damage.weight))))
+        return self.of(damage.scaled(*factors))
 
     def refine(self, known: Measurements, choices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sweep once over the layers of each choice, (choices, layers, 4).

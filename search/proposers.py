@@ -12,6 +12,7 @@ from envs.problem import CompressionProblem
 from envs.space import SearchSpace
 from search.learners import LEARNERS
 from search.learners import learner
+from search.local_search import LocalSearchProposer
 from search.measured_proposer import MeasuredPolicyProposer
 from search.measurements import Measurements
 from search.measurements import Reference
@@ -107,14 +108,13 @@ class AllocationProposer(_LedgerProposer):
         return picked
 
 
-class RefinedAllocationProposer(_LedgerProposer):
-    """Allocation whose sensitivities are searched: measurements correct them, draws vary them.
+class FittedAllocationProposer(_LedgerProposer):
+    """Allocation by sensitivities that measurements correct and draws vary.
 
-    As in SPDY (Frantar and Alistarh, ICML 2022) the front is allocated anew for other
-    coefficients of the layers' damage. Here they are the fitted ones and draws from what the
-    measurements leave open (Thompson sampling), so that each batch tries what may be better. Where
-    these give too little that is new, as where a cost knows few steps, random factors of growing
-    spread vary the coefficients.
+    The front is allocated anew for the coefficients of the layers' damage that fit all that was
+    measured, and for draws from what the measurements leave open (Thompson sampling), so that each
+    batch tries what may be better. Where these give too little that is new, as where a cost knows
+    few steps, random factors of growing spread vary the coefficients.
 
     Args:
         problem: What is decided and how it is priced.
@@ -167,7 +167,7 @@ def make_proposer(
         problem: What is decided and how it is priced.
         reference: What measurements are compared to.
         seed: The same seed draws the same.
-        policies: Folder of a run's learned policies, see :class:`PolicyProposer`.
+        policies: Folder of what a run's seeds have learnt.
         accuracy: Which one policies learn from, see ``search.spec.Accuracy``.
         settings: Of learned policies.
     """
@@ -186,6 +186,7 @@ def make_proposer(
         "random": lambda: RandomProposer(problem, reference, seed),
         "uniform": lambda: UniformProposer(problem, reference),
         "dp": lambda: AllocationProposer(problem, reference),
-        "dp+local": lambda: RefinedAllocationProposer(problem, reference, seed),
+        "dp+local": lambda: LocalSearchProposer(problem, reference, seed, policies),
+        "dp+fitted": lambda: FittedAllocationProposer(problem, reference, seed),
     }
     return makers[algorithm]()

@@ -67,6 +67,7 @@ Algorithm = Literal[
     "composite",
     "dp",
     "dp+local",
+    "dp+fitted",
     "random",
     "uniform",
     "optuna-tpe",

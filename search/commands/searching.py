@@ -58,8 +58,8 @@ def add_verbs(verbs: Verbs) -> None:
     search.add_argument("--level", help="level of the hardware model, mid or fine")
     search.add_argument(
         "--algorithm",
-        help="ppo, appo, ppo-rounds, composite, dp, dp+local, uniform, random, optuna-tpe or "
-        "optuna-nsga2",
+        help="ppo, appo, ppo-rounds, composite, dp, dp+local, dp+fitted, uniform, random, "
+        "optuna-tpe or optuna-nsga2",
     )
     search.add_argument("--accuracy", help="what policies learn from: predicted or measured")
     search.add_argument("--init-from", metavar="RUN", help="start from the policies of this run")

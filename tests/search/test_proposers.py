@@ -38,7 +38,9 @@ TRUTH = SyntheticAccuracy(
 )
 START = start_choice(PROBLEM.space)[None]
 REFERENCE = Reference(0.9, 0.1, float(PROBLEM.cost(START).energy_pj[0]), (0.5, 1.0, 2.0))
-ALGORITHMS = ["random", "uniform", "dp", "dp+local", "optuna-tpe", "optuna-nsga2"]
+ALGORITHMS = [
+    "random", "uniform", "dp", "dp+local", "dp+fitted", "optuna-tpe", "optuna-nsga2",
+]  # fmt: skip
 
 
 class Apprentice:
@@ -100,7 +102,7 @@ def test_the_same_seed_and_measurements_give_the_same_proposals(algorithm: str) 
     assert np.array_equal(first, again)
 
 
-@pytest.mark.parametrize("algorithm", ["uniform", "dp", "dp+local"])
+@pytest.mark.parametrize("algorithm", ["uniform", "dp", "dp+local", "dp+fitted"])
 def test_allocation_goes_on_from_the_measurements_alone(algorithm: str) -> None:
     whole = make(algorithm)
     known = search(whole, batches=2)
@@ -127,11 +129,11 @@ def policies_that_do_nothing(problem: CompressionProblem, reference: Reference) 
     return PolicyProposer(problem, reference, 0, lambda *_: Apprentice(), Storage.at("unused"))
 
 
-def dp_and_local(problem: CompressionProblem, reference: Reference) -> Proposer:
-    return make_proposer("dp+local", problem, reference, 0, Storage.at("unused"))
+def fitted(problem: CompressionProblem, reference: Reference) -> Proposer:
+    return make_proposer("dp+fitted", problem, reference, 0, Storage.at("unused"))
 
 
-@pytest.mark.parametrize("make_one", [dp_and_local, policies_that_do_nothing])
+@pytest.mark.parametrize("make_one", [fitted, policies_that_do_nothing])
 def test_a_cost_of_few_steps_does_not_use_up_the_search(
     make_one: Callable[[CompressionProblem, Reference], Proposer],
 ) -> None:
@@ -166,7 +168,7 @@ def test_a_space_that_is_used_up_is_given_up_until_something_is_learnt(
 ) -> None:
     unseen = PROBLEM.space.sample(np.random.default_rng(0), 3)
     problem = synthetic_problem(blocks=3, pinned=dict.fromkeys(LAYER_NAMES[1:], PINNED))
-    proposer = make_proposer("dp+local", problem, REFERENCE, 0, Storage.at("unused"))
+    proposer = make_proposer("dp+fitted", problem, REFERENCE, 0, Storage.at("unused"))
     proposer.learn(START, measure(START))
     while len(choices := proposer.propose(50)):
         proposer.learn(choices, np.full(len(choices), 0.9))
@@ -181,8 +183,10 @@ def test_a_space_that_is_used_up_is_given_up_until_something_is_learnt(
 
 
 def test_measurements_are_worth_more_than_sensitivities_and_those_more_than_chance() -> None:
-    volumes = {name: volume(search(make(name))) for name in ("random", "uniform", "dp", "dp+local")}
-    assert volumes["random"] < volumes["uniform"] < volumes["dp"] < volumes["dp+local"]
+    volumes = {
+        name: volume(search(make(name))) for name in ("random", "uniform", "dp", "dp+fitted")
+    }
+    assert volumes["random"] < volumes["uniform"] < volumes["dp"] < volumes["dp+fitted"]
 
 
 def test_uniform_decides_the_same_everywhere() -> None:

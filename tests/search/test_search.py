@@ -70,7 +70,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Policies take longer to train than all else together; the slow tests search with them.
     attack = {"attack": "fgsm", "epsilon": 0.1, "images": 200}
     limits = {"model_bytes": MOST_BYTES}
-    changes = {"budget": 18, "algorithm": "dp+local", "robustness": attack, "limits": limits}
+    changes = {"budget": 18, "algorithm": "dp+fitted", "robustness": attack, "limits": limits}
     result = joulecut("search", write_spec(folder, **changes))
     assert result.returncode == 0, result.stderr
     assert all(text in result.stdout for text in ("dense INT8", "best at 1", "attacked %"))
@@ -212,7 +212,7 @@ def test_one_evaluator_gives_the_same_ledger_of_fine_prices_twice(
 @pytest.mark.slow
 def test_a_search_minimizes_what_is_preferred(tmp_path: Path) -> None:
     preference = {"energy_pj": 1, "model_bytes": 3}
-    spec = write_spec(tmp_path, algorithm="dp+local", seeds=[0], budget=24, preference=preference)
+    spec = write_spec(tmp_path, algorithm="dp+fitted", seeds=[0], budget=24, preference=preference)
     result = joulecut("search", spec)
     assert result.returncode == 0, result.stderr
     assert "0.25 energy_pj + 0.75 model_bytes" in result.stdout
@@ -314,7 +314,7 @@ def test_a_search_stopped_by_ctrl_c_is_resumed_without_repeating_anything(tmp_pa
 
 @pytest.mark.slow
 def test_a_spent_time_budget_leaves_a_whole_run_that_can_go_on(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path, time_budget="25s", budget=5000, algorithm="dp+local")
+    spec = write_spec(tmp_path, time_budget="25s", budget=5000, algorithm="dp+fitted")
     result = joulecut("search", spec)
     assert result.returncode == 0, result.stderr
     status = read_json("status", tmp_path / "run")

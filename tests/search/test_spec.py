@@ -116,7 +116,7 @@ def test_a_specification_from_before_what_may_be_left_out_keeps_its_hash() -> No
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["appo", "ppo-rounds", "dp", "dp+local", "random", "optuna-tpe"]
+    "algorithm", ["appo", "ppo-rounds", "dp", "dp+local", "dp+fitted", "random", "optuna-tpe"]
 )
 def test_only_policies_that_are_paid_at_the_end_learn_from_measured_accuracy(
     algorithm: str,
