@@ -173,6 +173,8 @@ class LabelInterpreter:
             return self._pad(node)
         if target in _MOVING_OPS:
             return self._move(node)
+        if target in (aten.pixel_shuffle.default, aten.pixel_unshuffle.default):
+            return self._shuffle(node)
         if target is operator.getitem:
             index: Any = node.args[1]
             parts = self._parts.get(input_node(node).name)
@@ -199,7 +201,8 @@ class LabelInterpreter:
         self.layer_inputs[node.name] = ids
         if groups == in_channels == out_channels and groups > 1:
             return Labels(axis, ids)
-        outputs = self.channels.fresh(out_channels)
+        phases = node.meta.get("phases", 1)  # of a transposed convolution: they are one channel
+        outputs = self.channels.fresh(out_channels // phases).repeat_interleave(phases)
         if groups > 1:  # every group must keep as many channels as the others: none is removed
             self.channels.freeze(ids)
             self.channels.freeze(outputs)
@@ -271,6 +274,18 @@ class LabelInterpreter:
         if len(known) == len(parts):
             self._parts[node.name] = known
         return None
+
+    def _shuffle(self, node: fx.Node) -> Labels | None:
+        """Several channels become one of larger maps, or the other way round."""
+        labels, factor = self.labels.get(input_node(node).name), int(node.args[1])  # type: ignore[arg-type]
+        if labels is None or labels.axis != len(node.meta["shape"]) - 3:
+            return None
+        if node.target is aten.pixel_unshuffle.default:
+            return Labels(labels.axis, labels.ids.repeat_interleave(factor**2))
+        phases = labels.ids.view(-1, factor**2)
+        for phase in phases[:, 1:].T:
+            self.channels.unite(phases[:, 0], phase)
+        return Labels(labels.axis, phases[:, 0].clone())
 
     def _pointwise(self, node: fx.Node) -> Labels | None:
         shape = node.meta["shape"]

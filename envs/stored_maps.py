@@ -20,6 +20,7 @@ _MOVING = {
     "view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze",
     "slice", "select", "narrow", "chunk", "split", "split_with_sizes", "unbind", "getitem", "cat",
     "stack", "contiguous", "clone", "expand", "pad", "constant_pad_nd", "roll", "channel_shuffle",
+    "pixel_shuffle", "pixel_unshuffle",
 }  # fmt: skip
 """Operations that move values and compute none, by their names in ATen."""
 

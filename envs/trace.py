@@ -22,8 +22,11 @@ from torch import nn
 from envs.channels import LAYER_OPS
 from envs.channels import LabelInterpreter
 from envs.channels import group_count
+from envs.parameters import attribute
+from envs.parameters import batch_norm_behind
 from envs.stored_maps import StoredMap
 from envs.stored_maps import follow_maps
+from envs.transposed import replace_transposed_convolutions
 from envs.units import ChannelUnits
 from envs.units import channel_units
 from envs.vector_operations import between_layers
@@ -37,9 +40,10 @@ EXAMPLE_BATCH = 2
 """Inputs in the example that shapes are recorded on; one would be taken for a constant."""
 
 _UNPRICED_OPS = {
-    "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "lstm", "gru",
-    "rnn_tanh", "rnn_relu", "embedding", "embedding_bag", "bilinear",
+    "conv3d", "conv_transpose3d", "lstm", "gru", "rnn_tanh", "rnn_relu", "embedding",
+    "embedding_bag", "bilinear",
 }  # fmt: skip
+_LAYERS = "Linear, Conv1d, Conv2d, ConvTranspose1d or ConvTranspose2d"
 _PRODUCT_OPS = {"matmul", "mm", "bmm", "addmm", "baddbmm", "einsum"}
 
 
@@ -127,6 +131,7 @@ def trace(network: nn.Module, example: Tensor, name: str) -> TracedNetwork:
     _make_functional(graph_module)
     graph_module.graph.eliminate_dead_code()  # a layer that nothing depends on costs nothing
     _fold_constants(graph_module)
+    replace_transposed_convolutions(graph_module, name)
     _record_shapes(graph_module, inputs)
     _refuse_unpriced(graph_module, name)
     nodes = _layer_nodes(graph_module, name)
@@ -265,9 +270,9 @@ def _fold_constants(graph_module: fx.GraphModule) -> None:
     for node in graph.nodes:
         inputs = node.all_input_nodes
         if node.op == "get_attr":
-            attribute = _attribute(graph_module, node)
-            if attribute is not None:  # not a submodule, as of a branch
-                values[node] = attribute
+            value = attribute(graph_module, node)
+            if value is not None:  # not a submodule, as of a branch
+                values[node] = value
         elif _is_computed(node) and inputs and all(item in values for item in inputs):
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = node.target(*args, **kwargs)
@@ -325,8 +330,9 @@ def _refuse_unpriced(graph_module: fx.GraphModule, name: str) -> None:
             where = next(
                 (item.target for item in node.all_input_nodes if item.op == "get_attr"), node.name
             )
-            allowed = "layers with weights must be Conv1d, Conv2d or Linear"
-            raise InputError(f"network {name}", f"{operation} ({where})", allowed)
+            raise InputError(
+                f"network {name}", f"{operation} ({where})", f"use {_LAYERS} for weights"
+            )
 
 
 def _layer_nodes(graph_module: fx.GraphModule, name: str) -> list[fx.Node]:
@@ -346,29 +352,20 @@ def _layer_nodes(graph_module: fx.GraphModule, name: str) -> list[fx.Node]:
         seen.add(weight.target)
         nodes.append(node)
     if not nodes:
-        raise InputError("network", name, "it needs at least one Conv1d, Conv2d or Linear layer")
+        raise InputError("network", name, f"it needs one layer at least: {_LAYERS}")
     return nodes
-
-
-def _attribute(graph_module: fx.GraphModule, node: object) -> Tensor | None:
-    if not isinstance(node, fx.Node):
-        return None
-    value: Any = graph_module
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return value.detach() if isinstance(value, Tensor) else None
 
 
 def _layer(graph_module: fx.GraphModule, node: fx.Node) -> TracedLayer:
     """The layer of one node, with the batch norm behind it folded into scale and bias."""
-    weight = _attribute(graph_module, node.args[1])
+    weight = attribute(graph_module, node.args[1])
     assert weight is not None
-    bias = _attribute(graph_module, node.args[2]) if len(node.args) > 2 else None
+    bias = attribute(graph_module, node.args[2]) if len(node.args) > 2 else None
     scale = torch.ones(weight.shape[0])
     shift = torch.zeros(weight.shape[0]) if bias is None else bias.clone()
-    norm = _batch_norm_behind(node)
+    norm = batch_norm_behind(node)
     if norm is not None:
-        gamma, beta, mean, variance = (_attribute(graph_module, arg) for arg in norm.args[1:5])
+        gamma, beta, mean, variance = (attribute(graph_module, arg) for arg in norm.args[1:5])
         assert mean is not None and variance is not None
         scale = (variance + float(norm.args[7])).rsqrt()  # type: ignore[arg-type]
         scale = scale if gamma is None else scale * gamma
@@ -376,18 +373,6 @@ def _layer(graph_module: fx.GraphModule, node: fx.Node) -> TracedLayer:
     name = str(node.args[1].target).removesuffix(".weight")  # type: ignore[union-attr]
     shape = _layer_shape(name, node)
     return TracedLayer(name, shape, node.name, weight.clone(), scale, shift)
-
-
-def _batch_norm_behind(node: fx.Node) -> fx.Node | None:
-    users = list(node.users)
-    if len(users) != 1 or users[0].target is not aten.batch_norm.default:
-        return None
-    norm = users[0]
-    if node.target is aten.linear.default and len(node.meta["shape"]) != 2:
-        return None  # it normalizes the tokens' axis, not the features
-    constants = [arg for arg in norm.args[1:5] if isinstance(arg, fx.Node)]
-    has_statistics = norm.args[3] is not None and norm.args[4] is not None
-    return norm if has_statistics and all(arg.op == "get_attr" for arg in constants) else None
 
 
 def _layer_shape(name: str, node: fx.Node) -> LayerShape:
@@ -444,7 +429,7 @@ def convolution_geometry(
 
 def _fold_batch_norms(graph_module: fx.GraphModule, nodes: list[fx.Node]) -> None:
     for node in nodes:
-        norm = _batch_norm_behind(node)
+        norm = batch_norm_behind(node)
         if norm is not None:
             norm.replace_all_uses_with(node)
             graph_module.graph.erase_node(norm)

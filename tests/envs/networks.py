@@ -227,6 +227,22 @@ class Gated(nn.Module):
         return self.head(F.adaptive_max_pool2d(self.slope(self.last(x)), 2).flatten(1))
 
 
+class Decoder(nn.Module):
+    """A transposed convolution with its batch norm, a skip, and channels that become pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down = conv(3, 8, stride=2), conv(8, 12, stride=2)
+        up = nn.ConvTranspose2d(12, 6, 3, 2, padding=1, output_padding=1, bias=False)
+        self.up = nn.Sequential(up, nn.BatchNorm2d(6), nn.ReLU())
+        self.merge, self.fine, self.head = conv(14, 12), conv(3, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.stem(x)
+        x = self.merge(torch.cat([self.up(self.down(skip)), skip], 1))
+        return self.head(self.fine(F.pixel_shuffle(x, 2)).mean((2, 3)))
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(
         nn.Flatten(), nn.Linear(3 * 16 * 16, 20), nn.ReLU(), nn.Linear(20, 12), nn.Tanh(),
@@ -248,6 +264,7 @@ NETWORKS = {
     "sequence": Sequence,
     "in_place": InPlace,
     "gated": Gated,
+    "decoder": Decoder,
     "mlp": mlp,
 }
 """Constructors by name; all take (batch, 3, 16, 16) and return (batch, 5)."""

@@ -166,10 +166,10 @@ def test_torchvision_networks_are_traced() -> None:
             torch.testing.assert_close(result.graph_module(x), network(x), rtol=1e-3, atol=1e-4)
 
 
-class _Transposed(nn.Module):
+class _Volumes(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.up = nn.ConvTranspose2d(3, 4, 2)
+        self.up = nn.ConvTranspose3d(3, 4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(x).mean((2, 3))
@@ -223,13 +223,13 @@ class _NamedOutput(nn.Module):
 @pytest.mark.parametrize(
     ("network", "shape", "named"),
     [
-        (_Transposed(), (1, 3, 8, 8), "conv_transpose2d (up.weight)"),
+        (_Volumes(), (1, 3, 8, 8, 8), "conv_transpose3d (up.weight)"),
         (_DataDependent(), (1, 4), "torch.export cannot trace it"),
         (_Shared(), (1, 4), "layer.weight"),
         (_Product(), (1, 4), "matmul (factor)"),
         (_TwoOutputs(), (1, 4), "one tensor"),
         (_NamedOutput(), (1, 4), "'dict' is not allowed; its forward must return one tensor"),
-        (nn.Flatten(), (1, 4), "at least one"),
+        (nn.Flatten(), (1, 4), "one layer at least"),
     ],
 )
 def test_what_cannot_be_traced_is_named(
