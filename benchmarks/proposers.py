@@ -9,6 +9,9 @@ box (energy ratio to dense INT8 <= 1, loss <= 10 points) that is dominated; rati
 measured at <= 0.5, 1 and 2 points, without the bound that a search's picks need; then how many
 points the front has.
 
+With ``--init-from`` policies start from those of a run's seed 0, and where that run is of the same
+network its accuracies, by the same images, are known from the beginning.
+
 Besides a search's algorithms there are "zero-shot", what the policies of ``--init-from`` do on this
 problem before anything is learnt of it, and "ppo-separate": five searches that share the
 evaluations, each with policies for one target alone (0.5, 1, 2, 4 and 8 points).
@@ -20,6 +23,7 @@ At the end the front is measured on the whole search split, which decides what i
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import tempfile
 from collections.abc import Callable
@@ -37,6 +41,7 @@ from envs.config import uniform
 from envs.episode import TARGETS as EPISODE_TARGETS
 from envs.episode import start_choice
 from envs.evaluator import Evaluator
+from envs.evaluator import weights_hash
 from envs.problem import CompressionProblem
 from envs.setup import Menu
 from envs.setup import prepare_evaluator
@@ -49,14 +54,18 @@ from envs.tasks import TaskSpec
 from hwmodel import load_accelerator
 from search.checkpoints import CHECKPOINT
 from search.checkpoints import INITIAL_POLICIES
+from search.earlier import Accuracies
+from search.front import distinct
 from search.front import hypervolume
 from search.front import pareto_front
 from search.learners import learner
+from search.ledger import evaluations
 from search.measurements import Measurements
 from search.measurements import Reference
 from search.policy_proposer import PolicyProposer
 from search.proposers import Proposer
 from search.proposers import make_proposer
+from search.run_directory import RunDirectory
 from search.storage import Storage
 from search.trial import round_size
 
@@ -87,7 +96,7 @@ class Race:
         problem: What is decided and how it is priced.
         evaluator: Measures what is proposed.
         judge: Knows all of the search split and the test split.
-        initial: Policies to start from, or None.
+        init_from: Directory of a run to start from, or None.
         learn_from: What policies learn from, see ``search.spec.Accuracy``.
     """
 
@@ -96,7 +105,7 @@ class Race:
         problem: CompressionProblem,
         evaluator: Evaluator,
         judge: Evaluator,
-        initial: bytes | None,
+        init_from: str | None,
         learn_from: str,
     ) -> None:
         self.learn_from = learn_from
@@ -106,7 +115,13 @@ class Race:
             choice[:, WEIGHT_BITS] = space.weight_bits.index(bits)
             choice[:, ACTIVATION_BITS] = space.activation_bits.index(bits)
         dense = evaluator.evaluate(uniform(space.layers, 32), "search")
-        self.problem, self.evaluator, self.judge, self.initial = problem, evaluator, judge, initial
+        self.problem, self.evaluator, self.judge = problem, evaluator, judge
+        self.initial, self.earlier = None, None
+        if init_from is not None:
+            run = RunDirectory.open(init_from)
+            policies = run.storage.child("policies").child("seed-0")
+            self.initial = policies.read(CHECKPOINT)
+            self.earlier = known_accuracies(run, evaluator, space, dense.images)
         self.int8_pj = float(problem.cost(start[None]).energy_pj[0])
         self.reference = Reference(
             dense.accuracy, evaluator.task.chance, self.int8_pj, TARGETS, dense.images
@@ -131,7 +146,7 @@ class Race:
                 share = evaluations // len(SEPARATE_TARGETS)
                 choices, accuracy = self._search(name, make, seed, share, choices, accuracy)
         else:
-            make = partial(make_proposer, algorithm, accuracy=self.learn_from)
+            make = partial(make_proposer, algorithm, accuracy=self.learn_from, earlier=self.earlier)
             choices, accuracy = self._search(name, make, seed, evaluations, choices, accuracy)
         report(name, self.problem.space, choices, *self._points(choices, accuracy), self.judge)
 
@@ -201,6 +216,24 @@ class Race:
         return np.unique(choices, axis=0)
 
 
+def known_accuracies(
+    run: RunDirectory, evaluator: Evaluator, space: SearchSpace, images: int
+) -> Accuracies | None:
+    """What a run of the same network measured, by the first images of the split alone."""
+    rows = distinct(run.ledger.read(), "search")
+    rows = rows[rows["accuracy"].notna()]
+    if set(rows["weights_hash"]) != {weights_hash(evaluator.task.network)}:
+        return None
+    found = []
+    for row in evaluations(rows):
+        choice = space.choice(CompressionConfig.from_json(json.loads(row.config)))
+        if choice is not None:
+            blocks = row.block_accuracies
+            found.append((choice, np.mean(blocks[: len(blocks) * images // row.images])))
+    choices, accuracy = zip(*found, strict=True)
+    return Accuracies(np.stack(choices), np.array(accuracy))
+
+
 class Specialist(PolicyProposer):
     """A search for one target alone: its policies are asked for nothing else, nor does it
     evaluate what is expected to lose less or more than its band of targets.
@@ -229,7 +262,7 @@ def _specialist(
     band = (target / math.sqrt(2), target * math.sqrt(2))
     make = partial(learner(algorithm)[0], targets=band)
     aimed = replace(reference, aims=(target,))
-    return Specialist(problem, aimed, seed, make, policies, band)
+    return Specialist(problem, aimed, seed, make, policies, targets=band)
 
 
 def report(
@@ -277,7 +310,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=60)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--database", type=Path, help="folder of an option database")
-    parser.add_argument("--init-from", type=Path, help="policies to start from: an agents.pt")
+    parser.add_argument("--init-from", help="run whose policies (of seed 0) to start from")
     args = parser.parse_args()
     if args.accuracy == "measured" and {ZERO_SHOT, *SEPARATE} & set(args.algorithms):
         parser.error(f"{ZERO_SHOT} and {', '.join(SEPARATE)} know predicted accuracy alone")
@@ -287,8 +320,7 @@ def main() -> None:
     judge = Evaluator(task, evaluator.compressor)
     accelerator = load_accelerator(args.accelerator)
     problem = prepare_problem(evaluator, accelerator, Menu())
-    initial = args.init_from.read_bytes() if args.init_from else None
-    race = Race(problem, evaluator, judge, initial, args.accuracy)
+    race = Race(problem, evaluator, judge, args.init_from, args.accuracy)
     print("algorithm      seed  evals   volume   least ratio at 0.5, 1, 2 points, front")
     for algorithm in args.algorithms:
         for seed in args.seeds:

@@ -13,6 +13,7 @@ from envs.predictor import USUAL_IMAGES
 from envs.predictor import AccuracyPredictor
 from envs.predictor import noise_points
 from envs.problem import CompressionProblem
+from search.earlier import Accuracies
 from search.estimates import COMPARABLE_DROP
 from search.estimates import FEWEST
 from search.front import ONE_SIDED_90
@@ -61,6 +62,7 @@ class Measurements:
     Args:
         problem: What is decided and how it is priced.
         reference: What measurements are compared to.
+        earlier: What else the predictor learns from, if anything.
 
     Attributes:
         predictor: Knows the table alone until :meth:`fit` is called.
@@ -68,7 +70,12 @@ class Measurements:
         accuracy: What they reached, 0..1, (measurements,).
     """
 
-    def __init__(self, problem: CompressionProblem, reference: Reference) -> None:
+    def __init__(
+        self,
+        problem: CompressionProblem,
+        reference: Reference,
+        earlier: Accuracies | None = None,
+    ) -> None:
         self.problem = problem
         self.reference = reference
         self.predictor = AccuracyPredictor(
@@ -78,6 +85,7 @@ class Measurements:
         self.accuracy = np.zeros(0)
         self.seen: set[str] = set()
         self._is_fitted = False
+        self._earlier = earlier
 
     def add(self, choices: NDArray[np.int64], accuracy: NDArray[np.float64]) -> None:
         """Take in measurements: choices (measurements, layers, 4), accuracy 0..1."""
@@ -87,7 +95,11 @@ class Measurements:
 
     def fit(self) -> None:
         """Have the predictor learn all that was measured."""
-        self.predictor.fit(self.choices, self.accuracy)
+        choices, accuracy = self.choices, self.accuracy
+        if self._earlier is not None:  # what was measured again may count twice
+            choices = np.concatenate([self._earlier.choices, choices])
+            accuracy = np.concatenate([self._earlier.accuracy, accuracy])
+        self.predictor.fit(choices, accuracy)
         self._is_fitted = True
 
     @property

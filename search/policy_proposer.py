@@ -11,6 +11,7 @@ from envs.predictor import DropBound
 from envs.problem import CompressionProblem
 from search.checkpoints import keep
 from search.checkpoints import take_up
+from search.earlier import Accuracies
 from search.measurements import Measurements
 from search.measurements import Reference
 from search.predicted_front import Front
@@ -53,6 +54,7 @@ class PolicyProposer:
         seed: Of the draws, and of the agents' weights, actions and targets.
         make_agents: Makes agents of a problem, a judge of accuracy and a seed.
         policies: Folder of a run's policies, see :func:`take_up`.
+        earlier: What the predictor knows before anything is measured, besides the table.
         targets: Range of accuracy-drop limits, in points, that agents are asked for.
     """
 
@@ -63,10 +65,11 @@ class PolicyProposer:
         seed: int,
         make_agents: MakeAgents,
         policies: Storage,
+        earlier: Accuracies | None = None,
         targets: tuple[float, float] = TARGET_POINTS,
     ) -> None:
         self._targets = targets
-        self._known = Measurements(problem, reference)
+        self._known = Measurements(problem, reference, earlier)
         self._front = Front(problem, reference)
         self._policies = policies
         self._bound = DropBound(self._known.predictor)

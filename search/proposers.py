@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from envs.problem import CompressionProblem
 from envs.space import SearchSpace
+from search.earlier import Accuracies
 from search.learners import LEARNERS
 from search.learners import learner
 from search.local_search import LocalSearchProposer
@@ -159,6 +160,7 @@ def make_proposer(
     policies: Storage,
     accuracy: str = "predicted",
     settings: PolicySettings = DEFAULT_SETTINGS,
+    earlier: Accuracies | None = None,
 ) -> Proposer:
     """The proposer that an algorithm of a specification stands for.
 
@@ -170,6 +172,7 @@ def make_proposer(
         policies: Folder of what a run's seeds have learnt.
         accuracy: Which one policies learn from, see ``search.spec.Accuracy``.
         settings: Of learned policies.
+        earlier: What an earlier run measured, for those that learn from a prediction.
     """
     if algorithm in LEARNERS:
         make_agents, _ = learner(algorithm, settings)
@@ -177,7 +180,7 @@ def make_proposer(
             return MeasuredPolicyProposer(problem, reference, seed, make_agents, policies)
         from search.policy_proposer import PolicyProposer
 
-        return PolicyProposer(problem, reference, seed, make_agents, policies)
+        return PolicyProposer(problem, reference, seed, make_agents, policies, earlier)
     if algorithm.startswith("optuna"):
         from search.optuna_proposer import OptunaProposer
 

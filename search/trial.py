@@ -22,6 +22,7 @@ from search.board import Answer
 from search.board import News
 from search.board import accuracies
 from search.board import accuracy
+from search.earlier import earlier_accuracies
 from search.events import EventLog
 from search.events import evaluation_fields
 from search.front import baseline
@@ -123,7 +124,7 @@ def search_trial(config: dict[str, Any], *, setup: TrialSetup, board: Any) -> No
         try:
             _measure_baselines(seed, setup, board, pool, metrics, log)
             with metrics.learning():
-                seeker, spent = _resumed(seed, setup, metrics)
+                seeker, spent = _resumed(seed, setup, metrics, log)
             run_seed(seed, setup, board, pool, seeker, spent, metrics, log)
             _verify(seed, setup, board, pool, log)
         finally:
@@ -220,7 +221,9 @@ class Seeker:
         return self._known.predictor.accuracy_drop(choices)
 
 
-def _resumed(seed: int, setup: TrialSetup, metrics: SeedMetrics) -> tuple[Seeker, int]:
+def _resumed(
+    seed: int, setup: TrialSetup, metrics: SeedMetrics, log: EventLog
+) -> tuple[Seeker, int]:
     """What knows all that the ledger has of the seed, and what was spent.
 
     The rows themselves, which may be many, are not kept.
@@ -237,18 +240,23 @@ def _resumed(seed: int, setup: TrialSetup, metrics: SeedMetrics) -> tuple[Seeker
         images=int(dense["images"]),
         energy_aims=tuple(_ENERGY_MARGIN * ratio for ratio in setup.goals.energy_targets),
     )
+    policies = setup.run.child("policies")
+    earlier = earlier_accuracies(policies, setup.problem.space, dense)
+    if len(earlier.accuracy):
+        log.write("earlier", accuracies=len(earlier.accuracy))
     proposer = make_proposer(
         setup.algorithm,
         setup.problem,
         reference,
         seed,
-        setup.run.child("policies"),
+        policies,
         setup.accuracy,
         setup.policies,
+        earlier,
     )
     own = evaluations(rows[(rows["split"] == "search") & rows["seed"].isin((-1, seed))])
     metrics.known(own)
-    seeker = Seeker(proposer, Measurements(setup.problem, reference))
+    seeker = Seeker(proposer, Measurements(setup.problem, reference, earlier))
     _learn(seeker, setup, _measured(setup, own))
     return seeker, len({row.config_hash for row in own if row.seed == seed})
 

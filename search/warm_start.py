@@ -13,6 +13,8 @@ from hwmodel.errors import InputError
 from search.baselines import DENSE_FP32
 from search.baselines import DENSE_INT8
 from search.checkpoints import CHECKPOINT
+from search.earlier import ACCURACIES
+from search.earlier import accuracies_file
 from search.front import accuracy_drop
 from search.front import baseline
 from search.front import cost_ratios
@@ -21,7 +23,6 @@ from search.front import hypervolume
 from search.learners import LEARNERS
 from search.learners import SAME_NETWORKS
 from search.learners import learner
-from search.ledger import MEASURED
 from search.run_directory import RunDirectory
 from search.spec import Spec
 
@@ -29,10 +30,10 @@ _MENUS = ("methods", "sparsities", "weight_bits", "activation_bits")
 
 
 def initial_policies(spec: Spec) -> dict[str, bytes]:
-    """Files of the policies that ``spec.init_from`` asks for; none where it is null.
+    """Files that ``spec.init_from`` asks for, policies and accuracies; none where it is null.
 
-    Where the earlier run has several seeds, they are those of the seed whose evaluations dominate
-    the largest area (:func:`search.front.hypervolume`, on the search split).
+    Where the earlier run has several seeds, policies are those of the seed whose evaluations
+    dominate the largest area (:func:`search.front.hypervolume`, on the search split).
 
     Raises:
         InputError: it is no run, has no policies, or they are of another algorithm or for menus
@@ -55,7 +56,7 @@ def initial_policies(spec: Spec) -> dict[str, bytes]:
     trained = [seed for seed, folder in folders.items() if CHECKPOINT in folder.names("init_from")]
     if not trained:
         raise InputError("init_from", spec.init_from, "it has no policies yet; let it run longer")
-    rows, preference = run.ledger.read(MEASURED), earlier.goals.preference
+    rows, preference = run.ledger.read(), earlier.goals.preference
     best = folders[max(trained, key=lambda seed: _dominated_area(rows, seed, preference))]
     try:
         content = best.read(CHECKPOINT)
@@ -63,7 +64,7 @@ def initial_policies(spec: Spec) -> dict[str, bytes]:
     except Exception as error:  # torch and zipfile raise many kinds
         allowed = f"it is damaged, or of another version of joulecut ({error})"
         raise InputError("init_from", f"{best.location}/{CHECKPOINT}", allowed) from None
-    return {CHECKPOINT: content}
+    return {CHECKPOINT: content, ACCURACIES: accuracies_file(rows)}
 
 
 def _check_same_kind(spec: Spec, earlier: Spec) -> None:
