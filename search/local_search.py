@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,12 +36,12 @@ class _Incumbent:
     Attributes:
         place: Of the budget, on the front of equal coefficients.
         coefficients: Of the damage of every layer's weights and input, 0..1, (2, layers).
-        config_hash: Of what they allocate; empty before it was proposed.
+        accuracy: That what they allocate reached, 0..1; below 0 before it was evaluated.
     """
 
     place: int
     coefficients: NDArray[np.float64]
-    config_hash: str = ""
+    accuracy: float = -1.0
 
 
 class LocalSearchProposer:
@@ -66,9 +65,10 @@ class LocalSearchProposer:
     ) -> None:
         self._known = Measurements(problem, reference)
         self._front = Front(problem, reference)
-        self._budgets = self._cost_ratio(self._front.allocate(self._known, FRONT_PRICES))
+        self._budgets = self._known.priced(self._front.allocate(self._known, FRONT_PRICES))[0]
         self._seed, self._folder = seed, policies.child(f"seed-{seed}")
         self._reached: dict[str, float] = {}
+        self._proposed = 0  # since something was learnt
         self._pending: dict[str, list[_Incumbent]] = {}
         equal = np.full((2, len(problem.space.layers)), _FIRST_COEFFICIENT)
         self._incumbents = self._restored() or [
@@ -77,7 +77,8 @@ class LocalSearchProposer:
 
     def propose(self, count: int) -> NDArray[np.int64]:
         # Seeded by what is known, so that a resumed search does not repeat its draws.
-        rng = np.random.default_rng([self._seed, len(self._known.accuracy)])
+        rng = np.random.default_rng([self._seed, len(self._known.accuracy), self._proposed])
+        self._proposed += 1
         turns = np.resize(rng.permutation(FRONT_PRICES), _TRIES * count)
         picked: dict[str, NDArray[np.int64]] = {}
         for place in turns:
@@ -87,22 +88,23 @@ class LocalSearchProposer:
             choice = self._allocate(neighbour)
             if choice is None:
                 continue
-            neighbour.config_hash = self._known.problem.space.config(choice).hash
-            if neighbour.config_hash in self._reached:
-                self._keep_better(neighbour)
+            config_hash = self._known.problem.space.config(choice).hash
+            if config_hash in self._reached:
+                self._keep_better(neighbour, self._reached[config_hash])
             else:
-                self._pending.setdefault(neighbour.config_hash, []).append(neighbour)
-                picked[neighbour.config_hash] = choice
+                self._pending.setdefault(config_hash, []).append(neighbour)
+                picked[config_hash] = choice
         shape = (0, *self._known.choices.shape[1:])
         return np.stack(list(picked.values())) if picked else np.empty(shape, dtype=np.int64)
 
     def learn(self, choices: NDArray[np.int64], accuracy: NDArray[np.float64]) -> None:
         self._known.add(choices, accuracy)
+        self._proposed = 0
         for choice, reached in zip(choices, accuracy, strict=True):
             config_hash = self._known.problem.space.config(choice).hash
             self._reached[config_hash] = float(reached)
             for neighbour in self._pending.pop(config_hash, []):
-                self._keep_better(neighbour)
+                self._keep_better(neighbour, float(reached))
 
     def save(self) -> None:
         """Write the coefficients, which the ledger does not tell.
@@ -111,7 +113,7 @@ class LocalSearchProposer:
             InputError: they cannot be written.
         """
         state = [
-            asdict(incumbent) | {"coefficients": incumbent.coefficients.tolist()}
+            {"coefficients": incumbent.coefficients.tolist(), "accuracy": incumbent.accuracy}
             for incumbent in self._incumbents
         ]
         try:
@@ -124,18 +126,22 @@ class LocalSearchProposer:
         if STATE not in self._folder.names():
             return []
         try:
-            return [
-                _Incumbent(item["place"], np.array(item["coefficients"]), item["config_hash"])
-                for item in json.loads(self._folder.read(STATE))
+            found = [
+                _Incumbent(place, np.array(item["coefficients"]), float(item["accuracy"]))
+                for place, item in enumerate(json.loads(self._folder.read(STATE)))
             ]
+            shape = (FRONT_PRICES, 2, len(self._known.problem.space.layers))
+            if np.shape([item.coefficients for item in found]) == shape:
+                return found
         except (ValueError, KeyError, TypeError):
-            where = f"{self._folder.location}/{STATE}"
-            raise InputError("policies", where, "it is damaged; delete it") from None
+            pass
+        where = f"{self._folder.location}/{STATE}"
+        raise InputError("policies", where, "it is damaged; delete it")
 
     def _neighbour(self, incumbent: _Incumbent, rng: np.random.Generator) -> _Incumbent:
         """With some coefficients drawn anew; what was never evaluated is its own neighbour."""
         coefficients = incumbent.coefficients.copy()
-        if incumbent.config_hash:
+        if incumbent.accuracy >= 0:
             count = max(1, round(_CHANGED_SHARE * coefficients.size))
             changed = rng.choice(coefficients.size, count, replace=False)
             coefficients.flat[changed] = rng.uniform(_LEAST_COEFFICIENT, 1.0, count)
@@ -143,26 +149,20 @@ class LocalSearchProposer:
 
     def _allocate(self, incumbent: _Incumbent) -> NDArray[np.int64] | None:
         """The choice of least weighed damage within the budget and all limits, (layers, 4)."""
-        problem = self._known.problem
         damage = self._known.predictor.layer_damage().scaled(
             *(incumbent.coefficients / _FIRST_COEFFICIENT)
         )
         near = slice(max(0, incumbent.place - _PRICES_AROUND), incumbent.place + _PRICES_AROUND + 1)
         front = self._front.of(damage, near)
-        fits = self._cost_ratio(front) <= self._budgets[incumbent.place] * (1 + 1e-9)
-        fits &= problem.limits.hold(problem.cost(front))
+        ratio, holds = self._known.priced(front)
+        fits = holds & (ratio <= self._budgets[incumbent.place] * (1 + 1e-9))
         if not fits.any():
             return None
         best: NDArray[np.int64] = front[fits][damage.total(front[fits]).argmin()]
         return best
 
-    def _keep_better(self, neighbour: _Incumbent) -> None:
+    def _keep_better(self, neighbour: _Incumbent, accuracy: float) -> None:
         """Let it take the place of the incumbent of its budget if it loses no more."""
-        before = self._reached.get(self._incumbents[neighbour.place].config_hash, -1.0)
-        if self._reached[neighbour.config_hash] >= before:
+        if accuracy >= self._incumbents[neighbour.place].accuracy:
+            neighbour.accuracy = accuracy
             self._incumbents[neighbour.place] = neighbour
-
-    def _cost_ratio(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Cost over the baseline's, (choices,)."""
-        problem = self._known.problem
-        return problem.objective.cost(problem.cost(choices)) / self._known.reference.cost

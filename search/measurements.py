@@ -105,11 +105,11 @@ class Measurements:
     @property
     def cost_ratio(self) -> NDArray[np.float64]:
         """Cost over that of the reference, (measurements,)."""
-        return self._priced()[0]
+        return self.priced(self.choices)[0]
 
-    def _priced(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Cost ratios of what was measured, and which of it holds the limits."""
-        report = self.problem.cost(self.choices)
+    def priced(self, choices: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Cost ratios of choices, and which of them hold the limits, (choices,) both."""
+        report = self.problem.cost(choices)
         ratio = self.problem.objective.cost(report) / self.reference.cost
         return ratio, self.problem.limits.hold(report)
 
@@ -134,14 +134,14 @@ class Measurements:
         """What no other measured choice that holds the limits beats, by what it is estimated to
         lose: choices, (measurements, layers, 4), and these drops in points, (measurements,).
         """
-        ratio, counts = self._priced()
+        ratio, counts = self.priced(self.choices)
         choices, drops = self.choices[counts], self.estimated_drop[counts]
         best = pareto_front(ratio[counts], drops)
         return choices[best], drops[best]
 
     def select(self, candidates: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """At most ``count`` of the candidates that were not measured; see :func:`select`."""
-        ratio, counts = self._priced()
+        ratio, counts = self.priced(self.choices)
         return select(
             self.problem,
             self.predictor,

@@ -36,25 +36,24 @@ def test_it_begins_with_plain_allocation_and_finds_what_loses_less(tmp_path: Pat
 def test_what_is_kept_for_a_budget_holds_it_and_never_loses_more(tmp_path: Path) -> None:
     proposer = proposer_in(tmp_path)
     proposer.learn(START, measure(START))
-    ratios: dict[str, float] = {}
+    ratios: dict[float, float] = {}
     reached = []
     for _ in range(5):
         choices = proposer.propose(16)
         proposer.learn(choices, measure(choices))
-        hashes = [PROBLEM.space.config(choice).hash for choice in choices]
         cost = PROBLEM.cost(choices).energy_pj / REFERENCE.cost
-        ratios.update(zip(hashes, cost, strict=True))
-        kept = [item.config_hash for item in proposer._incumbents]
-        reached.append([proposer._reached.get(item, -1.0) for item in kept])
+        ratios.update(zip(measure(choices).tolist(), cost, strict=True))
+        kept = [item.accuracy for item in proposer._incumbents]
+        reached.append(kept)
     assert np.all(np.diff(reached, axis=0) >= 0)
     assert np.any(np.diff(reached[-2:], axis=0) > 0)
-    for budget, config_hash in zip(proposer._budgets, kept, strict=True):
-        assert ratios.get(config_hash, 0.0) <= budget * (1 + 1e-9)
+    for budget, accuracy in zip(proposer._budgets, kept, strict=True):
+        assert ratios.get(accuracy, 0.0) <= budget * (1 + 1e-9)
 
 
 def test_a_resumed_search_goes_on_from_its_coefficients(tmp_path: Path) -> None:
     whole = proposer_in(tmp_path)
-    known = np.concatenate([START, search(whole, batches=4, count=16)])
+    known = np.concatenate([START, search(whole, batches=2, count=24)])
     whole.save()
     resumed = proposer_in(tmp_path)
     resumed.learn(known, measure(known))
@@ -65,9 +64,26 @@ def test_a_resumed_search_goes_on_from_its_coefficients(tmp_path: Path) -> None:
     assert not np.array_equal(forgetful.propose(12), expected)
 
 
-@pytest.mark.parametrize("content", [b"{", b"[1]", b'[{"budget": 1.0}]'])
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"[]", b'[{"accuracy": 1.0}]'])
 def test_damaged_coefficients_are_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "seed-0").mkdir()
     (tmp_path / "seed-0" / STATE).write_bytes(content)
     with pytest.raises(InputError, match=STATE):
         proposer_in(tmp_path)
+
+
+def test_what_another_seed_measured_is_remembered(tmp_path: Path) -> None:
+    """A resumed search learns of it no more: the row in the ledger is the other seed's."""
+    whole = proposer_in(tmp_path)
+    search(whole, batches=1, count=16)
+    whole.save()
+    resumed = proposer_in(tmp_path)
+    kept = [[item.accuracy for item in each._incumbents] for each in (whole, resumed)]
+    assert kept[0] == kept[1]
+    assert max(kept[1]) > 0
+
+
+def test_a_round_that_taught_nothing_is_not_repeated(tmp_path: Path) -> None:
+    proposer = proposer_in(tmp_path)
+    proposer.learn(START, measure(START))
+    assert not np.array_equal(proposer.propose(8), proposer.propose(8))

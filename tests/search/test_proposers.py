@@ -236,7 +236,7 @@ def test_the_measured_front_is_what_no_other_choice_beats() -> None:
 def test_policies_are_shown_what_turned_out_best_within_their_targets() -> None:
     apprentice, band = Apprentice(), (0.3, 20.0)
     proposer = PolicyProposer(
-        PROBLEM, REFERENCE, 0, lambda *_: apprentice, Storage.at("unused"), band
+        PROBLEM, REFERENCE, 0, lambda *_: apprentice, Storage.at("unused"), targets=band
     )
     known = Measurements(PROBLEM, REFERENCE)
     choices = make("dp").propose(12)
