@@ -93,6 +93,14 @@ def notes(report: Report) -> list[str]:
     energies = [entry.energy_ratio_int8 for entry in report.front]
     if any(name.endswith(OF_INT8) for name in report.unreached) and any(energies):
         lines.append(f"The least energy found is {min(filter(None, energies)):.3f}{OF_INT8}.")
+    baselines = {entry.config_hash: entry.name for entry in report.baselines}
+    same = [
+        f"{item.name} is {baselines[item.config_hash]}"
+        for item in report.best
+        if item.config_hash in baselines
+    ]
+    if same:
+        lines.append(f"{', '.join(same)}: nothing cheaper is known for sure to lose no more.")
     unverified = [item.name for item in report.best if not item.verified]
     if unverified:
         lines.append(

@@ -132,6 +132,9 @@ def _call(name: str) -> object:
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError("task", str(path), "use a Python file that exists")
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:  # it may import what lies beside it, as a script may
+        sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(f"joulecut_task_{path.stem}", path)
     assert spec is not None and spec.loader is not None  # true of every .py file
     module = importlib.util.module_from_spec(spec)

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from sysconfig import get_path
+from traceback import extract_tb
 from typing import TypeAlias
 
 import torch
@@ -136,6 +138,16 @@ def cache_directory() -> Path:
 
 
 def summary(error: Exception) -> str:
-    """Type and first line of an exception from code that is not ours."""
+    """Type and first line of an exception from code that is not ours, and where it was raised."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    places = [frame for frame in extract_tb(error.__traceback__) if _is_a_users(frame.filename)]
+    return f"{text} ({places[-1].filename}:{places[-1].lineno})" if places else text
+
+
+def _is_a_users(file: str) -> bool:
+    """Whether a file of code is neither a library's nor ours."""
+    ours = Path(__file__).resolve().parents[1]
+    folders = [ours, *map(Path, (get_path("stdlib"), get_path("purelib"), get_path("platlib")))]
+    path = Path(file).resolve()
+    return path.is_file() and not any(path.is_relative_to(folder) for folder in folders)

@@ -206,11 +206,19 @@ def test_custom_tasks_without_their_function_are_one_line(tmp_path: Path) -> Non
         (f"{tmp_path}/none.py:make", "Python file that exists"),
         (f"{broken}:make", "not_installed_here"),
         (f"{failing}:other", "no function 'other'"),
-        (f"{failing}:make", r"make\(\) failed with RuntimeError: first"),
+        (f"{failing}:make", r"make\(\) failed with RuntimeError: first \(.*failing.py:2\)"),
     ):
         with pytest.raises(InputError, match=message) as caught:
             load_task(name)
         assert "\n" not in str(caught.value)
+
+
+def test_a_task_file_may_import_what_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "network_beside_the_task.py").write_text(
+        "from tests.envs.test_tasks_custom import good\n"
+    )
+    (tmp_path / "task.py").write_text("from network_beside_the_task import good\n")
+    assert isinstance(load_task(f"{tmp_path}/task.py:good").network, nn.Linear)
 
 
 def test_data_for_a_task_that_brings_its_own_is_refused() -> None:

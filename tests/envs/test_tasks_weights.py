@@ -61,6 +61,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> 
         ("none.pt", None, "use a file that exists"),
         ("empty.pt", b"", "tensors only"),
         ("text.pt", b"hello", "tensors only"),
+        ("spec.pt", b"task: digits\naccelerator: mine.yaml\n", "tensors only"),
         ("text.safetensors", b"hello", "not a safetensors file"),
         ("empty.safetensors", b"", "not a safetensors file"),
     ],

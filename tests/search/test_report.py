@@ -321,6 +321,17 @@ def test_scaled(value: float, text: str) -> None:
     assert scaled(value) == text
 
 
+def test_a_note_tells_where_a_baseline_is_the_best(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", spec(targets=[0.5, 2.0]))
+    run.ledger.append([*baselines(), *baselines("test")])
+    report = build_report(run)
+    assert {item.config_hash for item in report.best} <= {
+        item.config_hash for item in report.baselines
+    }
+    (note,) = (note for note in notes(report) if "nothing cheaper" in note)
+    assert "best at 0.5 is dense INT8" in note
+
+
 def test_a_note_tells_that_the_split_is_too_small_for_a_target(run: RunDirectory) -> None:
     report = build_report(run)
     assert not any("cannot show" in note for note in notes(report))
