@@ -11,6 +11,7 @@ import yaml
 from hwmodel import InputError
 from hwmodel import load_accelerator
 from hwmodel import preset_names
+from hwmodel.plain_data import parse_yaml
 
 
 def preset_data(name: str = "eyeriss-like") -> dict:
@@ -167,6 +168,35 @@ def test_what_is_no_mapping_in_yaml_is_refused(text: str, tmp_path: Path) -> Non
     path.write_text(text)
     with pytest.raises(InputError, match=r"mine\.yaml"):
         load_accelerator(path)
+
+
+MERGED_BUFFERS = """\
+first: &first {role: buffer, word_bits: 16}
+deeper:
+  second: {of: &second {<<: *first, word_bits: 32}}
+  third: {<<: [*second, *first], word_bits: 64, name: third}
+"""
+
+
+def test_yaml_merges_as_the_safe_loader_does() -> None:
+    merged = parse_yaml(MERGED_BUFFERS, "mine.yaml")
+    assert merged == yaml.safe_load(MERGED_BUFFERS)
+    assert merged["deeper"]["third"] == {"role": "buffer", "word_bits": 64, "name": "third"}
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("a: 1\na: 2", "line 2: 'a: 2'", "'a'"),
+        ("a: &a {x: 1}\nb: {<<: *a, y: 1, y: 2}\n", "line 2: 'b: {<<: *a, y: 1, y: 2}'", "'y'"),
+        ("a: &a {x: 1}\nb:\n  <<: *a\n  <<: *a\n", "line 4: '<<: *a'", "'<<'"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(text: str, line: str, key: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_yaml(text, "mine.yaml")
+    assert str(caught.value).startswith(f"mine.yaml, {line} is not allowed")
+    assert f"{key} is there twice" in str(caught.value)
 
 
 def test_unreadable_sources_are_refused(tmp_path: Path) -> None:
