@@ -21,7 +21,7 @@ def registers(accelerator: Accelerator, bits: tuple[float, float, float], produc
     stays = LATCHED[array.dataflow]
     if array.interconnect == "systolic" and stays is not None:
         # Of the values of a systolic element one is at work; others are on their way in.
-        one = array.vector.size * products * bits[stays]
+        one = products * bits[stays]
         spaces = [(operands, min(capacity, one) if operands == (stays,) else capacity)
                   for operands, capacity in spaces]  # fmt: skip
     return dataclasses.replace(found, spaces=tuple(spaces))

@@ -100,8 +100,9 @@ class Array(Part):
             keep a sum until it is finished.
         interconnect: ``broadcast`` delivers an operand to all elements that want it in one cycle;
             ``systolic`` passes it from neighbour to neighbour, which costs fill and drain.
-        axes: From slow to fast; none for a single element.
-        vector: Multipliers inside one element.
+        axes: From slow to fast; none for a single element. ``row_stationary`` and ``systolic``
+            arrays have two, rows and columns.
+        vector: Multipliers inside one element; just one in arrays of two such axes.
         positions_per_weight_load: Output positions that a weight in an element serves before it
             is replaced; null if all of them. Weight-stationary broadcast arrays only.
         cycles_per_step: Cycles from one set of operands to the next; more than 1 where a processor
@@ -136,21 +137,41 @@ class Array(Part):
         names = [axis.name for axis in self.axes]
         if len(set(names)) != len(names):
             raise InputError("axes", names, "names of axes must differ")
-        for loop in self._needed_loops():
-            if not self.axes_of(loop):
-                raise InputError("axes", names, f"{self.dataflow} needs an axis to unroll {loop}")
+        if needed := self._needed_loops():
+            self._check_two_axes(*needed)
         if self.passes and self.dataflow != "row_stationary":
             raise InputError("passes", True, "only row_stationary arrays run in passes")
         return self
 
-    def _needed_loops(self) -> tuple[Loop, ...]:
-        """Loops that the dataflow cannot do without an axis for."""
+    def _needed_loops(self) -> tuple[Loop, Loop] | None:
+        """The loops along the two axes of a dataflow that is made for such arrays."""
         if self.dataflow == "row_stationary":
             return ("kernel_height", "out_height")
         if self.interconnect == "systolic":
             down: Loop = "in_channels" if self.dataflow == "weight_stationary" else "out_width"
             return (down, "out_channels")
-        return ()
+        return None
+
+    def _check_two_axes(self, down: Loop, across: Loop) -> None:
+        """One axis for each of two loops, neither shared nor limited, and nothing else."""
+        kind = self.dataflow if self.dataflow == "row_stationary" else f"systolic {self.dataflow}"
+        allowed = f"{kind} needs one axis to unroll {down} and another to unroll {across}"
+        names = [axis.name for axis in self.axes]
+        for loop in (down, across):
+            if not self.axes_of(loop):
+                raise InputError("axes", names, f"{allowed}; none unrolls {loop}")
+            if len(self.axes_of(loop)) > 1:
+                raise InputError("axes", names, f"{allowed}; several unroll {loop}")
+        for index, axis in enumerate(self.axes):
+            if (down in axis.unroll) == (across in axis.unroll):  # both, or neither
+                allowed = f"{allowed}, and no axis for both or without either"
+                raise InputError(f"axes[{index}].unroll", axis.unroll, allowed)
+            if axis.at_most:
+                allowed = f"{kind} fills whole axes: leave it out, or make the axis smaller"
+                raise InputError(f"axes[{index}].at_most", axis.at_most, allowed)
+        if self.vector.size > 1:
+            allowed = f"an element of {kind} has one multiplier: use 1"
+            raise InputError("vector.size", self.vector.size, allowed)
 
     @property
     def elements(self) -> int:

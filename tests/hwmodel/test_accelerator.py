@@ -142,6 +142,51 @@ def test_a_wrong_value_is_named_by_its_path(path: str, value: object, tmp_path: 
     assert "\n" not in str(caught.value)
 
 
+def axis(name: str, *loops: str, **options: object) -> dict:
+    return {"name": name, "size": 16, "unroll": list(loops), **options}
+
+
+def output_stationary(*axes: dict) -> dict:
+    return {"dataflow": "output_stationary", "interconnect": "systolic", "axes": list(axes)}
+
+
+ROWS, COLUMNS = axis("rows", "kernel_height", "in_channels"), axis("columns", "out_height")
+DOWN, ACROSS = axis("down", "in_channels", "kernel_width"), axis("across", "out_channels")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "field"),
+    [
+        ("eyeriss-like", {"axes": [axis("all", "kernel_height", "out_height")]}, "axes[0].unroll"),
+        ("eyeriss-like", {"axes": [ROWS]}, "axes"),
+        ("eyeriss-like", {"axes": [ROWS, COLUMNS, COLUMNS | {"name": "more"}]}, "axes"),
+        ("eyeriss-like", {"axes": [ROWS, COLUMNS, axis("more", "groups")]}, "axes[2].unroll"),
+        ("eyeriss-like", {"axes": [ROWS | {"at_most": {"kernel_height": 3}}, COLUMNS]},
+         "axes[0].at_most"),
+        ("eyeriss-like", {"vector": {"size": 4, "unroll": ["in_channels"]}}, "vector.size"),
+        ("systolic-16x16", {"axes": [axis("all", "in_channels", "out_channels")]},
+         "axes[0].unroll"),
+        ("systolic-16x16", {"axes": [DOWN, ACROSS, axis("more", "batch")]}, "axes[2].unroll"),
+        ("systolic-16x16", {"axes": [DOWN | {"at_most": {"kernel_width": 1}}, ACROSS]},
+         "axes[0].at_most"),
+        ("systolic-16x16", {"vector": {"size": 4, "unroll": ["kernel_width"]}}, "vector.size"),
+        ("systolic-16x16", output_stationary(DOWN, ACROSS), "axes"),
+        ("systolic-16x16", output_stationary(axis("all", "out_width", "out_channels")),
+         "axes[0].unroll"),
+    ],
+)  # fmt: skip
+def test_rows_and_columns_have_a_loop_each_and_nothing_beside_them(
+    name: str, values: dict, field: str, tmp_path: Path
+) -> None:
+    # Whatever else such an array had would be idle, or counted twice, in its closed form.
+    data = preset_data(name)
+    data["array"] |= values
+    with pytest.raises(InputError) as caught:
+        load_accelerator(save(tmp_path, data))
+    assert caught.value.field == f"array.{field}"
+    assert "\n" not in str(caught.value)
+
+
 def test_milliwatts_are_refused_where_energies_are_relative(tmp_path: Path) -> None:
     data = preset_data() | {"energy_unit": "MAC", "static": {"leakage_mw": 1.0}}
     with pytest.raises(InputError, match=r"static: .*energy_unit pJ"):
