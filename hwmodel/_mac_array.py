@@ -14,6 +14,7 @@ import math
 import numpy as np
 
 from hwmodel._activity import Activity
+from hwmodel._activity import kernel_values
 from hwmodel._shapes import Shapes
 from hwmodel.accelerator import Accelerator
 from hwmodel.coarse import Demand
@@ -24,18 +25,28 @@ from hwmodel.technology import Array
 def mac_array(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activity:
     """Counts on a MAC array; groups follow one another."""
     array = accelerator.array
-    lanes = array.units("in_channels")
-    # A vector that also takes the kernel is filled by all values of a window, others by channels.
-    takes_kernel = "kernel_width" in array.vector.unroll
-    values = demand.group_inputs * (shapes.kernel if takes_kernel else 1)
-    windows = 1 if takes_kernel else shapes.kernel
-    steps = np.ceil(values / (lanes * demand.lane_products))
+    lanes, on_axes = array.vector.size, array.units_on_axes("in_channels")
+    # Channels that no axis takes fill the vector, with what it takes of the kernel.
+    channels = demand.group_inputs
+    if on_axes > 1:
+        channels = np.ceil(channels / on_axes)
+    taken = kernel_values(shapes, array.vector.unroll)
+    takes_channels = "in_channels" in array.vector.unroll or not array.vector.unroll
+
+    def vectors(products: Array | float) -> Array:
+        """Vectors that follow each other, of so many products in each lane."""
+        if takes_channels:
+            return np.ceil(channels * taken / (lanes * products))
+        return channels * np.ceil(taken / (lanes * products))
+
+    windows = shapes.kernel / taken
+    steps = vectors(demand.lane_products)
     cells = np.ceil(demand.group_outputs / array.units("out_channels"))
     positions = _positions(shapes, array)
     turns = demand.groups * cells * windows
     paced = np.maximum(positions, array.min_positions_per_weight_load)
     # Whole vectors are read, full or not.
-    vector_words = turns * shapes.out_pixels * np.ceil(values / lanes) * lanes
+    vector_words = turns * shapes.out_pixels * vectors(1) * (lanes * on_axes)
     loads = np.ceil(positions / (array.positions_per_weight_load or positions))
     if array.dataflow == "output_stationary":  # sums stay, so weights come again for the next ones
         loads = positions

@@ -190,12 +190,16 @@ class Array(Part):
         """The axes that a loop may be unrolled on."""
         return [axis for axis in self.axes if loop in axis.unroll]
 
-    def units(self, loop: Loop) -> int:
-        """Iterations of a loop side by side, on all axes and the vector that may hold it."""
-        units = self.vector.size if loop in self.vector.unroll else 1
+    def units_on_axes(self, loop: Loop) -> int:
+        """Iterations of a loop side by side on all axes that may hold it."""
+        units = 1
         for axis in self.axes_of(loop):
             units *= axis.at_most.get(loop, axis.size)
         return units
+
+    def units(self, loop: Loop) -> int:
+        """Iterations of a loop side by side, on all axes and the vector that may hold it."""
+        return self.units_on_axes(loop) * (self.vector.size if loop in self.vector.unroll else 1)
 
 
 class Mac(Part):
