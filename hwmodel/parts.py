@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 from typing import Literal
 
@@ -39,6 +40,13 @@ OPERANDS: tuple[Operand, ...] = ("weight", "input", "output")
 Operands = Annotated[tuple[Operand, ...], Field(strict=False, min_length=1)]
 
 
+def _check_once(key: str, names: Sequence[str]) -> None:
+    """Refuse a list that names something twice, which would count twice."""
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise InputError(f"{key}[{index}]", name, "name each once")
+
+
 class Part(BaseModel):
     """Strict: no unknown keys, no coercion of strings or booleans, no NaN or infinity."""
 
@@ -62,6 +70,7 @@ class Axis(Part):
 
     @model_validator(mode="after")
     def _check_fits(self) -> Axis:
+        _check_once("unroll", self.unroll)
         for loop, units in self.at_most.items():
             if loop not in self.unroll:
                 raise InputError(f"at_most.{loop}", units, "name a loop that 'unroll' has")
@@ -83,6 +92,7 @@ class Vector(Part):
 
     @model_validator(mode="after")
     def _check_adds(self) -> Vector:
+        _check_once("unroll", self.unroll)
         for loop in self.unroll:
             if loop not in REDUCTIONS:
                 raise InputError("unroll", loop, f"a vector adds up: use {', '.join(REDUCTIONS)}")
@@ -244,6 +254,7 @@ class Precision(Part):
 
     @model_validator(mode="after")
     def _check_style(self) -> Precision:
+        _check_once("serial", self.serial)
         for key in ("weight_bits", "activation_bits"):
             bits = getattr(self, key)
             if list(bits) != sorted(set(bits)):
@@ -296,6 +307,7 @@ class Memory(Part):
 
     @model_validator(mode="after")
     def _check_size(self) -> Memory:
+        _check_once("operands", self.operands)
         if self.words is not None and set(self.words) != set(self.operands):
             raise InputError("words", self.words, f"give one size for each of {self.operands}")
         if self.words is not None and self.capacity_bytes is not None:

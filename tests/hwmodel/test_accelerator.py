@@ -142,6 +142,25 @@ def test_a_wrong_value_is_named_by_its_path(path: str, value: object, tmp_path: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("array.axes[1].unroll", ["out_height", "out_channels", "out_height"]),
+        ("array.vector.unroll", ["in_channels", "kernel_width", "in_channels"]),
+        ("precision.serial", ["weight", "input", "weight"]),
+        ("memories[2].operands", ["weight", "output", "weight", "input"]),
+    ],
+)
+def test_a_list_names_nothing_twice(path: str, names: list[str], tmp_path: Path) -> None:
+    data = preset_data()
+    part, key = part_of(data, path)
+    part[key] = names
+    with pytest.raises(InputError) as caught:
+        load_accelerator(save(tmp_path, data))
+    assert caught.value.field == f"{path}[2]"
+    assert caught.value.value == names[2]
+
+
 def axis(name: str, *loops: str, **options: object) -> dict:
     return {"name": name, "size": 16, "unroll": list(loops), **options}
 
