@@ -42,8 +42,8 @@ def buffer(
 def level(
     accelerator: Accelerator, role: str, bits: tuple[float, float, float], final_bits: float
 ) -> p.Level:
-    """The innermost memories of a role, which hold values of so many bits."""
-    memories = [next(iter(accelerator.holding(role, operand)), None) for operand in OPERANDS]
+    """The memories of a role, which hold values of so many bits."""
+    memories = [accelerator.holding(role, operand) for operand in OPERANDS]
 
     def by_bit(key: str) -> tuple[float, float, float]:
         first, second, third = (

@@ -121,10 +121,10 @@ def _position_blocks(
     accelerator: Accelerator, positions: Array, sum_turns: Array, columns: int
 ) -> Array:
     """Blocks of positions whose sums fit the accumulator, of layers that add up several tiles."""
-    buffers = accelerator.holding("buffer", "output")
-    if not buffers:
+    accumulator = accelerator.holding("buffer", "output")
+    if accumulator is None:
         return np.ones_like(positions)
     column_bits = columns * accelerator.precision.accumulator_bits
     # The other half takes the next block's sums while this one's leave.
-    held = np.maximum(buffers[0].capacity_bits("output") * STATIONARY_SHARE // column_bits, 1)
+    held = np.maximum(accumulator.capacity_bits("output") * STATIONARY_SHARE // column_bits, 1)
     return np.where(sum_turns > 1, np.ceil(positions / held), 1.0)

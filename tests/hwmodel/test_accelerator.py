@@ -161,6 +161,20 @@ def test_a_list_names_nothing_twice(path: str, names: list[str], tmp_path: Path)
     assert caught.value.value == names[2]
 
 
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_second_memory_of_a_role_for_one_operand_is_refused(index: int, tmp_path: Path) -> None:
+    # The array would read one of them and be tiled for the other, and one would be free.
+    data = preset_data()
+    second = data["memories"][index] | {"name": "second", "operands": ["input"]}
+    if second["words"]:
+        second["words"] = {"input": 12}
+    data["memories"].insert(index + 1, second)
+    with pytest.raises(InputError) as caught:
+        load_accelerator(save(tmp_path, data))
+    assert caught.value.field == f"memories[{index + 1}].operands"
+    assert f"one {second['role']} for each operand" in str(caught.value)
+
+
 def axis(name: str, *loops: str, **options: object) -> dict:
     return {"name": name, "size": 16, "unroll": list(loops), **options}
 
