@@ -31,6 +31,12 @@ _RENAMED = {"nvdla-like": "nvdla-small"}
 
 _OUTWARDS = ("register_file", "buffer", "dram")
 
+_PACKED_IN: dict[str, tuple[tuple[str, Operand], ...]] = {
+    "weight": (("buffer", "weight"), ("dram", "weight")),
+    "input": (("buffer", "input"), ("dram", "input"), ("dram", "output")),
+}
+"""Where a format of ``sparsity`` counts: a buffer of outputs holds sums, which are not packed."""
+
 
 class Accelerator(Part):
     """One accelerator. All sections are described in docs/accelerators.md.
@@ -85,11 +91,17 @@ class Accelerator(Part):
             if not self.holding("dram", operand):
                 allowed = f"a memory with role dram must hold {operand!r}"
                 raise InputError("memories", names, allowed)
-        for operand, sparsity in (("weight", self.sparsity.weight), ("input", self.sparsity.input)):
-            for name in sparsity.compressed_in:
-                if name not in names:
-                    field = f"sparsity.{operand}.compressed_in"
-                    raise InputError(field, name, f"use one of {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_formats(self) -> Accelerator:
+        for key, places in _PACKED_IN.items():
+            held = [self.holding(role, operand) for role, operand in places]
+            able = dict.fromkeys(memory.name for memory in held if memory)
+            for name in getattr(self.sparsity, key).compressed_in:
+                if name not in able:
+                    allowed = f"of memories where the format counts use {', '.join(able)}"
+                    raise InputError(f"sparsity.{key}.compressed_in", name, allowed)
         return self
 
     @model_validator(mode="after")

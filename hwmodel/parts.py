@@ -356,7 +356,8 @@ class OperandSparsity(Part):
             them; ``bitmask`` one bit for each value; ``run_length`` their number before each
             value; ``n_m`` the place of N values in every M.
         run_bits: Bits of that number for ``run_length``.
-        compressed_in: Names of the memories that hold this format; it is unpacked elsewhere.
+        compressed_in: Names of the memories that hold this format, of the operand's buffer and
+            DRAM and the DRAM of outputs; it is unpacked elsewhere.
     """
 
     zeros: Literal["none", "gating", "skipping", "n_m"] = "none"

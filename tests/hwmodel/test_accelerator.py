@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hwmodel_layers import conv
+from hwmodel_layers import network
+from hwmodel_layers import with_values
 
 from hwmodel import InputError
+from hwmodel import LayerStates
+from hwmodel import cost
 from hwmodel import load_accelerator
 from hwmodel import preset_names
 from hwmodel.plain_data import parse_yaml
@@ -173,6 +178,55 @@ def test_a_second_memory_of_a_role_for_one_operand_is_refused(index: int, tmp_pa
         load_accelerator(save(tmp_path, data))
     assert caught.value.field == f"memories[{index + 1}].operands"
     assert f"one {second['role']} for each operand" in str(caught.value)
+
+
+LAYER = network(conv(16, 16, 14))
+DENSITIES = ("weight_density", "activation_density", "output_density")
+
+
+def packed(operand: str, memory: str, folder: Path) -> Path:
+    """An accelerator with a buffer for each operand and a DRAM of outputs, one format in one."""
+    data = preset_data("bitfusion-like")
+    dram = data["memories"][-1]
+    data["memories"].append(dram | {"name": "results", "operands": ["output"]})
+    dram["operands"] = ["weight", "input"]
+    data["sparsity"] = {operand: {"format": "bitmask", "compressed_in": [memory]}}
+    return save(folder, data)
+
+
+@pytest.mark.parametrize(
+    ("operand", "memory"),
+    [
+        ("weight", "weight_buffer"),
+        ("weight", "dram"),
+        ("input", "input_buffer"),
+        ("input", "dram"),
+        ("input", "results"),
+    ],
+)
+def test_zeros_packed_anywhere_save_energy(operand: str, memory: str, tmp_path: Path) -> None:
+    sparse = with_values(LayerStates.dense(LAYER, 8), **dict.fromkeys(DENSITIES, 0.25))
+    packs = load_accelerator(packed(operand, memory, tmp_path))
+    plain = load_accelerator("bitfusion-like")
+    assert cost(LAYER, sparse, packs).energy_pj < cost(LAYER, sparse, plain).energy_pj
+
+
+@pytest.mark.parametrize(
+    ("operand", "memory", "allowed"),
+    [
+        ("weight", "disk", "weight_buffer, dram"),
+        ("weight", "weight_registers", "weight_buffer, dram"),
+        ("weight", "input_buffer", "weight_buffer, dram"),
+        ("input", "weight_buffer", "input_buffer, dram, results"),
+        ("input", "output_buffer", "input_buffer, dram, results"),  # which holds partial sums
+    ],
+)
+def test_zeros_packed_where_it_saves_nothing_are_refused(
+    operand: str, memory: str, allowed: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=rf"use {allowed} \(in ") as caught:
+        load_accelerator(packed(operand, memory, tmp_path))
+    assert caught.value.field == f"sparsity.{operand}.compressed_in"
 
 
 def axis(name: str, *loops: str, **options: object) -> dict:
