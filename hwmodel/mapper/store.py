@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hwmodel.files import cache_directory
 from hwmodel.files import write_whole
@@ -74,15 +75,6 @@ def _encoded(mapping: Mapping) -> dict[str, object]:
     return data
 
 
-def _decoded(data: dict[str, object]) -> Mapping:
-    traffic = data["traffic_bits"]
-    assert isinstance(traffic, list)
-    nest = data["nest"]
-    assert isinstance(nest, list)
-    return Mapping(
-        **{
-            **data,
-            "nest": tuple(nest),
-            "traffic_bits": {(memory, operand): bits for memory, operand, bits in traffic},
-        }  # type: ignore[arg-type]
-    )
+def _decoded(data: dict[str, Any]) -> Mapping:
+    traffic = {(memory, operand): bits for memory, operand, bits in data["traffic_bits"]}
+    return Mapping(**{**data, "nest": tuple(data["nest"]), "traffic_bits": traffic})

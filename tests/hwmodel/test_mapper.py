@@ -250,8 +250,14 @@ def test_a_folder_of_mappings_is_shared_and_survives_garbage(
         list(pool.map(lambda _: store.put("ab12", mapping), range(32)))
     assert Store(tmp_path).get("ab12") == mapping
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["ab12.json"]
-    (tmp_path / "ab" / "ab12.json").write_text("{", encoding="utf-8")
-    assert store.get("ab12") is None
+    for garbage in (
+        "{",
+        "[]",
+        '{"traffic_bits": 1, "nest": []}',
+        '{"traffic_bits": [], "nest": 1}',
+    ):
+        (tmp_path / "ab" / "ab12.json").write_text(garbage, encoding="utf-8")
+        assert store.get("ab12") is None
     assert store.get("missing") is None
     monkeypatch.setenv("JOULECUT_CACHE", str(tmp_path / "file"))
     (tmp_path / "file").write_text("no folder", encoding="utf-8")
