@@ -80,8 +80,12 @@ def mac_array(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activ
 def _positions(shapes: Shapes, array: ArrayPart) -> Array:
     """Output positions that follow each other, those side by side in the array taken as one."""
     rows, columns = array.axes_of("out_height"), array.axes_of("out_width")
-    if any(axis in columns for axis in rows):  # one axis for both takes them as they come
-        sizes = {axis.name: axis.size for axis in (*rows, *columns)}
-        return np.ceil(shapes.out_pixels / math.prod(sizes.values()))
     height = np.ceil(shapes.out_height / array.units("out_height"))
-    return height * np.ceil(shapes.out_width / array.units("out_width")) * shapes.batch
+    apart = height * np.ceil(shapes.out_width / array.units("out_width")) * shapes.batch
+    shared = [axis for axis in rows if axis in columns]
+    if not shared:
+        return apart
+    # One axis for both takes them as they come, as far as it limits neither.
+    sizes = {axis.name: axis.size for axis in (*rows, *columns)}
+    together = np.ceil(shapes.out_pixels / math.prod(sizes.values()))
+    return np.maximum(together, apart) if any(axis.at_most for axis in shared) else together

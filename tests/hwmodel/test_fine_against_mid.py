@@ -110,6 +110,21 @@ def test_a_vector_takes_of_the_kernel_what_the_mapper_lays_on_it(
     np.testing.assert_allclose(mid.utilization, fine.utilization)
 
 
+@pytest.mark.parametrize(
+    "at_most", [{}, {"out_height": 4}, {"out_height": 4, "out_width": 4}], ids=str
+)
+def test_an_axis_of_positions_takes_as_many_as_it_may(at_most: dict[str, int]) -> None:
+    data = load_accelerator("nvdla-small").model_dump()
+    cells = {"name": "cells", "size": 64, "unroll": ["out_height", "out_width"]}
+    data["array"] = dict(dataflow="output_stationary", axes=[cells | {"at_most": at_most}])
+    accelerator = Accelerator.model_validate(data)
+    layers = network(LayerShape("wide", 4, 6, 16, 16, 9, 16, 3, 3, padding=(1, 1)))
+    states = LayerStates.dense(layers, 8)
+    mid = cost(layers, states, accelerator)
+    fine = cost(layers, states, accelerator, "fine", "latency")
+    np.testing.assert_allclose(mid.utilization, fine.utilization)
+
+
 @pytest.mark.parametrize("of_kernel", [[], ["kernel_height"], ["kernel_width"]], ids=str)
 def test_systolic_rows_take_of_the_kernel_what_the_mapper_lays_on_them(
     of_kernel: list[str],
