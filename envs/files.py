@@ -1,14 +1,14 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, with one line for the user where that fails."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from uuid import uuid4
 
 from safetensors import SafetensorError
 
 from hwmodel import InputError
+from hwmodel import files
 
 
 def write_whole(path: Path, save: Callable[[Path], object], field: str) -> None:
@@ -22,14 +22,8 @@ def write_whole(path: Path, save: Callable[[Path], object], field: str) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    # Hidden, so that what a killed writer leaves is no entry.
-    partial = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(partial)
-        partial.replace(path)
+        files.write_whole(path, save)
     except (OSError, SafetensorError) as error:
-        if path.parent.is_dir():
-            partial.unlink(missing_ok=True)
         allowed = f"it cannot be written ({error}); use a place with space and permission"
         raise InputError(field, str(path.parent), allowed) from None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
+from hwmodel._shapes import Shapes
+from hwmodel.parts import Loop
 from hwmodel.parts import Operand
 from hwmodel.technology import Array
 
@@ -38,3 +42,12 @@ class Activity:
     fetch_buffer_bits: Array | float
     sums_in_buffer: bool
     fetches: tuple[Array, Array] | None = None
+
+
+def kernel_values(shapes: Shapes, loops: Collection[Loop]) -> Array | int:
+    """Values of a kernel along those of its sides that are among the loops; 1 where none is."""
+    sides: dict[Loop, Array] = {
+        "kernel_height": shapes.kernel_height,
+        "kernel_width": shapes.kernel_width,
+    }
+    return math.prod(size for side, size in sides.items() if side in loops)

@@ -27,12 +27,13 @@ def with_waiting(
     if array.whole_input_first:
 
         def load(operand: Operand, bits: Array) -> Array:
-            memory = accelerator.holding("dram", operand)[0]
+            memory = accelerator.dram(operand)
             bytes_per_cycle = memory.read_bytes_per_cycle or memory.bytes_per_cycle
             assert bytes_per_cycle  # checked when the accelerator was made
             return bits / (8 * bytes_per_cycle)
 
-        buffer = accelerator.holding("buffer", "input")[0]
+        buffer = accelerator.holding("buffer", "input")
+        assert buffer is not None  # checked when the accelerator was made
         cycles = whole_input_first_cycles(
             computing,
             load("input", fetched["input"]),

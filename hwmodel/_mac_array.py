@@ -14,6 +14,7 @@ import math
 import numpy as np
 
 from hwmodel._activity import Activity
+from hwmodel._activity import kernel_values
 from hwmodel._shapes import Shapes
 from hwmodel.accelerator import Accelerator
 from hwmodel.coarse import Demand
@@ -24,18 +25,28 @@ from hwmodel.technology import Array
 def mac_array(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activity:
     """Counts on a MAC array; groups follow one another."""
     array = accelerator.array
-    lanes = array.units("in_channels")
-    # A vector that also takes the kernel is filled by all values of a window, others by channels.
-    takes_kernel = "kernel_width" in array.vector.unroll
-    values = demand.group_inputs * (shapes.kernel if takes_kernel else 1)
-    windows = 1 if takes_kernel else shapes.kernel
-    steps = np.ceil(values / (lanes * demand.lane_products))
+    lanes, on_axes = array.vector.size, array.units_on_axes("in_channels")
+    # Channels that no axis takes fill the vector, with what it takes of the kernel.
+    channels = demand.group_inputs
+    if on_axes > 1:
+        channels = np.ceil(channels / on_axes)
+    taken = kernel_values(shapes, array.vector.unroll)
+    takes_channels = "in_channels" in array.vector.unroll or not array.vector.unroll
+
+    def vectors(products: Array | float) -> Array:
+        """Vectors that follow each other, of so many products in each lane."""
+        if takes_channels:
+            return np.ceil(channels * taken / (lanes * products))
+        return channels * np.ceil(taken / (lanes * products))
+
+    windows = shapes.kernel / taken
+    steps = vectors(demand.lane_products)
     cells = np.ceil(demand.group_outputs / array.units("out_channels"))
     positions = _positions(shapes, array)
     turns = demand.groups * cells * windows
     paced = np.maximum(positions, array.min_positions_per_weight_load)
     # Whole vectors are read, full or not.
-    vector_words = turns * shapes.out_pixels * np.ceil(values / lanes) * lanes
+    vector_words = turns * shapes.out_pixels * vectors(1) * (lanes * on_axes)
     loads = np.ceil(positions / (array.positions_per_weight_load or positions))
     if array.dataflow == "output_stationary":  # sums stay, so weights come again for the next ones
         loads = positions
@@ -69,8 +80,12 @@ def mac_array(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activ
 def _positions(shapes: Shapes, array: ArrayPart) -> Array:
     """Output positions that follow each other, those side by side in the array taken as one."""
     rows, columns = array.axes_of("out_height"), array.axes_of("out_width")
-    if any(axis in columns for axis in rows):  # one axis for both takes them as they come
-        sizes = {axis.name: axis.size for axis in (*rows, *columns)}
-        return np.ceil(shapes.out_pixels / math.prod(sizes.values()))
     height = np.ceil(shapes.out_height / array.units("out_height"))
-    return height * np.ceil(shapes.out_width / array.units("out_width")) * shapes.batch
+    apart = height * np.ceil(shapes.out_width / array.units("out_width")) * shapes.batch
+    shared = [axis for axis in rows if axis in columns]
+    if not shared:
+        return apart
+    # One axis for both takes them as they come, as far as it limits neither.
+    sizes = {axis.name: axis.size for axis in (*rows, *columns)}
+    together = np.ceil(shapes.out_pixels / math.prod(sizes.values()))
+    return np.maximum(together, apart) if any(axis.at_most for axis in shared) else together

@@ -21,7 +21,7 @@ def registers(accelerator: Accelerator, bits: tuple[float, float, float], produc
     stays = LATCHED[array.dataflow]
     if array.interconnect == "systolic" and stays is not None:
         # Of the values of a systolic element one is at work; others are on their way in.
-        one = array.vector.size * products * bits[stays]
+        one = products * bits[stays]
         spaces = [(operands, min(capacity, one) if operands == (stays,) else capacity)
                   for operands, capacity in spaces]  # fmt: skip
     return dataclasses.replace(found, spaces=tuple(spaces))
@@ -42,8 +42,8 @@ def buffer(
 def level(
     accelerator: Accelerator, role: str, bits: tuple[float, float, float], final_bits: float
 ) -> p.Level:
-    """The innermost memories of a role, which hold values of so many bits."""
-    memories = [next(iter(accelerator.holding(role, operand)), None) for operand in OPERANDS]
+    """The memories of a role, which hold values of so many bits."""
+    memories = [accelerator.holding(role, operand) for operand in OPERANDS]
 
     def by_bit(key: str) -> tuple[float, float, float]:
         first, second, third = (

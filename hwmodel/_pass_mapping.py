@@ -55,11 +55,11 @@ class _Chip:
 
     @classmethod
     def of(cls, accelerator: Accelerator) -> _Chip:
-        (buffer, *_) = accelerator.holding("buffer", "output")
-        (weight_buffer, *_) = accelerator.holding("buffer", "weight")
-        bank_bytes = buffer.bank_bytes or 1
+        buffer = accelerator.holding("buffer", "output")
+        weight_buffer = accelerator.holding("buffer", "weight")
         network = accelerator.array_network
-        assert network is not None  # checked when the accelerator was made
+        assert buffer and weight_buffer and network  # checked when the accelerator was made
+        bank_bytes = buffer.bank_bytes or 1
         return cls(
             elements=Elements.of(accelerator),
             bank_bits=8 * bank_bytes,

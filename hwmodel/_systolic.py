@@ -12,6 +12,7 @@ import numpy as np
 
 from hwmodel._activity import Activity
 from hwmodel._activity import Bits
+from hwmodel._activity import kernel_values
 from hwmodel._shapes import Shapes
 from hwmodel._tiling import STATIONARY_SHARE
 from hwmodel.accelerator import Accelerator
@@ -66,10 +67,12 @@ def systolic(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Activi
     down: Loop = "in_channels" if is_weight_stationary else "out_width"
     rows, columns = array.units(down), array.units("out_channels")
     positions = np.broadcast_to(shapes.out_pixels, demand.macs.shape)
-    # An array that unrolls kernels takes them for more channels (im2col); others take them in turn.
-    unrolls_kernel = not is_weight_stationary or "kernel_width" in array.axes_of(down)[0].unroll
-    reduction = demand.group_inputs * (shapes.kernel if unrolls_kernel else 1)
-    turns = demand.groups * (1 if unrolls_kernel else shapes.kernel)
+    # What the rows unroll of a kernel they take for more channels (im2col), the rest in turn. Where
+    # sums stay, all of it streams through.
+    on_rows = array.axes_of(down)[0].unroll
+    unrolled = kernel_values(shapes, on_rows) if is_weight_stationary else shapes.kernel
+    reduction = demand.group_inputs * unrolled
+    turns = demand.groups * (shapes.kernel / unrolled)
 
     steps = reduction / demand.lane_products
     sizes = (positions, steps, demand.group_outputs, rows, columns)
@@ -118,10 +121,10 @@ def _position_blocks(
     accelerator: Accelerator, positions: Array, sum_turns: Array, columns: int
 ) -> Array:
     """Blocks of positions whose sums fit the accumulator, of layers that add up several tiles."""
-    buffers = accelerator.holding("buffer", "output")
-    if not buffers:
+    accumulator = accelerator.holding("buffer", "output")
+    if accumulator is None:
         return np.ones_like(positions)
     column_bits = columns * accelerator.precision.accumulator_bits
     # The other half takes the next block's sums while this one's leave.
-    held = np.maximum(buffers[0].capacity_bits("output") * STATIONARY_SHARE // column_bits, 1)
+    held = np.maximum(accumulator.capacity_bits("output") * STATIONARY_SHARE // column_bits, 1)
     return np.where(sum_turns > 1, np.ceil(positions / held), 1.0)

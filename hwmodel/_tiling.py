@@ -44,7 +44,7 @@ class Crossing:
 
 def crossing_of(shapes: Shapes, demand: Demand, accelerator: Accelerator) -> Crossing:
     """Sizes in DRAM, whole atoms included, and which maps never go there."""
-    home = {operand: accelerator.holding("dram", operand)[0] for operand in OPERANDS}
+    home = {operand: accelerator.dram(operand) for operand in OPERANDS}
 
     def inputs(bits: Array) -> Array:
         atom = home["input"].feature_atom_bytes
@@ -95,9 +95,9 @@ def _map_bits(channels: Array, bits: Array, pixels: Array, atom_bytes: int | Non
 
 
 def _buffer_bits(accelerator: Accelerator, operand: Operand) -> float:
-    """Bits that an operand may use of its outermost buffer, 0 without one."""
-    buffers = accelerator.holding("buffer", operand)
-    return buffers[-1].capacity_bits(operand) if buffers else 0.0
+    """Bits that an operand may use of its buffer, 0 without one."""
+    buffer = accelerator.holding("buffer", operand)
+    return buffer.capacity_bits(operand) if buffer else 0.0
 
 
 def fetches(

@@ -31,6 +31,12 @@ _RENAMED = {"nvdla-like": "nvdla-small"}
 
 _OUTWARDS = ("register_file", "buffer", "dram")
 
+_PACKED_IN: dict[str, tuple[tuple[str, Operand], ...]] = {
+    "weight": (("buffer", "weight"), ("dram", "weight")),
+    "input": (("buffer", "input"), ("dram", "input"), ("dram", "output")),
+}
+"""Where a format of ``sparsity`` counts: a buffer of outputs holds sums, which are not packed."""
+
 
 class Accelerator(Part):
     """One accelerator. All sections are described in docs/accelerators.md.
@@ -44,7 +50,7 @@ class Accelerator(Part):
         array: Multipliers and dataflow.
         mac: Energy of one multiply-accumulate.
         precision: Widths, and how fast each is.
-        memories: From the multipliers outwards.
+        memories: From the multipliers outwards; at most one of a role for each operand.
         array_network: What moves words between the elements.
         vector_unit: Additions, pooling and requantization; null leaves them out.
         static: Leakage and clock; null leaves them out.
@@ -76,23 +82,34 @@ class Accelerator(Part):
             inner = self.memories[max(index - 1, 0)].role
             if _OUTWARDS.index(memory.role) < _OUTWARDS.index(inner):
                 raise InputError(f"{field}.role", memory.role, "list memories outwards")
+            for operand in memory.operands:
+                first = self.holding(memory.role, operand)
+                if first and first is not memory:
+                    allowed = f"{first.name} holds {operand!r}: one {memory.role} for each operand"
+                    raise InputError(f"{field}.operands", memory.operands, allowed)
         for operand in OPERANDS:
             if not self.holding("dram", operand):
                 allowed = f"a memory with role dram must hold {operand!r}"
                 raise InputError("memories", names, allowed)
-        for operand, sparsity in (("weight", self.sparsity.weight), ("input", self.sparsity.input)):
-            for name in sparsity.compressed_in:
-                if name not in names:
-                    field = f"sparsity.{operand}.compressed_in"
-                    raise InputError(field, name, f"use one of {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_formats(self) -> Accelerator:
+        for key, places in _PACKED_IN.items():
+            held = [self.holding(role, operand) for role, operand in places]
+            able = dict.fromkeys(memory.name for memory in held if memory)
+            for name in getattr(self.sparsity, key).compressed_in:
+                if name not in able:
+                    allowed = f"of memories where the format counts use {', '.join(able)}"
+                    raise InputError(f"sparsity.{key}.compressed_in", name, allowed)
         return self
 
     @model_validator(mode="after")
     def _check_dataflow(self) -> Accelerator:
         if self.array.dataflow == "row_stationary":
             for operand in OPERANDS:
-                files = self.holding("register_file", operand)
-                if not (files and files[0].words):
+                registers = self.holding("register_file", operand)
+                if not (registers and registers.words):
                     allowed = f"row_stationary needs a register file with 'words' for {operand!r}"
                     raise InputError("memories", None, allowed)
         return self
@@ -109,7 +126,7 @@ class Accelerator(Part):
                 raise InputError("memories", None, allowed)
         if self.array.whole_input_first:
             for operand in ("input", "weight"):
-                memory = self.holding("dram", operand)[0]
+                memory = self.dram(operand)
                 if not (memory.bytes_per_cycle or memory.read_bytes_per_cycle):
                     field = f"memories.{memory.name}.bytes_per_cycle"
                     raise InputError(field, None, "whole_input_first needs a bandwidth to wait for")
@@ -125,14 +142,21 @@ class Accelerator(Part):
             raise InputError("static", self.static.model_dump(), allowed)
         return self
 
-    def holding(self, role: str, operand: Operand) -> list[Memory]:
-        """The memories of a role that hold an operand, outwards."""
-        return [m for m in self.memories if m.role == role and operand in m.operands]
+    def holding(self, role: str, operand: Operand) -> Memory | None:
+        """The memory of a role that holds an operand."""
+        held = (m for m in self.memories if m.role == role and operand in m.operands)
+        return next(held, None)
+
+    def dram(self, operand: Operand) -> Memory:
+        """The memory with role ``dram`` that holds an operand."""
+        memory = self.holding("dram", operand)
+        assert memory is not None  # checked when the accelerator was made
+        return memory
 
     def register_words(self, operand: Operand) -> int:
         """Values of an operand that one element's partitioned register file holds; 1 without."""
-        files = self.holding("register_file", operand)
-        return files[0].words[operand] if files and files[0].words else 1
+        registers = self.holding("register_file", operand)
+        return registers.words[operand] if registers and registers.words else 1
 
     @property
     def buffer_bytes(self) -> int:

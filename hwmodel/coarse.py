@@ -155,9 +155,10 @@ def demand_of(shapes: Shapes, states: LayerStates, accelerator: Accelerator) -> 
     dense = {"weight": weight_bits, "input": read_bits, "output": output_bits}
 
     def held(role: str, operand: Operand) -> Array:
-        memories = {memory.name for memory in accelerator.holding(role, operand)}
+        memory = accelerator.holding(role, operand)
         format_of = zeros.weight if operand == "weight" else zeros.input
-        return (compressed if memories & set(format_of.compressed_in) else dense)[operand]
+        packs = memory is not None and memory.name in format_of.compressed_in
+        return (compressed if packs else dense)[operand]
 
     return Demand(
         in_channels=in_channels,

@@ -205,9 +205,9 @@ def _traffic_words(
     for role, moved in traffic.items():
         for operand in OPERANDS:
             bits = moved.of(operand)
-            memories = accelerator.holding(role, operand)
-            if memories and bits is not None:
-                words[memories[0].name, operand] = bits / memories[0].word_bits
+            memory = accelerator.holding(role, operand)
+            if memory and bits is not None:
+                words[memory.name, operand] = bits / memory.word_bits
     return words
 
 

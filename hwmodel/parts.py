@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 from typing import Literal
 
@@ -39,6 +40,13 @@ OPERANDS: tuple[Operand, ...] = ("weight", "input", "output")
 Operands = Annotated[tuple[Operand, ...], Field(strict=False, min_length=1)]
 
 
+def _check_once(key: str, names: Sequence[str]) -> None:
+    """Refuse a list that names something twice, which would count twice."""
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise InputError(f"{key}[{index}]", name, "name each once")
+
+
 class Part(BaseModel):
     """Strict: no unknown keys, no coercion of strings or booleans, no NaN or infinity."""
 
@@ -62,6 +70,7 @@ class Axis(Part):
 
     @model_validator(mode="after")
     def _check_fits(self) -> Axis:
+        _check_once("unroll", self.unroll)
         for loop, units in self.at_most.items():
             if loop not in self.unroll:
                 raise InputError(f"at_most.{loop}", units, "name a loop that 'unroll' has")
@@ -83,6 +92,7 @@ class Vector(Part):
 
     @model_validator(mode="after")
     def _check_adds(self) -> Vector:
+        _check_once("unroll", self.unroll)
         for loop in self.unroll:
             if loop not in REDUCTIONS:
                 raise InputError("unroll", loop, f"a vector adds up: use {', '.join(REDUCTIONS)}")
@@ -100,8 +110,9 @@ class Array(Part):
             keep a sum until it is finished.
         interconnect: ``broadcast`` delivers an operand to all elements that want it in one cycle;
             ``systolic`` passes it from neighbour to neighbour, which costs fill and drain.
-        axes: From slow to fast; none for a single element.
-        vector: Multipliers inside one element.
+        axes: From slow to fast; none for a single element. ``row_stationary`` and ``systolic``
+            arrays have two, rows and columns.
+        vector: Multipliers inside one element; just one in arrays of two such axes.
         positions_per_weight_load: Output positions that a weight in an element serves before it
             is replaced; null if all of them. Weight-stationary broadcast arrays only.
         cycles_per_step: Cycles from one set of operands to the next; more than 1 where a processor
@@ -136,21 +147,41 @@ class Array(Part):
         names = [axis.name for axis in self.axes]
         if len(set(names)) != len(names):
             raise InputError("axes", names, "names of axes must differ")
-        for loop in self._needed_loops():
-            if not self.axes_of(loop):
-                raise InputError("axes", names, f"{self.dataflow} needs an axis to unroll {loop}")
+        if needed := self._needed_loops():
+            self._check_two_axes(*needed)
         if self.passes and self.dataflow != "row_stationary":
             raise InputError("passes", True, "only row_stationary arrays run in passes")
         return self
 
-    def _needed_loops(self) -> tuple[Loop, ...]:
-        """Loops that the dataflow cannot do without an axis for."""
+    def _needed_loops(self) -> tuple[Loop, Loop] | None:
+        """The loops along the two axes of a dataflow that is made for such arrays."""
         if self.dataflow == "row_stationary":
             return ("kernel_height", "out_height")
         if self.interconnect == "systolic":
             down: Loop = "in_channels" if self.dataflow == "weight_stationary" else "out_width"
             return (down, "out_channels")
-        return ()
+        return None
+
+    def _check_two_axes(self, down: Loop, across: Loop) -> None:
+        """One axis for each of two loops, neither shared nor limited, and nothing else."""
+        kind = self.dataflow if self.dataflow == "row_stationary" else f"systolic {self.dataflow}"
+        allowed = f"{kind} needs one axis to unroll {down} and another to unroll {across}"
+        names = [axis.name for axis in self.axes]
+        for loop in (down, across):
+            if not self.axes_of(loop):
+                raise InputError("axes", names, f"{allowed}; none unrolls {loop}")
+            if len(self.axes_of(loop)) > 1:
+                raise InputError("axes", names, f"{allowed}; several unroll {loop}")
+        for index, axis in enumerate(self.axes):
+            if (down in axis.unroll) == (across in axis.unroll):  # both, or neither
+                allowed = f"{allowed}, and no axis for both or without either"
+                raise InputError(f"axes[{index}].unroll", axis.unroll, allowed)
+            if axis.at_most:
+                allowed = f"{kind} fills whole axes: leave it out, or make the axis smaller"
+                raise InputError(f"axes[{index}].at_most", axis.at_most, allowed)
+        if self.vector.size > 1:
+            allowed = f"an element of {kind} has one multiplier: use 1"
+            raise InputError("vector.size", self.vector.size, allowed)
 
     @property
     def elements(self) -> int:
@@ -169,12 +200,16 @@ class Array(Part):
         """The axes that a loop may be unrolled on."""
         return [axis for axis in self.axes if loop in axis.unroll]
 
-    def units(self, loop: Loop) -> int:
-        """Iterations of a loop side by side, on all axes and the vector that may hold it."""
-        units = self.vector.size if loop in self.vector.unroll else 1
+    def units_on_axes(self, loop: Loop) -> int:
+        """Iterations of a loop side by side on all axes that may hold it."""
+        units = 1
         for axis in self.axes_of(loop):
             units *= axis.at_most.get(loop, axis.size)
         return units
+
+    def units(self, loop: Loop) -> int:
+        """Iterations of a loop side by side, on all axes and the vector that may hold it."""
+        return self.units_on_axes(loop) * (self.vector.size if loop in self.vector.unroll else 1)
 
 
 class Mac(Part):
@@ -219,6 +254,7 @@ class Precision(Part):
 
     @model_validator(mode="after")
     def _check_style(self) -> Precision:
+        _check_once("serial", self.serial)
         for key in ("weight_bits", "activation_bits"):
             bits = getattr(self, key)
             if list(bits) != sorted(set(bits)):
@@ -271,6 +307,7 @@ class Memory(Part):
 
     @model_validator(mode="after")
     def _check_size(self) -> Memory:
+        _check_once("operands", self.operands)
         if self.words is not None and set(self.words) != set(self.operands):
             raise InputError("words", self.words, f"give one size for each of {self.operands}")
         if self.words is not None and self.capacity_bytes is not None:
@@ -319,7 +356,8 @@ class OperandSparsity(Part):
             them; ``bitmask`` one bit for each value; ``run_length`` their number before each
             value; ``n_m`` the place of N values in every M.
         run_bits: Bits of that number for ``run_length``.
-        compressed_in: Names of the memories that hold this format; it is unpacked elsewhere.
+        compressed_in: Names of the memories that hold this format, of the operand's buffer and
+            DRAM and the DRAM of outputs; it is unpacked elsewhere.
     """
 
     zeros: Literal["none", "gating", "skipping", "n_m"] = "none"

@@ -19,19 +19,27 @@ from hwmodel.errors import InputError
 
 Model = TypeVar("Model", bound=BaseModel)
 
+_STANDING_FOR_OTHERS = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")
+
 
 class _Loader(yaml.SafeLoader):
     """As the safe loader, but of a key that is there twice the last value does not silently win."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        # Before merge keys give way to what they stand for, which a key of one's own may override.
+        node = super().compose_mapping_node(anchor)
         seen: list[object] = []
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key_node, yaml.ScalarNode):  # the safe loader takes no other keys
+                continue
+            # "<<" and "=" are no values of their own.
+            stands_for_others = key_node.tag in _STANDING_FOR_OTHERS
+            key = key_node.value if stands_for_others else self.construct_object(key_node)
             if key in seen:
                 problem = f"{key!r} is there twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.append(key)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -44,7 +52,8 @@ def parse_yaml(text: str, source: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line if error.problem_mark else 0
-        content = (text.splitlines() or [""])[min(line, max(text.count("\n") - 1, 0))]
+        lines = text.splitlines() or [""]
+        content = lines[min(line, len(lines) - 1)]
         allowed = f"use valid YAML ({error.problem})"
         raise InputError(f"{source}, line {line + 1}", content.strip(), allowed) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -46,8 +46,10 @@ class CostReport:
             accelerator that only states ratios to one multiply-accumulate.
         layers: Layer names, in execution order.
         component_pj: Energy by component (see ``COMPONENTS``), (candidates, layers) each.
-        latency_cycles: Cycles, the larger of computing and DRAM transfer. (candidates, layers),
-            like all that follow.
+        latency_cycles: Cycles, the largest of three: computing, with the loads that it waits for
+            and the start-up; the transfers of each buffer and DRAM with a bandwidth; the vector
+            unit, which is added to computing where it does not overlap. The fine level adds
+            transfers that nothing hides. (candidates, layers), like all that follow.
         macs: Multiply-accumulates with the channels left.
         effective_macs: Those of them whose weight is not zero.
         bops: Bit operations, ``effective_macs * weight_bits * activation_bits``.

@@ -25,8 +25,8 @@ class UnitEnergies:
     """Energy of one bit, in the accelerator's unit.
 
     Attributes:
-        register, buffer, dram: (read, write) by operand, of the innermost memory of that role that
-            holds it; 0 where none does.
+        register, buffer, dram: (read, write) by operand, of the memory with that role that holds
+            it; 0 where none does.
         network: Of one bit delivered in the array.
     """
 
@@ -43,7 +43,7 @@ def unit_energies(accelerator: Accelerator) -> UnitEnergies:
         read = dict.fromkeys(OPERANDS, 0.0)
         write = dict.fromkeys(OPERANDS, 0.0)
         for operand in OPERANDS:
-            for memory in accelerator.holding(role, operand)[:1]:
+            if memory := accelerator.holding(role, operand):
                 read[operand] = memory.read_energy_per_word / memory.word_bits
                 write[operand] = memory.write_energy_per_word / memory.word_bits
         return read, write

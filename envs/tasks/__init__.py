@@ -8,8 +8,8 @@ from envs.tasks.task import Draw
 from envs.tasks.task import Metric
 from envs.tasks.task import Split
 from envs.tasks.task import Task
-from envs.tasks.task import cache_directory
 from envs.tasks.task import top1
+from hwmodel.files import cache_directory
 
 __all__ = [
     "Draw",

@@ -16,12 +16,12 @@ from envs.tasks.resnet import CifarResNet
 from envs.tasks.task import Split
 from envs.tasks.task import Task
 from envs.tasks.task import batches
-from envs.tasks.task import cache_directory
 from envs.tasks.task import calibration_rows
 from envs.tasks.task import summary
 from envs.tasks.weights import load_weights
 from envs.tasks.weights import read_weights
 from hwmodel.errors import InputError
+from hwmodel.files import cache_directory
 
 # Trained by Y. Idelbayev; the end of a file's name is the start of its SHA-256.
 CHECKPOINTS = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"

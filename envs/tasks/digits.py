@@ -17,11 +17,11 @@ from envs.files import write_whole
 from envs.tasks.task import Split
 from envs.tasks.task import Task
 from envs.tasks.task import batches
-from envs.tasks.task import cache_directory
 from envs.tasks.task import calibration_rows
 from envs.tasks.weights import load_weights
 from envs.tasks.weights import read_weights
 from hwmodel.errors import InputError
+from hwmodel.files import cache_directory
 
 RECIPE = 1
 """Version of the network and its training; raise it whenever either changes."""

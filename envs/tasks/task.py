@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -129,12 +128,6 @@ def calibration_rows(length: int, size: int, seed: int = 0) -> Tensor:
     if len(left) < len(first):
         return torch.randint(length, (len(first),), generator=generator)
     return left[torch.randperm(len(left), generator=generator)[: len(first)]]
-
-
-def cache_directory() -> Path:
-    """Where trained and downloaded files are kept: ``$JOULECUT_CACHE`` or ~/.cache/joulecut."""
-    configured = os.environ.get("JOULECUT_CACHE")
-    return Path(configured) if configured else Path.home() / ".cache" / "joulecut"
 
 
 def summary(error: Exception) -> str:

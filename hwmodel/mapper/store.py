@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from hwmodel.files import cache_directory
+from hwmodel.files import write_whole
 from hwmodel.mapper.mapping import Mapping
 
 MAPPER_VERSION = 5
@@ -38,13 +39,9 @@ class Store:
 
     def put(self, key: str, mapping: Mapping) -> None:
         """Keep a mapping."""
-        path = self._path(key)
+        path, content = self._path(key), json.dumps(_encoded(mapping))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(_encoded(mapping), file)
-            os.replace(name, path)
+            write_whole(path, lambda partial: partial.write_text(content, encoding="utf-8"))
         except OSError:
             return
 
@@ -68,9 +65,8 @@ class Store:
 
 
 def default_folder() -> Path:
-    """``$JOULECUT_CACHE/mappings``, or the same below ~/.cache/joulecut."""
-    configured = os.environ.get("JOULECUT_CACHE")
-    return (Path(configured) if configured else Path.home() / ".cache" / "joulecut") / "mappings"
+    """Folder of mappings in the cache directory."""
+    return cache_directory() / "mappings"
 
 
 def _encoded(mapping: Mapping) -> dict[str, object]:
@@ -79,15 +75,6 @@ def _encoded(mapping: Mapping) -> dict[str, object]:
     return data
 
 
-def _decoded(data: dict[str, object]) -> Mapping:
-    traffic = data["traffic_bits"]
-    assert isinstance(traffic, list)
-    nest = data["nest"]
-    assert isinstance(nest, list)
-    return Mapping(
-        **{
-            **data,
-            "nest": tuple(nest),
-            "traffic_bits": {(memory, operand): bits for memory, operand, bits in traffic},
-        }  # type: ignore[arg-type]
-    )
+def _decoded(data: dict[str, Any]) -> Mapping:
+    traffic = {(memory, operand): bits for memory, operand, bits in data["traffic_bits"]}
+    return Mapping(**{**data, "nest": tuple(data["nest"]), "traffic_bits": traffic})

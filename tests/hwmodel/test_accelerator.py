@@ -7,10 +7,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hwmodel_layers import conv
+from hwmodel_layers import network
+from hwmodel_layers import with_values
 
 from hwmodel import InputError
+from hwmodel import LayerStates
+from hwmodel import cost
 from hwmodel import load_accelerator
 from hwmodel import preset_names
+from hwmodel.plain_data import parse_yaml
 
 
 def preset_data(name: str = "eyeriss-like") -> dict:
@@ -141,6 +147,133 @@ def test_a_wrong_value_is_named_by_its_path(path: str, value: object, tmp_path: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("array.axes[1].unroll", ["out_height", "out_channels", "out_height"]),
+        ("array.vector.unroll", ["in_channels", "kernel_width", "in_channels"]),
+        ("precision.serial", ["weight", "input", "weight"]),
+        ("memories[2].operands", ["weight", "output", "weight", "input"]),
+    ],
+)
+def test_a_list_names_nothing_twice(path: str, names: list[str], tmp_path: Path) -> None:
+    data = preset_data()
+    part, key = part_of(data, path)
+    part[key] = names
+    with pytest.raises(InputError) as caught:
+        load_accelerator(save(tmp_path, data))
+    assert caught.value.field == f"{path}[2]"
+    assert caught.value.value == names[2]
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_second_memory_of_a_role_for_one_operand_is_refused(index: int, tmp_path: Path) -> None:
+    # The array would read one of them and be tiled for the other, and one would be free.
+    data = preset_data()
+    second = data["memories"][index] | {"name": "second", "operands": ["input"]}
+    if second["words"]:
+        second["words"] = {"input": 12}
+    data["memories"].insert(index + 1, second)
+    with pytest.raises(InputError) as caught:
+        load_accelerator(save(tmp_path, data))
+    assert caught.value.field == f"memories[{index + 1}].operands"
+    assert f"one {second['role']} for each operand" in str(caught.value)
+
+
+LAYER = network(conv(16, 16, 14))
+DENSITIES = ("weight_density", "activation_density", "output_density")
+
+
+def packed(operand: str, memory: str, folder: Path) -> Path:
+    """An accelerator with a buffer for each operand and a DRAM of outputs, one format in one."""
+    data = preset_data("bitfusion-like")
+    dram = data["memories"][-1]
+    data["memories"].append(dram | {"name": "results", "operands": ["output"]})
+    dram["operands"] = ["weight", "input"]
+    data["sparsity"] = {operand: {"format": "bitmask", "compressed_in": [memory]}}
+    return save(folder, data)
+
+
+@pytest.mark.parametrize(
+    ("operand", "memory"),
+    [
+        ("weight", "weight_buffer"),
+        ("weight", "dram"),
+        ("input", "input_buffer"),
+        ("input", "dram"),
+        ("input", "results"),
+    ],
+)
+def test_zeros_packed_anywhere_save_energy(operand: str, memory: str, tmp_path: Path) -> None:
+    sparse = with_values(LayerStates.dense(LAYER, 8), **dict.fromkeys(DENSITIES, 0.25))
+    packs = load_accelerator(packed(operand, memory, tmp_path))
+    plain = load_accelerator("bitfusion-like")
+    assert cost(LAYER, sparse, packs).energy_pj < cost(LAYER, sparse, plain).energy_pj
+
+
+@pytest.mark.parametrize(
+    ("operand", "memory", "allowed"),
+    [
+        ("weight", "disk", "weight_buffer, dram"),
+        ("weight", "weight_registers", "weight_buffer, dram"),
+        ("weight", "input_buffer", "weight_buffer, dram"),
+        ("input", "weight_buffer", "input_buffer, dram, results"),
+        ("input", "output_buffer", "input_buffer, dram, results"),  # which holds partial sums
+    ],
+)
+def test_zeros_packed_where_it_saves_nothing_are_refused(
+    operand: str, memory: str, allowed: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=rf"use {allowed} \(in ") as caught:
+        load_accelerator(packed(operand, memory, tmp_path))
+    assert caught.value.field == f"sparsity.{operand}.compressed_in"
+
+
+def axis(name: str, *loops: str, **options: object) -> dict:
+    return {"name": name, "size": 16, "unroll": list(loops), **options}
+
+
+def output_stationary(*axes: dict) -> dict:
+    return {"dataflow": "output_stationary", "interconnect": "systolic", "axes": list(axes)}
+
+
+ROWS, COLUMNS = axis("rows", "kernel_height", "in_channels"), axis("columns", "out_height")
+DOWN, ACROSS = axis("down", "in_channels", "kernel_width"), axis("across", "out_channels")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "field"),
+    [
+        ("eyeriss-like", {"axes": [axis("all", "kernel_height", "out_height")]}, "axes[0].unroll"),
+        ("eyeriss-like", {"axes": [ROWS]}, "axes"),
+        ("eyeriss-like", {"axes": [ROWS, COLUMNS, COLUMNS | {"name": "more"}]}, "axes"),
+        ("eyeriss-like", {"axes": [ROWS, COLUMNS, axis("more", "groups")]}, "axes[2].unroll"),
+        ("eyeriss-like", {"axes": [ROWS | {"at_most": {"kernel_height": 3}}, COLUMNS]},
+         "axes[0].at_most"),
+        ("eyeriss-like", {"vector": {"size": 4, "unroll": ["in_channels"]}}, "vector.size"),
+        ("systolic-16x16", {"axes": [axis("all", "in_channels", "out_channels")]},
+         "axes[0].unroll"),
+        ("systolic-16x16", {"axes": [DOWN, ACROSS, axis("more", "batch")]}, "axes[2].unroll"),
+        ("systolic-16x16", {"axes": [DOWN | {"at_most": {"kernel_width": 1}}, ACROSS]},
+         "axes[0].at_most"),
+        ("systolic-16x16", {"vector": {"size": 4, "unroll": ["kernel_width"]}}, "vector.size"),
+        ("systolic-16x16", output_stationary(DOWN, ACROSS), "axes"),
+        ("systolic-16x16", output_stationary(axis("all", "out_width", "out_channels")),
+         "axes[0].unroll"),
+    ],
+)  # fmt: skip
+def test_rows_and_columns_have_a_loop_each_and_nothing_beside_them(
+    name: str, values: dict, field: str, tmp_path: Path
+) -> None:
+    # Whatever else such an array had would be idle, or counted twice, in its closed form.
+    data = preset_data(name)
+    data["array"] |= values
+    with pytest.raises(InputError) as caught:
+        load_accelerator(save(tmp_path, data))
+    assert caught.value.field == f"array.{field}"
+    assert "\n" not in str(caught.value)
+
+
 def test_milliwatts_are_refused_where_energies_are_relative(tmp_path: Path) -> None:
     data = preset_data() | {"energy_unit": "MAC", "static": {"leakage_mw": 1.0}}
     with pytest.raises(InputError, match=r"static: .*energy_unit pJ"):
@@ -167,6 +300,35 @@ def test_what_is_no_mapping_in_yaml_is_refused(text: str, tmp_path: Path) -> Non
     path.write_text(text)
     with pytest.raises(InputError, match=r"mine\.yaml"):
         load_accelerator(path)
+
+
+MERGED_BUFFERS = """\
+first: &first {role: buffer, word_bits: 16}
+deeper:
+  second: {of: &second {<<: *first, word_bits: 32}}
+  third: {<<: [*second, *first], word_bits: 64, name: third}
+"""
+
+
+def test_yaml_merges_as_the_safe_loader_does() -> None:
+    merged = parse_yaml(MERGED_BUFFERS, "mine.yaml")
+    assert merged == yaml.safe_load(MERGED_BUFFERS)
+    assert merged["deeper"]["third"] == {"role": "buffer", "word_bits": 64, "name": "third"}
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("a: 1\na: 2", "line 2: 'a: 2'", "'a'"),
+        ("a: &a {x: 1}\nb: {<<: *a, y: 1, y: 2}\n", "line 2: 'b: {<<: *a, y: 1, y: 2}'", "'y'"),
+        ("a: &a {x: 1}\nb:\n  <<: *a\n  <<: *a\n", "line 4: '<<: *a'", "'<<'"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(text: str, line: str, key: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_yaml(text, "mine.yaml")
+    assert str(caught.value).startswith(f"mine.yaml, {line} is not allowed")
+    assert f"{key} is there twice" in str(caught.value)
 
 
 def test_unreadable_sources_are_refused(tmp_path: Path) -> None:

@@ -77,6 +77,68 @@ def test_fused_multipliers_are_as_fast_as_at_the_mid_level(bits: int) -> None:
     assert levels[1].utilization == pytest.approx(levels[0].utilization)
 
 
+def on_axis(loop: str) -> dict[str, object]:
+    return {"name": loop, "size": 8, "unroll": [loop]}
+
+
+@pytest.mark.parametrize(
+    "vector",
+    [
+        dict(size=9, unroll=["kernel_height", "kernel_width"]),
+        dict(size=2, unroll=["kernel_height", "kernel_width"]),
+        dict(size=3, unroll=["kernel_width"]),
+        dict(size=3, unroll=["kernel_height"]),
+        dict(size=8, unroll=["in_channels", "kernel_width"]),
+        dict(size=6, unroll=["in_channels", "kernel_height"]),
+        dict(size=16, unroll=["in_channels", "kernel_height", "kernel_width"]),
+    ],
+    ids=lambda vector: f"{vector['size']} {' '.join(vector['unroll'])}",
+)
+@pytest.mark.parametrize("axes", [["out_channels"], ["in_channels", "out_channels"]], ids=len)
+def test_a_vector_takes_of_the_kernel_what_the_mapper_lays_on_it(
+    vector: dict[str, object], axes: list[str]
+) -> None:
+    data = load_accelerator("nvdla-small").model_dump()
+    loops = [on_axis(loop) for loop in axes]
+    data["array"] = dict(dataflow="weight_stationary", axes=loops, vector=vector)
+    data["memories"][0]["words"] = {"weight": 16, "input": 16, "output": 16}
+    accelerator = Accelerator.model_validate(data)
+    layers = network(*(LAYERS[index] for index in (0, 1, 5, 7)))
+    states = LayerStates.dense(layers, 8)
+    mid = cost(layers, states, accelerator)
+    fine = cost(layers, states, accelerator, "fine", "latency")
+    np.testing.assert_allclose(mid.utilization, fine.utilization)
+
+
+@pytest.mark.parametrize(
+    "at_most", [{}, {"out_height": 4}, {"out_height": 4, "out_width": 4}], ids=str
+)
+def test_an_axis_of_positions_takes_as_many_as_it_may(at_most: dict[str, int]) -> None:
+    data = load_accelerator("nvdla-small").model_dump()
+    cells = {"name": "cells", "size": 64, "unroll": ["out_height", "out_width"]}
+    data["array"] = dict(dataflow="output_stationary", axes=[cells | {"at_most": at_most}])
+    accelerator = Accelerator.model_validate(data)
+    layers = network(LayerShape("wide", 4, 6, 16, 16, 9, 16, 3, 3, padding=(1, 1)))
+    states = LayerStates.dense(layers, 8)
+    mid = cost(layers, states, accelerator)
+    fine = cost(layers, states, accelerator, "fine", "latency")
+    np.testing.assert_allclose(mid.utilization, fine.utilization)
+
+
+@pytest.mark.parametrize("of_kernel", [[], ["kernel_height"], ["kernel_width"]], ids=str)
+def test_systolic_rows_take_of_the_kernel_what_the_mapper_lays_on_them(
+    of_kernel: list[str],
+) -> None:
+    data = load_accelerator("systolic-16x16").model_dump()
+    data["array"]["axes"][0]["unroll"] = ["in_channels", *of_kernel]
+    accelerator = Accelerator.model_validate(data)
+    layers = network(LAYERS[0], LAYERS[5], LAYERS[7])
+    states = LayerStates.dense(layers, 8)
+    mid = cost(layers, states, accelerator)
+    fine = cost(layers, states, accelerator, "fine", "latency")
+    np.testing.assert_allclose(mid.utilization, fine.utilization)
+
+
 @pytest.mark.parametrize(
     "name", ["eyeriss-like", "nvdla-small", "systolic-16x16", "bitfusion-like"]
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -248,12 +250,33 @@ def test_a_folder_of_mappings_is_shared_and_survives_garbage(
         list(pool.map(lambda _: store.put("ab12", mapping), range(32)))
     assert Store(tmp_path).get("ab12") == mapping
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["ab12.json"]
-    (tmp_path / "ab" / "ab12.json").write_text("{", encoding="utf-8")
-    assert store.get("ab12") is None
+    for garbage in (
+        "{",
+        "[]",
+        '{"traffic_bits": 1, "nest": []}',
+        '{"traffic_bits": [], "nest": 1}',
+    ):
+        (tmp_path / "ab" / "ab12.json").write_text(garbage, encoding="utf-8")
+        assert store.get("ab12") is None
     assert store.get("missing") is None
     monkeypatch.setenv("JOULECUT_CACHE", str(tmp_path / "file"))
     (tmp_path / "file").write_text("no folder", encoding="utf-8")
     assert solve(problem(1, 4, 4, 4, 4, 1, 1), "native") == mapping
+
+
+def test_stored_mappings_are_for_all_users_whom_the_umask_lets_read(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        Store(tmp_path).put("ab12", find(problem(1, 2, 2, 2, 2, 1, 1), "native"))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "ab" / "ab12.json").stat().st_mode) == 0o644
+
+
+def test_what_cannot_be_stored_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "ab" / "ab12.json").mkdir(parents=True)
+    Store(tmp_path).put("ab12", find(problem(1, 2, 2, 2, 2, 1, 1), "native"))
+    assert [path.name for path in (tmp_path / "ab").iterdir()] == ["ab12.json"]
 
 
 def test_a_known_mapping_is_read_from_the_folder(
