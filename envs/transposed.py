@@ -127,7 +127,9 @@ def _replace(
             constants = map(of_phases, norm.args[1:5])
             written = graph.call_function(norm.target, (written, *constants, *norm.args[5:]))  # type: ignore[arg-type]
         written = _interleaved(graph, written, axes, trained.shape[1] * groups)
-    (norm or node).replace_all_uses_with(written)
+    last = norm or node
+    written.meta["val"] = last.meta["val"]  # the next transposed convolution asks for its sizes
+    last.replace_all_uses_with(written)
     for old in (norm, node):
         if old is not None:
             graph.erase_node(old)

@@ -58,6 +58,17 @@ def test_one_dimension_and_a_batch_norm_behind() -> None:
         )
 
 
+@pytest.mark.parametrize("between", [[], [nn.BatchNorm2d(8)], [nn.BatchNorm2d(8), nn.ReLU()]], ids=len)
+def test_transposed_convolutions_in_a_row(between: list[nn.Module]) -> None:
+    first, second = nn.ConvTranspose2d(3, 8, 2, stride=2), nn.ConvTranspose2d(8, 4, 3, padding=1)
+    network = randomize(nn.Sequential(first, *between, second, nn.ConvTranspose2d(4, 2, 4, 2)))
+    inputs = torch.randn(2, 3, 5, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            trace(network, inputs, "decoder").graph_module(inputs), network(inputs)
+        )
+
+
 def test_what_is_priced_is_what_an_accelerator_multiplies() -> None:
     shape = trace(upsampler(**KERNEL_2), torch.randn(2, 3, 9, 7), "upsampler").workload.layers[1]
     assert (shape.out_channels, shape.kernel_height, shape.kernel_width) == (32, 1, 1)
