@@ -24,6 +24,7 @@ from envs.channels import LabelInterpreter
 from envs.channels import group_count
 from envs.parameters import attribute
 from envs.parameters import batch_norm_behind
+from envs.parameters import require_own_parameters
 from envs.stored_maps import StoredMap
 from envs.stored_maps import follow_maps
 from envs.transposed import replace_transposed_convolutions
@@ -336,21 +337,9 @@ def _refuse_unpriced(graph_module: fx.GraphModule, name: str) -> None:
 
 
 def _layer_nodes(graph_module: fx.GraphModule, name: str) -> list[fx.Node]:
-    nodes: list[fx.Node] = []
-    seen: set[str] = set()
-    for node in graph_module.graph.nodes:
-        if node.target not in LAYER_OPS:
-            continue
-        weight = node.args[1]
-        if weight.op != "get_attr":
-            raise InputError(f"network {name}", node.name, "its weights must be a parameter")
-        bias = node.args[2] if len(node.args) > 2 else None
-        if isinstance(bias, fx.Node) and bias.op != "get_attr":
-            raise InputError(f"network {name}", node.name, "its bias must be a parameter")
-        if weight.target in seen:
-            raise InputError(f"network {name}", weight.target, "a layer may be called only once")
-        seen.add(weight.target)
-        nodes.append(node)
+    nodes = [node for node in graph_module.graph.nodes if node.target in LAYER_OPS]
+    for node in nodes:
+        require_own_parameters(graph_module, node, name)
     if not nodes:
         raise InputError("network", name, f"it needs one layer at least: {_LAYERS}")
     return nodes

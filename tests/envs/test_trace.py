@@ -193,6 +193,15 @@ class _Shared(nn.Module):
         return self.layer(self.layer(x))
 
 
+class _ReadElsewhere(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.layer.weight
+
+
 class _Product(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -225,7 +234,12 @@ class _NamedOutput(nn.Module):
     [
         (_Volumes(), (1, 3, 8, 8, 8), "conv_transpose3d (up.weight)"),
         (_DataDependent(), (1, 4), "torch.export cannot trace it"),
-        (_Shared(), (1, 4), "layer.weight"),
+        (_Shared(), (1, 4), "'layer.weight' is not allowed; its weights may be used only once"),
+        (
+            _ReadElsewhere(),
+            (1, 4),
+            "'layer.weight' is not allowed; its weights may be used only once",
+        ),
         (_Product(), (1, 4), "matmul (factor)"),
         (_TwoOutputs(), (1, 4), "one tensor"),
         (_NamedOutput(), (1, 4), "'dict' is not allowed; its forward must return one tensor"),

@@ -58,7 +58,9 @@ def test_one_dimension_and_a_batch_norm_behind() -> None:
         )
 
 
-@pytest.mark.parametrize("between", [[], [nn.BatchNorm2d(8)], [nn.BatchNorm2d(8), nn.ReLU()]], ids=len)
+@pytest.mark.parametrize(
+    "between", [[], [nn.BatchNorm2d(8)], [nn.BatchNorm2d(8), nn.ReLU()]], ids=len
+)
 def test_transposed_convolutions_in_a_row(between: list[nn.Module]) -> None:
     first, second = nn.ConvTranspose2d(3, 8, 2, stride=2), nn.ConvTranspose2d(8, 4, 3, padding=1)
     network = randomize(nn.Sequential(first, *between, second, nn.ConvTranspose2d(4, 2, 4, 2)))
@@ -98,7 +100,7 @@ class Tied(nn.Module):
 
 @pytest.mark.parametrize("twice", [True, False])
 def test_weights_that_something_else_reads_are_refused(twice: bool) -> None:
-    with pytest.raises(InputError, match="may be called only once"):
+    with pytest.raises(InputError, match="its weights may be used only once"):
         trace(Tied(twice).eval(), torch.randn(2, 3, 8, 8), "tied")
 
 
