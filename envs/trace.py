@@ -388,6 +388,7 @@ def _layer_shape(name: str, node: fx.Node) -> LayerShape:
         padding=padding,
         dilation=dilation,
         groups=groups,
+        batch=max(1, written[0] // EXAMPLE_BATCH),  # frames or views merged into the batch
     )
 
 

@@ -243,6 +243,19 @@ class Decoder(nn.Module):
         return self.head(self.fine(F.pixel_shuffle(x, 2)).mean((2, 3)))
 
 
+class Views(nn.Module):
+    """Two crops of every image, merged into the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last, self.head = conv(3, 8), conv(8, 6, stride=2), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        crops = torch.stack([x[..., :8, :8], x[..., 8:, 8:]], dim=1)
+        x = self.last(self.stem(crops.flatten(0, 1))).mean((2, 3))
+        return self.head(x.view(-1, 2, x.shape[1]).mean(1))
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(
         nn.Flatten(), nn.Linear(3 * 16 * 16, 20), nn.ReLU(), nn.Linear(20, 12), nn.Tanh(),
@@ -265,6 +278,7 @@ NETWORKS = {
     "in_place": InPlace,
     "gated": Gated,
     "decoder": Decoder,
+    "views": Views,
     "mlp": mlp,
 }
 """Constructors by name; all take (batch, 3, 16, 16) and return (batch, 5)."""

@@ -40,6 +40,13 @@ def test_shapes_macs_and_feeds_of_a_residual_network() -> None:
     assert result.workload.feeds == ((), (0,), (0, 1), (0, 1, 2))
 
 
+def test_images_merged_into_the_batch_are_all_counted() -> None:
+    network = nn.Sequential(nn.Flatten(0, 1), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 3)).eval()
+    first, second = trace(network, torch.randn(2, 6, 3, 8, 8), "video").workload.layers
+    assert (first.batch, second.batch) == (6, 6)
+    assert first.macs == 6 * 7_776
+
+
 def test_channels_of_a_padded_shortcut_are_coupled_where_they_meet() -> None:
     _, result = traced("padded_residual")
     units = result.units
