@@ -278,6 +278,41 @@ class Pooled(nn.Module):
         return self.last(total.mean((2, 3)))
 
 
+@pytest.mark.parametrize(
+    ("between", "priced"),
+    [
+        (nn.AvgPool2d(3, 1, 1), {"pool": 36 * 9}),
+        (nn.AvgPool2d(2), {"pool": 36}),
+        (nn.SELU(), {"activation": 36}),
+        (nn.LogSigmoid(), {"activation": 36}),
+        (
+            nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)),
+            {"activation": 36, "multiply": 36, "add": 36},
+        ),
+        (nn.GroupNorm(2, 4), {"multiply": 72, "add": 72}),
+        (nn.LayerNorm(6), {"multiply": 72, "add": 72}),
+        (nn.InstanceNorm2d(4, affine=True), {"multiply": 72, "add": 72}),
+        (nn.Upsample(scale_factor=2), {}),
+        (
+            nn.Upsample(scale_factor=2, mode="bilinear"),
+            {"multiply": 4 * 36 * 4, "add": 4 * 36 * 3},
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_done_to_the_values_of_a_map_is_priced(
+    between: nn.Module, priced: dict[str, int]
+) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), between, nn.Conv2d(4, 5, 2)).eval()
+    workload = trace(network, torch.zeros(1, 3, 8, 8), "between").workload
+    found = {
+        each.kind: each.operations
+        for each in workload.operations
+        if each.layer == 0 and each.kind != "requantize"
+    }
+    assert found == priced
+
+
 def test_operations_between_layers_run_behind_the_last_one_they_depend_on() -> None:
     workload = trace(Pooled().eval(), torch.zeros(1, 3, 8, 8), "pooled").workload
     seen = [(each.kind, each.layer, each.operations, each.reads) for each in workload.operations]
