@@ -148,6 +148,7 @@ def trace(network: nn.Module, example: Tensor, name: str) -> TracedNetwork:
         tuple(between.operations),
         tuple(between.sources),
         flow.asked_by,
+        tuple(between.values_read),
     )
     units = channel_units(interpreter, graph_module, [layer.node for layer in layers])
     same_input = _first_readers(nodes, layers)

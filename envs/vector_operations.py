@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field
 from typing import Any
@@ -47,6 +48,9 @@ _OPERATIONS: dict[str, tuple[VectorKind, ...]] = {
 }
 """What is priced for each value, by names in ATen; views and the like cost nothing."""
 
+_INPUT = -1
+"""In place of a layer's number: the network's input."""
+
 _POOLS_OF_WINDOWS = ("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d")
 
 
@@ -57,10 +61,12 @@ class BetweenLayers:
     Attributes:
         operations: See ``hwmodel.Workload``.
         sources: For every layer, the layers whose maps it reads itself.
+        values_read: For every layer, how many values it reads of each of these maps.
     """
 
     operations: list[VectorOperation] = field(default_factory=list)
     sources: list[tuple[int, ...]] = field(default_factory=list)
+    values_read: list[tuple[float, ...]] = field(default_factory=list)
 
 
 def between_layers(graph: fx.Graph, layers: list[fx.Node], batch: int) -> BetweenLayers:
@@ -76,27 +82,45 @@ def between_layers(graph: fx.Graph, layers: list[fx.Node], batch: int) -> Betwee
     """
     index = {node: position for position, node in enumerate(layers)}
     found = BetweenLayers()
-    writers: dict[fx.Node, frozenset[int]] = {}  # layers whose maps hold a node's values
+    # Layers whose maps hold a node's values, and how many of these come of each.
+    writers: dict[fx.Node, Mapping[int, float]] = {}
     for node in graph.nodes:
-        operands = [item for item in node.all_input_nodes if writers.get(item)]
-        held = frozenset[int]().union(*(writers[item] for item in operands))
-        if node in index:
-            found.sources.append(tuple(sorted(held)))
-            held = frozenset([index[node]])
+        operands = [writers[item] for item in node.all_input_nodes if writers[item]]
+        if node.op == "placeholder":
+            held = {_INPUT: math.prod(node.meta["shape"])}
+        elif node in index:
+            read = writers[node.all_input_nodes[0]]
+            sources = tuple(sorted(read.keys() - {_INPUT}))
+            found.sources.append(sources)
+            found.values_read.append(tuple(read[source] / batch for source in sources))
+            held = {index[node]: math.prod(node.meta["shape"])}
             values = math.prod(node.meta["shape"]) / batch
             _append(found, layers, "requantize", index[node], values, ())
         else:
+            held = _held(node, operands)
             kinds = Counter(_OPERATIONS.get(operation_name(node), ()))
-            if kinds and held:
-                last = max(held)
-                others = tuple(sorted({max(writers[item]) for item in operands} - {last}))
+            last = max(held, default=_INPUT)
+            if kinds and last != _INPUT:
+                maps = {max(operand) for operand in operands}
+                others = tuple(sorted(maps - {last, _INPUT}))
                 for number, (kind, times) in enumerate(kinds.items()):
                     values = times * _values(node, kind, batch)
                     _append(found, layers, kind, last, values, () if number else others)
-                if others:  # one map takes the place of its operands
-                    held = frozenset([last])
+                if len(maps) > 1:  # one map takes the place of its operands
+                    held = {last: math.prod(node.meta["shape"])}
         writers[node] = held
     return found
+
+
+def _held(node: fx.Node, operands: list[Mapping[int, float]]) -> dict[int, float]:
+    """How many of a node's values come of each layer: of all, the same part as of its operands."""
+    held: dict[int, float] = {}
+    for operand in operands:
+        for writer, values in operand.items():
+            held[writer] = held.get(writer, 0) + values
+    shape, read = node.meta["shape"], sum(held.values())
+    written = read if shape is None else math.prod(shape)  # several tensors are taken out later
+    return {writer: values * written / read for writer, values in held.items() if written}
 
 
 def _append(

@@ -278,6 +278,45 @@ class Pooled(nn.Module):
         return self.last(total.mean((2, 3)))
 
 
+class Merged(nn.Module):
+    """A map and another one of half its size, made as large, that one layer reads together."""
+
+    def __init__(self, up: nn.Module) -> None:
+        super().__init__()
+        self.skip, self.down, self.up = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 2, 2), up
+        self.merge, self.last = nn.Conv2d(16, 4, 1), nn.Conv2d(7, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        merged = self.merge(torch.cat([self.skip(x), self.up(self.down(x)).relu()], 1))
+        return self.last(torch.cat([x, merged], 1))
+
+
+@pytest.mark.parametrize(
+    "up",
+    [
+        nn.ConvTranspose2d(8, 8, 2, 2),
+        nn.ConvTranspose2d(8, 8, 3, 2, 1, 1),
+        nn.Sequential(nn.Conv2d(8, 32, 1), nn.PixelShuffle(2)),
+        nn.Upsample(scale_factor=2),
+    ],
+)
+def test_layers_read_maps_by_their_values(up: nn.Module) -> None:
+    workload = trace(Merged(up).eval(), torch.zeros(1, 3, 8, 8), "merged").workload
+    writers, values = workload.sources[-2], workload.values_read[-2]
+    assert writers == ((0, 2) if list(up.parameters()) else (0, 1))
+    assert values == (8 * 64, 8 * 64)
+    assert workload.values_read[-1] == (4 * 64,)  # the network's input has no writer
+
+
+def test_what_is_pooled_or_split_is_read_for_less() -> None:
+    def between(x: Tensor) -> Tensor:
+        left, _ = x.chunk(2, 1)
+        return torch.cat([nn.functional.max_pool2d(left, 2), left[..., :3, :3]], 1)
+
+    workload = trace(Between(between).eval(), torch.zeros(1, 3, 8, 8), "parts").workload
+    assert workload.values_read == ((), (36.0,))
+
+
 @pytest.mark.parametrize(
     ("between", "priced"),
     [
