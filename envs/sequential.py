@@ -24,6 +24,7 @@ from envs.quantization import power_of_two_near
 from envs.quantization import quantize_activation
 from envs.quantization import round_map
 from envs.quantizer import Quantizer
+from envs.reconstruction import reconstruct_masked
 from envs.statistics import outputs_at
 from envs.statistics import patches_at
 from envs.statistics import sample_positions
@@ -361,6 +362,8 @@ def _alignment_images(network: TracedNetwork, batches: Sequence[Tensor]) -> Tens
 def _fit(layer: TracedLayer, dense: DenseSample, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Weights that give the dense outputs from other inputs, and the covariance of those inputs.
 
+    Weights that are 0 stay 0.
+
     Returns:
         Shapes (groups, rows, columns) and (groups, columns, columns), on the CPU.
     """
@@ -378,4 +381,8 @@ def _fit(layer: TracedLayer, dense: DenseSample, inputs: Tensor) -> tuple[Tensor
     ridge = torch.where(power > 0, DAMPING * power, 1.0)
     matrix = covariance.double() + ridge * torch.eye(covariance.shape[-1], dtype=torch.float64)
     reads = shared + ridge * layer.rows
-    return torch.linalg.solve(matrix, reads.double().mT).mT.float(), covariance
+    weight = torch.linalg.solve(matrix, reads.double().mT).mT.float()
+    filled = layer.rows != 0
+    if not bool(filled.all()):
+        weight = reconstruct_masked(weight, covariance, filled[None])[0]
+    return weight, covariance
