@@ -24,7 +24,7 @@ class LayerShape:
         stride: (vertical, horizontal).
         padding: (vertical, horizontal), on either side.
         dilation: (vertical, horizontal).
-        groups: Groups; ``groups == in_channels == out_channels`` is depthwise.
+        groups: Groups; ``groups == in_channels`` is depthwise.
     """
 
     name: str
@@ -81,7 +81,7 @@ class LayerShape:
 
     @property
     def is_depthwise(self) -> bool:
-        return self.groups > 1 and self.groups == self.in_channels == self.out_channels
+        return self.groups > 1 and self.groups == self.in_channels
 
 
 VectorKind = Literal["add", "multiply", "pool", "activation", "requantize"]

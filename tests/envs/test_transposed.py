@@ -85,6 +85,22 @@ def test_all_phases_of_a_channel_are_removed_together() -> None:
     assert torch.equal(units.in_units[2], units.out_units[1][::4])
 
 
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_channels_of_a_depthwise_one_are_removed_with_what_feeds_it(multiplier: int) -> None:
+    up = nn.ConvTranspose2d(4, 4 * multiplier, 4, 2, 1, groups=4)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), up, nn.Conv2d(4 * multiplier, 2, 1)).eval()
+    traced = trace(network, torch.randn(2, 3, 9, 7), "upsampler")
+    assert traced.workload.layers[1].is_depthwise
+    units = traced.units
+    if multiplier > 1:  # a group of several filters stays whole
+        assert units.group == (-1, -1, -1)
+        return
+    assert units.group == (0, 0, -1)
+    assert torch.equal(units.out_units[1], units.out_units[0].repeat_interleave(4))
+    assert torch.equal(units.in_units[1], units.out_units[0])
+    assert torch.equal(units.in_units[2], units.out_units[0])
+
+
 class Tied(nn.Module):
     """A decoder that reads its encoder's weights, or the same ones twice."""
 
