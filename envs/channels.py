@@ -199,9 +199,9 @@ class LabelInterpreter:
             ids = self.channels.fresh(in_channels)
             self.channels.freeze(ids)
         self.layer_inputs[node.name] = ids
-        if groups == in_channels == out_channels and groups > 1:
-            return Labels(axis, ids)
         phases = node.meta.get("phases", 1)  # of a transposed convolution: they are one channel
+        if groups == in_channels == out_channels // phases and groups > 1:  # depthwise
+            return Labels(axis, ids.repeat_interleave(phases))
         outputs = self.channels.fresh(out_channels // phases).repeat_interleave(phases)
         if groups > 1:  # every group must keep as many channels as the others: none is removed
             self.channels.freeze(ids)

@@ -25,6 +25,7 @@ from envs.least_squares import DAMPED_ALREADY
 from envs.least_squares import DAMPING
 from envs.least_squares import LeastSquares
 from envs.least_squares import eliminate
+from envs.least_squares import eliminate_zeros
 from envs.least_squares import inverse_factor
 from envs.least_squares import least_squares
 from envs.least_squares import removed_mask
@@ -62,7 +63,8 @@ def prune_exactly(
     problem = least_squares(weight, second_moment, removed, damping)
     candidates = ~removed[:, None].expand_as(weight)
     if not any(sparsities):
-        return problem.target.expand(len(sparsities), -1, -1, -1).clone()
+        best = problem.target if bool(problem.filled.all()) else problem.optimum(candidates)
+        return best.expand(len(sparsities), -1, -1, -1).clone()
     places = _places(problem, candidates, pattern)
     keep = [candidates & pattern.keep(places, candidates, 1 - goal) for goal in sparsities]
     return torch.stack([problem.optimum(mask) for mask in keep])
@@ -99,7 +101,11 @@ def _places(problem: LeastSquares, candidates: Tensor, pattern: Pattern) -> Tens
     inverse = factor.mT @ factor
     for part in row_parts(groups, rows, _UPDATED_BYTES * columns**2, pattern.rows):
         greatest[:, part], step[:, part] = _trace(
-            problem.target[:, part], inverse, candidates[:, part], pattern
+            problem.target[:, part],
+            inverse,
+            candidates[:, part],
+            problem.filled[:, part],
+            pattern,
         )
     order = step.flatten().argsort(stable=True)
     order = order[greatest.flatten()[order].argsort(stable=True)]
@@ -109,7 +115,7 @@ def _places(problem: LeastSquares, candidates: Tensor, pattern: Pattern) -> Tens
 
 
 def _trace(
-    target: Tensor, inverse: Tensor, candidates: Tensor, pattern: Pattern
+    target: Tensor, inverse: Tensor, candidates: Tensor, filled: Tensor, pattern: Pattern
 ) -> tuple[Tensor, Tensor]:
     """Remove all that may go of some rows, the least loss of every row first.
 
@@ -117,6 +123,7 @@ def _trace(
         target: Shape (groups, rows, columns).
         inverse: Of the matrix of all columns, (groups, columns, columns).
         candidates: Shape of ``target``, bool.
+        filled: See :class:`envs.least_squares.LeastSquares`; shape of ``target``.
         pattern: What may go, and what goes together.
 
     Returns:
@@ -126,6 +133,7 @@ def _trace(
     rows = target.shape[1]
     weight = target.flatten(0, 1).clone()
     inverses = inverse.repeat_interleave(rows, dim=0)
+    eliminate_zeros(weight, inverses, filled.flatten(0, 1))
     cells = _Cells.of(pattern, candidates)
     alive = candidates
     greatest = torch.full_like(target, torch.inf)
@@ -244,10 +252,10 @@ def round_exactly(
     result = weights.new_empty(len(weights), len(bits), *weights.shape[1:])
     groups, rows, columns = weights.shape[1:]
     for option, dense in enumerate(weights):
-        problem = LeastSquares(dense, matrix)
+        problem = LeastSquares(dense, matrix, dense != 0)
         for part in row_parts(groups, rows, _INVERTED_BYTES * columns**2):
             row_weights = dense[:, part].flatten(0, 1)
-            factor = inverse_factor(problem.of_rows(dense[:, part] != 0), DAMPED_ALREADY)
+            factor = inverse_factor(problem.of_rows(problem.filled[:, part]), DAMPED_ALREADY)
             inverse = factor.mT @ factor
             for index, (width, (scale, low)) in enumerate(zip(bits, found, strict=True)):
                 step, lowest = (

@@ -34,7 +34,7 @@ from envs.scales import WeightGrid
 from envs.statistics import LayerStatistics
 from envs.trace import TracedLayer
 
-COMPRESSION_VERSION = "12"
+COMPRESSION_VERSION = "13"
 """Changes whenever the same configuration would give other weights or another accuracy: part of
 every cache key."""
 

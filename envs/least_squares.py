@@ -24,6 +24,8 @@ DAMPED_ALREADY = 1e-6
 WORKING_BYTES = 256 * 2**20
 # Of the normal equations of a row, for each of their entries: as they are and factored.
 _SOLVING_BYTES = 24
+# Columns; more take memory, fewer time.
+_ELIMINATED_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,13 @@ class LeastSquares:
         target: T, what W would be if nothing but whole columns had to go, (groups, rows, columns).
         matrix: A, the damped second moment, (groups, columns, columns); the identity in the
             columns that are gone.
+        filled: Which weights were not 0 from the beginning, bool, shape of ``target``: all others
+            stay 0, though T, which makes up for what is gone with them too, may not be.
     """
 
     target: Tensor
     matrix: Tensor
+    filled: Tensor
 
     @property
     def power(self) -> Tensor:
@@ -51,7 +56,8 @@ class LeastSquares:
 
     def steps_alone(self, weight: Tensor) -> Tensor:
         """How far each weight would move if it alone were free, shape of ``weight``."""
-        return torch.bmm(self.target - weight, self.matrix) / self.power[:, None]
+        steps = torch.bmm(self.target - weight, self.matrix) / self.power[:, None]
+        return steps * self.filled
 
     def solve(self, start: Tensor, keep: Tensor, steps: int) -> Tensor:
         """The best weights with zeros outside ``keep``, by conjugate gradients from ``start``.
@@ -59,6 +65,7 @@ class LeastSquares:
         Preconditioned with the diagonal; every row is a problem of its own. Never worse than
         ``start`` with zeros outside ``keep``.
         """
+        keep = keep & self.filled
         inverse = 1 / self.power[:, None]
         tiny = torch.finfo(start.dtype).tiny
         weight = start * keep
@@ -81,6 +88,7 @@ class LeastSquares:
 
         In parts that fit the working memory, however large the layer is.
         """
+        keep = keep & self.filled
         groups, rows, columns = self.target.shape
         weight = torch.empty_like(self.target)
         reads = torch.bmm(self.target.double(), self.matrix.double()) * keep
@@ -107,7 +115,11 @@ class LeastSquares:
 def least_squares(
     weight: Tensor, second_moment: Tensor, removed: Tensor, damping: float
 ) -> LeastSquares:
-    """The problem that is left when the removed columns, bool (groups, columns), are gone."""
+    """The problem that is left when the removed columns, bool (groups, columns), are gone.
+
+    Weights that are 0 stay so: the zeros of a network that is sparse already, or those that a
+    transposed convolution has where its kernel is no multiple of its stride.
+    """
     stays = ~removed.to(weight.device)
     matrix = second_moment + ridge_of(second_moment, damping)
     target = living(weight, second_moment)
@@ -117,7 +129,7 @@ def least_squares(
         matrix = matrix * stays[:, :, None] * stays[:, None] + gone
         target = torch.linalg.solve(matrix.double(), reads.double().mT).mT.to(weight)
         target = living(target * stays[:, None], second_moment)
-    return LeastSquares(target, matrix)
+    return LeastSquares(target, matrix, weight != 0)
 
 
 def rounding_problem(
@@ -164,6 +176,13 @@ def eliminate(weight: Tensor, inverse: Tensor, gone: Tensor) -> None:
     inverse.baddbmm_(half.mT, half, alpha=-1)
     # Rows and columns of what is gone are zero now, up to rounding.
     inverse.diagonal(dim1=1, dim2=2).masked_fill_(gone, 1.0)
+
+
+def eliminate_zeros(weight: Tensor, inverse: Tensor, filled: Tensor) -> None:
+    """As :func:`eliminate`, of what is not ``filled``, bool (rows, columns), however much it is."""
+    for columns in torch.arange(filled.shape[1], device=filled.device).split(_ELIMINATED_AT_ONCE):
+        gone = torch.zeros_like(filled).index_copy_(1, columns, ~filled[:, columns])
+        eliminate(weight, inverse, gone)
 
 
 def inverse_factor(second_moment: Tensor, damping: float = DAMPING) -> Tensor:

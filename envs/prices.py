@@ -100,9 +100,11 @@ def _price(
         fraction: Of the dense input channels that are left everywhere.
     """
     in_channels = np.broadcast_to(problem.table.dense_in * fraction, states.in_channels.shape)
-    depthwise = np.array([layer.is_depthwise for layer in problem.workload.layers])
-    # A depthwise layer has as many inputs as outputs, so its price follows from its own option.
-    in_channels = np.where(depthwise, states.out_channels, in_channels)
+    layers = problem.workload.layers
+    depthwise = np.array([layer.is_depthwise for layer in layers])
+    outputs_each = np.array([layer.out_channels / layer.in_channels for layer in layers])
+    # A depthwise layer's inputs go with its outputs, so its price follows from its own option.
+    in_channels = np.where(depthwise, states.out_channels / outputs_each, in_channels)
     states = replace(states, in_channels=in_channels)
     report = cost(problem.workload, states, problem.accelerator, level=problem.level)
     layer_cost = problem.objective.layer_cost(report)[..., None]

@@ -23,7 +23,8 @@ Weights have shape (groups, rows, columns): rows are the output channels of a gr
 input channels times the kernel's positions. H is (groups, columns, columns), the mean of x x^T
 over positions and images. Options, several compressed versions of one layer, come first and do
 not depend on each other. Columns that are removed as a whole (``removed_columns``) are made up for
-exactly, before anything else is removed. Weights of inputs that are always zero become zero.
+exactly, before anything else is removed. Weights that are 0 stay 0, and weights of inputs that are
+always zero become 0.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from envs.least_squares import DAMPING
 from envs.least_squares import WORKING_BYTES
 from envs.least_squares import LeastSquares
 from envs.least_squares import eliminate
+from envs.least_squares import eliminate_zeros
 from envs.least_squares import inverse_factor
 from envs.least_squares import inverses_bytes
 from envs.least_squares import least_squares
@@ -148,6 +150,8 @@ def _thin(
         Weights of each goal, (groups, rows, columns).
     """
     left, keep, density = problem.target, candidates, 1.0
+    if not bool(problem.filled.all()):
+        left = problem.solve(left, keep, _LAST_STEPS)
     for goal in goals:
         while density * _STAYS > goal:
             density *= _STAYS
@@ -181,6 +185,7 @@ def _thin_exactly(
     factor = inverse_factor(problem.matrix, DAMPED_ALREADY)
     inverse = (factor.mT @ factor).repeat_interleave(rows, dim=0)
     weight = problem.target.flatten(0, 1).clone()
+    eliminate_zeros(weight, inverse, problem.filled.flatten(0, 1))
     together = pattern.together(candidates)
     if together is not None:
         together = together[:, None].expand(-1, rows, -1).flatten(0, 1)

@@ -119,7 +119,8 @@ class ResidentData:
 def images_in_cache(workload: Workload) -> int:
     """Images whose largest feature map, in single precision, fits a core's cache."""
     largest = max(
-        max(
+        layer.batch
+        * max(
             layer.in_channels * layer.in_height * layer.in_width,
             layer.out_channels * layer.out_height * layer.out_width,
         )

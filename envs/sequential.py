@@ -24,6 +24,7 @@ from envs.quantization import power_of_two_near
 from envs.quantization import quantize_activation
 from envs.quantization import round_map
 from envs.quantizer import Quantizer
+from envs.reconstruction import reconstruct_masked
 from envs.statistics import outputs_at
 from envs.statistics import patches_at
 from envs.statistics import sample_positions
@@ -105,9 +106,10 @@ def _position_budgets(network: TracedNetwork, images: int) -> list[int]:
     """Output positions to look at in each image: enough for each layer's columns, if they fit."""
     scarcity = -(-_USUAL_IMAGES // images)
     wanted = [scarcity * usual_positions(layer) for layer in network.layers]
+    shapes = [layer.shape for layer in network.layers]
     values = sum(
-        min(positions, layer.shape.out_height * layer.shape.out_width) * layer.shape.out_channels
-        for positions, layer in zip(wanted, network.layers, strict=True)
+        shape.batch * shape.out_channels * min(positions, shape.out_height * shape.out_width)
+        for positions, shape in zip(wanted, shapes, strict=True)
     )
     share = min(1.0, _WORKING_BYTES / (4 * values * images))
     return [max(1, int(share * positions)) for positions in wanted]
@@ -335,11 +337,12 @@ def _operation(node: fx.Node) -> RunLayer:
 def _images(network: TracedNetwork, batches: Sequence[Tensor], most: int) -> Tensor:
     """The first calibration images whose largest feature map fits the memory, on the device."""
     largest = max(
-        max(
-            layer.shape.in_channels * layer.shape.in_height * layer.shape.in_width,
-            layer.shape.out_channels * layer.shape.out_height * layer.shape.out_width,
+        shape.batch
+        * max(
+            shape.in_channels * shape.in_height * shape.in_width,
+            shape.out_channels * shape.out_height * shape.out_width,
         )
-        for layer in network.layers
+        for shape in (layer.shape for layer in network.layers)
     )
     count = min(most, max(_FEWEST_IMAGES, _WORKING_BYTES // (4 * largest)))
     images = torch.cat(list(batches))[:count]
@@ -349,13 +352,17 @@ def _images(network: TracedNetwork, batches: Sequence[Tensor], most: int) -> Ten
 def _alignment_images(network: TracedNetwork, batches: Sequence[Tensor]) -> Tensor:
     """The first calibration images, so few that the outputs of all layers fit the memory."""
     shapes = [layer.shape for layer in network.layers]
-    values = sum(shape.out_channels * shape.out_height * shape.out_width for shape in shapes)
+    values = sum(
+        shape.batch * shape.out_channels * shape.out_height * shape.out_width for shape in shapes
+    )
     most = max(_WORKING_BYTES // (4 * values), _FEWEST_ALIGNMENT_IMAGES)
     return _images(network, batches, min(most, _MOST_ALIGNMENT_IMAGES))
 
 
 def _fit(layer: TracedLayer, dense: DenseSample, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Weights that give the dense outputs from other inputs, and the covariance of those inputs.
+
+    Weights that are 0 stay 0.
 
     Returns:
         Shapes (groups, rows, columns) and (groups, columns, columns), on the CPU.
@@ -374,4 +381,8 @@ def _fit(layer: TracedLayer, dense: DenseSample, inputs: Tensor) -> tuple[Tensor
     ridge = torch.where(power > 0, DAMPING * power, 1.0)
     matrix = covariance.double() + ridge * torch.eye(covariance.shape[-1], dtype=torch.float64)
     reads = shared + ridge * layer.rows
-    return torch.linalg.solve(matrix, reads.double().mT).mT.float(), covariance
+    weight = torch.linalg.solve(matrix, reads.double().mT).mT.float()
+    filled = layer.rows != 0
+    if not bool(filled.all()):
+        weight = reconstruct_masked(weight, covariance, filled[None])[0]
+    return weight, covariance

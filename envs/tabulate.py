@@ -23,6 +23,8 @@ from envs.database import layer_options
 from envs.evaluator import Evaluator
 from envs.layer_compression import compressed_rows
 from envs.layer_compression import removed_columns
+from envs.least_squares import DAMPING
+from envs.least_squares import ridge_of
 from envs.options import OptionTable
 from envs.output_change import output_change
 from envs.problem import output_bits
@@ -208,13 +210,12 @@ def _reading_error(
     rows, moment = layer.rows.double(), compressor.statistics[index].second_moment.double()
     total = torch.einsum("grc,gcd,grd->", rows, moment, rows)
     lost = torch.zeros((), dtype=torch.float64)
-    ridge = 0.01 * moment.diagonal(dim1=1, dim2=2).mean()
+    damped = moment + ridge_of(moment, DAMPING)
     for group, mask in enumerate(columns):
         away, part = rows[group][:, mask], moment[group]
         inner = part[mask][:, mask]
         if space.repair != "none" and not bool(mask.all()):
-            kept = part[~mask][:, ~mask]
-            kept = kept + (ridge + 1e-12) * torch.eye(len(kept), dtype=kept.dtype)
+            kept = damped[group][~mask][:, ~mask]
             cross = part[~mask][:, mask]
             inner = inner - cross.T @ torch.linalg.solve(kept, cross)
         lost += torch.einsum("rc,cd,rd->", away, inner, away)

@@ -24,6 +24,7 @@ from envs.channels import LabelInterpreter
 from envs.channels import group_count
 from envs.parameters import attribute
 from envs.parameters import batch_norm_behind
+from envs.parameters import require_own_parameters
 from envs.stored_maps import StoredMap
 from envs.stored_maps import follow_maps
 from envs.transposed import replace_transposed_convolutions
@@ -147,6 +148,7 @@ def trace(network: nn.Module, example: Tensor, name: str) -> TracedNetwork:
         tuple(between.operations),
         tuple(between.sources),
         flow.asked_by,
+        tuple(between.values_read),
     )
     units = channel_units(interpreter, graph_module, [layer.node for layer in layers])
     same_input = _first_readers(nodes, layers)
@@ -336,21 +338,9 @@ def _refuse_unpriced(graph_module: fx.GraphModule, name: str) -> None:
 
 
 def _layer_nodes(graph_module: fx.GraphModule, name: str) -> list[fx.Node]:
-    nodes: list[fx.Node] = []
-    seen: set[str] = set()
-    for node in graph_module.graph.nodes:
-        if node.target not in LAYER_OPS:
-            continue
-        weight = node.args[1]
-        if weight.op != "get_attr":
-            raise InputError(f"network {name}", node.name, "its weights must be a parameter")
-        bias = node.args[2] if len(node.args) > 2 else None
-        if isinstance(bias, fx.Node) and bias.op != "get_attr":
-            raise InputError(f"network {name}", node.name, "its bias must be a parameter")
-        if weight.target in seen:
-            raise InputError(f"network {name}", weight.target, "a layer may be called only once")
-        seen.add(weight.target)
-        nodes.append(node)
+    nodes = [node for node in graph_module.graph.nodes if node.target in LAYER_OPS]
+    for node in nodes:
+        require_own_parameters(graph_module, node, name)
     if not nodes:
         raise InputError("network", name, f"it needs one layer at least: {_LAYERS}")
     return nodes
@@ -399,6 +389,7 @@ def _layer_shape(name: str, node: fx.Node) -> LayerShape:
         padding=padding,
         dilation=dilation,
         groups=groups,
+        batch=max(1, written[0] // EXAMPLE_BATCH),  # frames or views merged into the batch
     )
 
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from envs.parameters import attribute
 from envs.parameters import batch_norm_behind
-from hwmodel import InputError
+from envs.parameters import require_own_parameters
 
 aten = torch.ops.aten
 
@@ -65,20 +65,9 @@ def replace_transposed_convolutions(graph_module: fx.GraphModule, name: str) -> 
     """
     for node in list(graph_module.graph.nodes):
         if node.target in _CONVOLUTIONS:
+            require_own_parameters(graph_module, node, name)
             args: tuple[Any, ...] = (*node.args, *_DEFAULTS[len(node.args) :])
-            _require_parameters(graph_module, node, args[1], args[2], name)
             _replace(graph_module, node, *args)
-
-
-def _require_parameters(
-    graph_module: fx.GraphModule, node: fx.Node, weight: Any, bias: Any, name: str
-) -> None:
-    for role, constant in (("weights", weight), ("bias", bias)):
-        if constant is not None and constant.op != "get_attr":
-            raise InputError(f"network {name}", node.name, f"its {role} must be a parameter")
-    same = graph_module.graph.find_nodes(op="get_attr")
-    if sum(len(item.users) for item in same if item.target == weight.target) > 1:
-        raise InputError(f"network {name}", weight.target, "a layer may be called only once")
 
 
 def _replace(
@@ -127,7 +116,9 @@ def _replace(
             constants = map(of_phases, norm.args[1:5])
             written = graph.call_function(norm.target, (written, *constants, *norm.args[5:]))  # type: ignore[arg-type]
         written = _interleaved(graph, written, axes, trained.shape[1] * groups)
-    (norm or node).replace_all_uses_with(written)
+    last = norm or node
+    written.meta["val"] = last.meta["val"]  # the next transposed convolution asks for its sizes
+    last.replace_all_uses_with(written)
     for old in (norm, node):
         if old is not None:
             graph.erase_node(old)

@@ -96,10 +96,10 @@ def _input_row(layer: LayerShape) -> int:
 def _readers(workload: Workload) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Who reads whose output, as its input and again; both (layers, layers)."""
     share = np.zeros((len(workload), len(workload)))
-    for reader, writers in enumerate(workload.maps_read):
-        sizes = [workload.layers[writer].out_channels for writer in writers]
-        for writer, size in zip(writers, sizes, strict=True):
-            share[writer, reader] = size / sum(sizes)
+    reads = zip(workload.maps_read, workload.parts_read, strict=True)
+    for reader, (writers, parts) in enumerate(reads):
+        for writer, part in zip(writers, parts, strict=True):
+            share[writer, reader] = part / sum(parts)
     rereads = np.zeros_like(share)
     for operation in workload.operations:
         for writer in operation.reads:

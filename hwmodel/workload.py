@@ -24,7 +24,7 @@ class LayerShape:
         stride: (vertical, horizontal).
         padding: (vertical, horizontal), on either side.
         dilation: (vertical, horizontal).
-        groups: Groups; ``groups == in_channels == out_channels`` is depthwise.
+        groups: Groups; ``groups == in_channels`` is depthwise.
     """
 
     name: str
@@ -81,7 +81,7 @@ class LayerShape:
 
     @property
     def is_depthwise(self) -> bool:
-        return self.groups > 1 and self.groups == self.in_channels == self.out_channels
+        return self.groups > 1 and self.groups == self.in_channels
 
 
 VectorKind = Literal["add", "multiply", "pool", "activation", "requantize"]
@@ -119,6 +119,9 @@ class Workload:
             addition is written by the layer that the addition comes behind. ``feeds`` if empty.
         asked_by: For every layer, those whose inputs say how wide its output is written. Those
             that read it if empty.
+        values_read: For every layer, how many values it reads of the map of each of ``sources``,
+            or numbers in proportion. As many as that layer has output channels if empty, which is
+            right where all of them have the same size.
     """
 
     name: str
@@ -127,6 +130,7 @@ class Workload:
     operations: tuple[VectorOperation, ...] = ()
     sources: tuple[tuple[int, ...], ...] = ()
     asked_by: tuple[tuple[int, ...], ...] = ()
+    values_read: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         names = [layer.name for layer in self.layers]
@@ -144,6 +148,9 @@ class Workload:
             raise InputError(
                 "asked_by", self.asked_by, f"give one entry for each of {len(names)} layers"
             )
+        if self.values_read and list(map(len, self.values_read)) != list(map(len, self.maps_read)):
+            allowed = "give one number for each map that each layer reads"
+            raise InputError("values_read", self.values_read, allowed)
         for index, operation in enumerate(self.operations):
             if not 0 <= operation.layer < len(names):
                 allowed = f"use 0 to {len(names) - 1}"
@@ -160,6 +167,16 @@ class Workload:
     def maps_read(self) -> tuple[tuple[int, ...], ...]:
         """``sources``, or ``feeds`` where there are none."""
         return self.sources or self.feeds
+
+    @property
+    def parts_read(self) -> tuple[tuple[float, ...], ...]:
+        """``values_read``, or the output channels of the layers read where there are none."""
+        if self.values_read:
+            return self.values_read
+        return tuple(
+            tuple(self.layers[writer].out_channels for writer in writers)
+            for writers in self.maps_read
+        )
 
     @property
     def width_asked_by(self) -> tuple[tuple[int, ...], ...]:

@@ -228,7 +228,8 @@ class Gated(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A transposed convolution with its batch norm, a skip, and channels that become pixels."""
+    """A transposed convolution with its batch norm, a skip, channels that become pixels, and a
+    depthwise transposed convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -236,11 +237,25 @@ class Decoder(nn.Module):
         up = nn.ConvTranspose2d(12, 6, 3, 2, padding=1, output_padding=1, bias=False)
         self.up = nn.Sequential(up, nn.BatchNorm2d(6), nn.ReLU())
         self.merge, self.fine, self.head = conv(14, 12), conv(3, 8), nn.Linear(8, 5)
+        self.each = nn.ConvTranspose2d(8, 8, 4, 2, padding=1, groups=8, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         skip = self.stem(x)
         x = self.merge(torch.cat([self.up(self.down(skip)), skip], 1))
-        return self.head(self.fine(F.pixel_shuffle(x, 2)).mean((2, 3)))
+        return self.head(self.each(self.fine(F.pixel_shuffle(x, 2))).relu().mean((2, 3)))
+
+
+class Views(nn.Module):
+    """Two crops of every image, merged into the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last, self.head = conv(3, 8), conv(8, 6, stride=2), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        crops = torch.stack([x[..., :8, :8], x[..., 8:, 8:]], dim=1)
+        x = self.last(self.stem(crops.flatten(0, 1))).mean((2, 3))
+        return self.head(x.view(-1, 2, x.shape[1]).mean(1))
 
 
 def mlp() -> nn.Module:
@@ -265,6 +280,7 @@ NETWORKS = {
     "in_place": InPlace,
     "gated": Gated,
     "decoder": Decoder,
+    "views": Views,
     "mlp": mlp,
 }
 """Constructors by name; all take (batch, 3, 16, 16) and return (batch, 5)."""

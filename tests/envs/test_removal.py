@@ -76,7 +76,8 @@ def test_hardware_sees_the_shapes_of_the_smaller_network(name: str) -> None:
         weight = getattr(smaller, f"weight_{index}")
         assert weight.shape[0] == states.out_channels[0, index]
         groups = int(states.in_channels[0, index]) // weight.shape[1]
-        assert groups == (weight.shape[0] if layer.shape.is_depthwise else layer.shape.groups)
+        is_depthwise = layer.shape.is_depthwise
+        assert groups == (states.in_channels[0, index] if is_depthwise else layer.shape.groups)
         nonzero = float(weight.count_nonzero()) / weight.numel()
         assert nonzero == pytest.approx(states.weight_density[0, index], abs=1e-6)
 

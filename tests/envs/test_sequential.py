@@ -13,7 +13,9 @@ from envs.config import Repair
 from envs.config import uniform
 from envs.evaluator import Evaluator
 from envs.removal import remove_channels
+from envs.resident import images_in_cache
 from envs.sequential import RunLayer
+from envs.sequential import dense_outputs
 from envs.sequential import walk_layers
 from envs.statistics import outputs_at
 from envs.statistics import patches_at
@@ -64,6 +66,25 @@ def test_networks_of_every_kind_are_repaired_layer_after_layer(name: str, repair
     module = remove_channels(evaluator.compressor.network, compressed)
     inputs = torch.cat([batch for batch, _ in evaluator.task.calibration])
     torch.testing.assert_close(module(inputs), masked, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["projected", "views"])
+def test_what_is_kept_of_the_dense_outputs_fits_its_room(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = evaluator_of(name).compressor.network
+    images = [batch for batch, _ in evaluator_of(name).task.calibration]
+    per_image = sum(outputs.nbytes for outputs in dense_outputs(network, images)) // 32
+    monkeypatch.setattr("envs.sequential._WORKING_BYTES", 20 * per_image)
+    assert sum(x.nbytes for x in dense_outputs(network, images)) == 20 * per_image
+
+
+def test_images_merged_into_the_batch_take_their_room_in_the_cache() -> None:
+    workload = evaluator_of("views").compressor.network.workload
+    single = dataclasses.replace(
+        workload, layers=tuple(dataclasses.replace(x, batch=1) for x in workload.layers)
+    )
+    assert images_in_cache(workload) == images_in_cache(single) // 2 == 768
 
 
 @pytest.mark.parametrize("name", NETWORKS)

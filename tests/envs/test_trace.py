@@ -40,6 +40,13 @@ def test_shapes_macs_and_feeds_of_a_residual_network() -> None:
     assert result.workload.feeds == ((), (0,), (0, 1), (0, 1, 2))
 
 
+def test_images_merged_into_the_batch_are_all_counted() -> None:
+    network = nn.Sequential(nn.Flatten(0, 1), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 3)).eval()
+    first, second = trace(network, torch.randn(2, 6, 3, 8, 8), "video").workload.layers
+    assert (first.batch, second.batch) == (6, 6)
+    assert first.macs == 6 * 7_776
+
+
 def test_channels_of_a_padded_shortcut_are_coupled_where_they_meet() -> None:
     _, result = traced("padded_residual")
     units = result.units
@@ -193,6 +200,15 @@ class _Shared(nn.Module):
         return self.layer(self.layer(x))
 
 
+class _ReadElsewhere(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.layer.weight
+
+
 class _Product(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -225,7 +241,12 @@ class _NamedOutput(nn.Module):
     [
         (_Volumes(), (1, 3, 8, 8, 8), "conv_transpose3d (up.weight)"),
         (_DataDependent(), (1, 4), "torch.export cannot trace it"),
-        (_Shared(), (1, 4), "layer.weight"),
+        (_Shared(), (1, 4), "'layer.weight' is not allowed; its weights may be used only once"),
+        (
+            _ReadElsewhere(),
+            (1, 4),
+            "'layer.weight' is not allowed; its weights may be used only once",
+        ),
         (_Product(), (1, 4), "matmul (factor)"),
         (_TwoOutputs(), (1, 4), "one tensor"),
         (_NamedOutput(), (1, 4), "'dict' is not allowed; its forward must return one tensor"),
@@ -255,6 +276,80 @@ class Pooled(nn.Module):
         first = self.first(x).relu()
         total = nn.functional.max_pool2d(first + self.second(first), 3, 2, 1)
         return self.last(total.mean((2, 3)))
+
+
+class Merged(nn.Module):
+    """A map and another one of half its size, made as large, that one layer reads together."""
+
+    def __init__(self, up: nn.Module) -> None:
+        super().__init__()
+        self.skip, self.down, self.up = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 2, 2), up
+        self.merge, self.last = nn.Conv2d(16, 4, 1), nn.Conv2d(7, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        merged = self.merge(torch.cat([self.skip(x), self.up(self.down(x)).relu()], 1))
+        return self.last(torch.cat([x, merged], 1))
+
+
+@pytest.mark.parametrize(
+    "up",
+    [
+        nn.ConvTranspose2d(8, 8, 2, 2),
+        nn.ConvTranspose2d(8, 8, 3, 2, 1, 1),
+        nn.Sequential(nn.Conv2d(8, 32, 1), nn.PixelShuffle(2)),
+        nn.Upsample(scale_factor=2),
+    ],
+)
+def test_layers_read_maps_by_their_values(up: nn.Module) -> None:
+    workload = trace(Merged(up).eval(), torch.zeros(1, 3, 8, 8), "merged").workload
+    writers, values = workload.sources[-2], workload.values_read[-2]
+    assert writers == ((0, 2) if list(up.parameters()) else (0, 1))
+    assert values == (8 * 64, 8 * 64)
+    assert workload.values_read[-1] == (4 * 64,)  # the network's input has no writer
+
+
+def test_what_is_pooled_or_split_is_read_for_less() -> None:
+    def between(x: Tensor) -> Tensor:
+        left, _ = x.chunk(2, 1)
+        return torch.cat([nn.functional.max_pool2d(left, 2), left[..., :3, :3]], 1)
+
+    workload = trace(Between(between).eval(), torch.zeros(1, 3, 8, 8), "parts").workload
+    assert workload.values_read == ((), (36.0,))
+
+
+@pytest.mark.parametrize(
+    ("between", "priced"),
+    [
+        (nn.AvgPool2d(3, 1, 1), {"pool": 36 * 9}),
+        (nn.AvgPool2d(2), {"pool": 36}),
+        (nn.SELU(), {"activation": 36}),
+        (nn.LogSigmoid(), {"activation": 36}),
+        (
+            nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)),
+            {"activation": 36, "multiply": 36, "add": 36},
+        ),
+        (nn.GroupNorm(2, 4), {"multiply": 72, "add": 72}),
+        (nn.LayerNorm(6), {"multiply": 72, "add": 72}),
+        (nn.InstanceNorm2d(4, affine=True), {"multiply": 72, "add": 72}),
+        (nn.Upsample(scale_factor=2), {}),
+        (
+            nn.Upsample(scale_factor=2, mode="bilinear"),
+            {"multiply": 4 * 36 * 4, "add": 4 * 36 * 3},
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_done_to_the_values_of_a_map_is_priced(
+    between: nn.Module, priced: dict[str, int]
+) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), between, nn.Conv2d(4, 5, 2)).eval()
+    workload = trace(network, torch.zeros(1, 3, 8, 8), "between").workload
+    found = {
+        each.kind: each.operations
+        for each in workload.operations
+        if each.layer == 0 and each.kind != "requantize"
+    }
+    assert found == priced
 
 
 def test_operations_between_layers_run_behind_the_last_one_they_depend_on() -> None:

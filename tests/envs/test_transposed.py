@@ -58,6 +58,19 @@ def test_one_dimension_and_a_batch_norm_behind() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    "between", [[], [nn.BatchNorm2d(8)], [nn.BatchNorm2d(8), nn.ReLU()]], ids=len
+)
+def test_transposed_convolutions_in_a_row(between: list[nn.Module]) -> None:
+    first, second = nn.ConvTranspose2d(3, 8, 2, stride=2), nn.ConvTranspose2d(8, 4, 3, padding=1)
+    network = randomize(nn.Sequential(first, *between, second, nn.ConvTranspose2d(4, 2, 4, 2)))
+    inputs = torch.randn(2, 3, 5, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            trace(network, inputs, "decoder").graph_module(inputs), network(inputs)
+        )
+
+
 def test_what_is_priced_is_what_an_accelerator_multiplies() -> None:
     shape = trace(upsampler(**KERNEL_2), torch.randn(2, 3, 9, 7), "upsampler").workload.layers[1]
     assert (shape.out_channels, shape.kernel_height, shape.kernel_width) == (32, 1, 1)
@@ -70,6 +83,22 @@ def test_all_phases_of_a_channel_are_removed_together() -> None:
     assert units.group[1] >= 0
     assert torch.equal(units.out_units[1], units.out_units[1][::4].repeat_interleave(4))
     assert torch.equal(units.in_units[2], units.out_units[1][::4])
+
+
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_channels_of_a_depthwise_one_are_removed_with_what_feeds_it(multiplier: int) -> None:
+    up = nn.ConvTranspose2d(4, 4 * multiplier, 4, 2, 1, groups=4)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), up, nn.Conv2d(4 * multiplier, 2, 1)).eval()
+    traced = trace(network, torch.randn(2, 3, 9, 7), "upsampler")
+    assert traced.workload.layers[1].is_depthwise
+    units = traced.units
+    if multiplier > 1:  # a group of several filters stays whole
+        assert units.group == (-1, -1, -1)
+        return
+    assert units.group == (0, 0, -1)
+    assert torch.equal(units.out_units[1], units.out_units[0].repeat_interleave(4))
+    assert torch.equal(units.in_units[1], units.out_units[0])
+    assert torch.equal(units.in_units[2], units.out_units[0])
 
 
 class Tied(nn.Module):
@@ -87,7 +116,7 @@ class Tied(nn.Module):
 
 @pytest.mark.parametrize("twice", [True, False])
 def test_weights_that_something_else_reads_are_refused(twice: bool) -> None:
-    with pytest.raises(InputError, match="may be called only once"):
+    with pytest.raises(InputError, match="its weights may be used only once"):
         trace(Tied(twice).eval(), torch.randn(2, 3, 8, 8), "tied")
 
 

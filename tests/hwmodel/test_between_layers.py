@@ -16,6 +16,7 @@ from hwmodel import VectorOperation
 from hwmodel import Workload
 from hwmodel import cost
 from hwmodel import load_accelerator
+from hwmodel._shapes import shapes_of
 from hwmodel.pricing import Level
 
 THROUGH_DRAM = load_accelerator("systolic-16x16")
@@ -143,6 +144,43 @@ def test_smaller_maps_never_cost_others_their_place() -> None:
         accelerator = with_scratchpad(capacity)
         dram = [cost(block, states, accelerator).dram_bytes for states in (wide, narrow)]
         assert np.all(dram[1] <= dram[0])
+
+
+def concatenation(values_read: tuple[tuple[float, ...], ...] = ()) -> Workload:
+    """Two layers, one of which writes maps of four times as many channels, and one that reads both.
+
+    As where four channels of the second become one of larger maps on the way.
+    """
+    small = LayerShape("small", 3, 8, 16, 16, 16, 16)
+    phases = LayerShape("phases", 3, 32, 8, 8, 8, 8)
+    reader = LayerShape("reader", 16, 4, 16, 16, 16, 16)
+    feeds = ((), (), (0, 1))
+    return Workload("merged", (small, phases, reader), feeds, values_read=values_read)
+
+
+def test_inputs_are_shared_out_by_the_values_read() -> None:
+    map_values = 8 * 16 * 16
+    told = shapes_of(concatenation(((), (), (map_values, map_values)))).share[:, 2]
+    assert told.tolist() == [0.5, 0.5, 0]
+    assert shapes_of(concatenation()).share[:, 2].tolist() == [0.2, 0.8, 0]  # by channels
+
+
+def test_a_narrow_map_narrows_its_own_part_of_what_is_read() -> None:
+    workload = concatenation(((), (), (1, 1)))
+    wide = LayerStates.dense(workload, 16)
+    narrow = dataclasses.replace(
+        wide, output_bits=np.array([[16, 8, 16.0]]), activation_bits=np.array([[16, 16, 8.0]])
+    )
+    words = [
+        cost(workload, states, THROUGH_DRAM).traffic_words["dram", "input"][0, 2]
+        for states in (wide, narrow)
+    ]
+    assert words[1] == 0.75 * words[0]
+
+
+def test_values_read_must_be_one_for_each_map() -> None:
+    with pytest.raises(InputError, match="values_read"):
+        concatenation(((), (), (1,)))
 
 
 def test_operations_must_name_layers_of_the_network() -> None:
