@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from envs.evaluator import EvaluationResult
+from envs.layer_compression import COMPRESSION_VERSION
 from hwmodel import InputError
 from search.batch_directory import BatchDirectory
 from search.batch_directory import network_key
@@ -196,16 +197,17 @@ def _when_free(patience: float, work: Callable[[], None]) -> None:
 
 
 def _known(batch: BatchDirectory, experiments: list[Experiment]) -> dict[Key, EvaluationResult]:
-    """What the ledgers of a batch hold already."""
+    """What the ledgers of a batch hold already, as far as the code was the same."""
     found: dict[Key, EvaluationResult] = {}
     for experiment in experiments:
         if batch.run_state(experiment)["state"] == "waiting":
             continue
         run, spec = batch.run(experiment)
+        task = spec.task_spec()
         with suppress(InputError):  # a damaged ledger is the matter of its own run
             for row in evaluations(run.ledger.read()):
-                if row.accuracy is not None:
-                    key = (row.weights_hash, row.split, row.config_hash, spec.attack)
+                if row.accuracy is not None and row.code_version == COMPRESSION_VERSION:
+                    key = Key(task, row.weights_hash, row.split, row.config_hash, spec.attack)
                     found[key] = EvaluationResult(
                         row.accuracy,
                         row.block_accuracies,

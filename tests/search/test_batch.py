@@ -13,7 +13,10 @@ from ledger_rows import baselines
 from ledger_rows import evaluation
 
 from envs.evaluator import EvaluationResult
+from envs.layer_compression import COMPRESSION_VERSION
+from envs.task_spec import TaskSpec
 from hwmodel.errors import InputError
+from search.batch import _known
 from search.batch import _next
 from search.batch_directory import BatchDirectory
 from search.batch_directory import network_key
@@ -21,6 +24,7 @@ from search.batch_spec import BatchSpec
 from search.batch_status import batch_status
 from search.cli import main
 from search.sharing import Accuracies
+from search.sharing import Key
 
 GRID = {
     "task": ["digits", "cifar10-resnet20"],
@@ -189,7 +193,26 @@ def test_only_a_batch_has_failed_experiments(tmp_path: Path) -> None:
 
 
 RESULT = EvaluationResult(0.9, (0.9,), 100, 1.0)
-KEY = ("w", "search", "c", None)
+KEY = Key(TaskSpec("digits"), "w", "search", "c", None)
+
+
+def test_a_batch_that_goes_on_knows_what_was_measured_of_the_same_data_by_the_same_code(
+    tmp_path: Path,
+) -> None:
+    grid = {"task": [{"name": "digits", "data": str(tmp_path / name)} for name in ("a", "b")]}
+    groups = [{"grid": grid, "spec": {"accelerator": "eyeriss-like"}}]
+    batch = BatchDirectory.write(batch_spec(tmp_path / "batch", experiments=groups))
+    tasks = [item.spec.task_spec() for item in batch.experiments()]
+    for accuracy, experiment in zip((0.8, 0.9), batch.experiments(), strict=True):
+        now = evaluation(1, accuracy=accuracy, code_version=COMPRESSION_VERSION)
+        before = evaluation(2, code_version="0.1")
+        batch.run(experiment)[0].ledger.append([now, before])
+    known = _known(batch, batch.experiments())
+    row = evaluation(1)
+    assert {key: result.accuracy for key, result in known.items()} == {
+        Key(task, row.weights_hash, "search", row.config_hash, None): accuracy
+        for task, accuracy in zip(tasks, (0.8, 0.9), strict=True)
+    }
 
 
 def test_what_two_ask_for_is_evaluated_by_one() -> None:
