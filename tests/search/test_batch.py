@@ -183,7 +183,7 @@ def test_the_manual_shows_a_batch_that_is_valid() -> None:
     manual = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
     example = manual.split("## `batch`")[1].split("```yaml\n")[1].split("```")[0]
     experiments = BatchSpec.from_mapping(yaml.safe_load(example)).all()
-    assert len(experiments) == 26
+    assert len(experiments) == 34
     assert experiments[0].spec.task.name == "cifar10-resnet56"
 
 
