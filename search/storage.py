@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PATIENCE_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Waits between attempts to write what a run cannot go on without: a minute in all."""
+"""Waits between attempts at what a run cannot go on without: a minute in all."""
 
 T = TypeVar("T")
 
@@ -144,6 +144,15 @@ class Storage:
 
         patiently(write)
 
+    def read_patiently(self, name: str) -> bytes:
+        """:meth:`read`, tried again while it is refused.
+
+        Raises:
+            FileNotFoundError: it does not exist, which is not tried again.
+            OSError: it was still refused after ``PATIENCE_SECONDS``.
+        """
+        return patiently(lambda: self.read(name), final=FileNotFoundError)
+
     def move(self, name: str, target: Storage) -> None:
         """Move one file to another folder of the same file system, made if missing.
 
@@ -173,15 +182,21 @@ class Storage:
             return
 
 
-def patiently(access: Callable[[], T]) -> T:
+def patiently(access: Callable[[], T], final: type[OSError] | tuple[type[OSError], ...] = ()) -> T:
     """Do what the storage may refuse for a while.
 
+    Args:
+        access: Does it.
+        final: Refusals that waiting does not change.
+
     Raises:
-        OSError: it was still refused after ``PATIENCE_SECONDS``.
+        OSError: it was still refused after ``PATIENCE_SECONDS``, or ``final``.
     """
     for seconds in PATIENCE_SECONDS:
         try:
             return access()
+        except final:
+            raise
         except OSError:
             time.sleep(seconds)
     return access()
@@ -201,6 +216,11 @@ def write_error(field: str, location: str, error: OSError) -> InputError:
     """What to tell the user when ``location`` cannot be written."""
     allowed = f"it cannot be written ({reason(error)}); use a place with space and permission"
     return InputError(field, location, allowed)
+
+
+def read_error(field: str, location: str, error: OSError) -> InputError:
+    """What to tell the user when ``location`` is there and cannot be read."""
+    return InputError(field, location, f"it cannot be read ({reason(error)}); try again later")
 
 
 def reason(error: BaseException) -> str:
