@@ -105,9 +105,10 @@ def _benchmark(args: argparse.Namespace) -> None:
     from search.comparison import write_comparison
     from search.storage import Storage
 
-    runs = [run for source in args.sources for run in _runs(source, args.address)]
+    # A run that is named twice, or with its batch, is one.
+    runs = {run.location: run for source in args.sources for run in _runs(source, args.address)}
     output = Storage.at(args.output)
-    overview = write_comparison(runs, output)
+    overview = write_comparison(list(runs.values()), output)
     if args.json:
         print_json({"output": output.location, "summary": overview.to_dict("records")})
     else:
@@ -137,13 +138,13 @@ def _runs(source: str, address: str | None) -> list[RunDirectory]:
 def _print_comparison(overview: pd.DataFrame) -> None:
     from rich.table import Table
 
-    from search.comparison import CASE
+    from search.comparison import cases
 
-    for case, group in overview.groupby(CASE, sort=False):
+    for case, group in cases(overview):
         names = map(str, group.columns)
         shown = [name for name in names if name == "hypervolume" or "ratio_at_" in name]
         shown = [name for name in shown if not name.endswith(("_low", "_high", "_seeds"))]
-        title = f"{', '.join(map(str, case))}: {group['evaluations'].iloc[0]} evaluations a seed"
+        title = f"{case}: {group['evaluations'].iloc[0]} evaluations a seed"
         headers = ["algorithm", "seeds", *shown]
         table = Table(*headers, title=title, title_justify="left", box=None)
         for _, row in group.iterrows():
