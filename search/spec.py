@@ -49,6 +49,7 @@ from envs.task_spec import TaskSpec
 from hwmodel.errors import InputError
 from hwmodel.plain_data import parse_yaml
 from hwmodel.plain_data import validated
+from search.baselines import BASELINES
 from search.goals import Goals
 from search.learners import MEASURED_LEARNERS
 from search.policy_settings import PolicySettings
@@ -373,7 +374,7 @@ class Spec(_Section):
             from nothing.
         seeds: One trial each.
         budget: Distinct true evaluations on the search split, all seeds together, baselines
-            included.
+            included; at least one more than these for each seed.
         time_budget: Wall time, such as 90s, 30m or 2h, after which the search stops; None for
             no limit.
         targets: Accuracy drops, in points, for which the best configuration is reported.
@@ -395,7 +396,7 @@ class Spec(_Section):
     policies: Annotated[PolicySection | None, AfterValidator(_none_if_empty)] = None
     init_from: _Text | None = None
     seeds: Annotated[tuple[_Seed, ...], Field(min_length=1), AfterValidator(_check_distinct)] = (0,)
-    budget: Annotated[int, Field(ge=MIN_BUDGET, strict=True)] = 300
+    budget: Annotated[int, Field(ge=MIN_BUDGET, strict=True, validate_default=True)] = 300
     time_budget: Annotated[str | None, AfterValidator(_seconds)] = None
     targets: Annotated[tuple[_Points, ...], Field(min_length=1), AfterValidator(_ascending)] = (
         0.5,
@@ -418,6 +419,15 @@ class Spec(_Section):
             allowed = f"use 'predicted' with {algorithm}; 'measured' needs {measurable}"
             raise InputError("", accuracy, allowed)
         return accuracy
+
+    @field_validator("budget")
+    @classmethod
+    def _every_seed_has_a_share(cls, budget: int, info: ValidationInfo) -> int:
+        given, seeds = len(BASELINES), len(info.data.get("seeds", ()))
+        if budget < given + seeds:
+            allowed = f"use at least {given + seeds}, {given} for baselines and 1 for each of "
+            raise InputError("", budget, f"{allowed}{seeds} seeds")
+        return budget
 
     @field_validator("policies")
     @classmethod

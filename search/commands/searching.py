@@ -48,6 +48,9 @@ FLAGS = {
 }
 """The flag that sets each field of a specification."""
 
+_MOST_SEEDS = 10_000
+"""What a count may stand for: none that is meant is larger, and a list of them is made."""
+
 
 def add_verbs(verbs: Verbs) -> None:
     """Declare ``search``, ``resume`` and ``prepare``."""
@@ -247,7 +250,11 @@ def _seeds(text: str) -> list[int]:
         numbers = []
     if not numbers or min(numbers) < 0 or (numbers == [0] and "," not in text):
         raise _refuse(text, "use how many (2 means 0,1), or a list such as 0,5,7 or 3,")
-    return numbers if "," in text else list(range(numbers[0]))
+    if "," in text:
+        return numbers
+    if numbers[0] > _MOST_SEEDS:
+        raise _refuse(text, f"use at most {_MOST_SEEDS} seeds, or a list such as 0,5,7 or 3,")
+    return list(range(numbers[0]))
 
 
 def _points(text: str) -> list[float]:

@@ -73,6 +73,15 @@ def test_menus_are_sorted_and_none_is_first() -> None:
     assert space.methods == ("none", "filter/l2")
 
 
+def test_every_seed_has_an_evaluation() -> None:
+    assert spec(seeds=list(range(10)), budget=16).budget == 16  # six are the baselines
+    for fields, budget in (({"budget": 16}, 16), ({}, 300)):
+        seeds = list(range(budget - 5))
+        line = rf"^budget: {budget} .*at least {budget + 1}.*{len(seeds)} seeds"
+        with pytest.raises(InputError, match=line):
+            spec(seeds=seeds, **fields)
+
+
 @pytest.mark.parametrize(
     "change",
     [
