@@ -227,7 +227,7 @@ def _spec(args: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -
 def _override(data: dict[str, Any], args: argparse.Namespace) -> set[str]:
     """Put the flags into ``data``; returns the fields that they set."""
     if args.task is not None or isinstance(data.get("task"), str):
-        data["task"] = {"name": args.task or data["task"]}
+        data["task"] = {"name": data["task"] if args.task is None else args.task}
     given = set()
     for field, flag in FLAGS.items():
         value = getattr(args, flag.removeprefix("--").replace("-", "_"), None)
