@@ -529,17 +529,25 @@ class Spec(_Section):
     def absolute(self) -> Spec:
         """The same with absolute paths, so that a run can be resumed from anywhere."""
         path = Path(self.accelerator)
-        update: dict[str, object] = {
-            "task": TaskSection.model_validate(self.task_spec().absolute().to_json()),
-            "accelerator": str(path.resolve()) if path.is_file() else self.accelerator,
-        }
-        if self.init_from is not None and "://" not in self.init_from:
-            update["init_from"] = str(Path(self.init_from).resolve())
-        return self.model_copy(update=update)
+        database = _absolute(self.resources.database)
+        return self.model_copy(
+            update={
+                "task": TaskSection.model_validate(self.task_spec().absolute().to_json()),
+                "accelerator": str(path.resolve()) if path.is_file() else self.accelerator,
+                "output": _absolute(self.output),
+                "init_from": _absolute(self.init_from),
+                "resources": self.resources.model_copy(update={"database": database}),
+            }
+        )
 
     def task_spec(self) -> TaskSpec:
         """The task, ready to load."""
         return TaskSpec(self.task.name, data=self.task.data, weights=self.task.weights)
+
+
+def _absolute(place: str | None) -> str | None:
+    """A path or URI for processes with another working directory."""
+    return place if place is None or "://" in place else str(Path(place).resolve())
 
 
 def read_yaml(path: str | Path) -> Any:

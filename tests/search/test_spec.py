@@ -82,6 +82,18 @@ def test_every_seed_has_an_evaluation() -> None:
             spec(seeds=seeds, **fields)
 
 
+def test_paths_are_made_absolute_and_uris_are_kept(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = spec(output="runs/1", resources={"database": "options"})
+    after = before.absolute()
+    assert after.output == str(tmp_path / "runs/1")
+    assert after.resources.database == str(tmp_path / "options")
+    assert after.hash == before.hash
+    assert spec().absolute().resources == spec().resources
+    uris = spec(output="s3://bucket/runs/1", resources={"database": "s3://bucket/options"})
+    assert uris.absolute() == uris
+
+
 @pytest.mark.parametrize(
     "change",
     [
