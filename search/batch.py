@@ -21,6 +21,7 @@ from search.batch_directory import BatchDirectory
 from search.batch_directory import network_key
 from search.batch_spec import Experiment
 from search.driving import BusyError
+from search.failure import RunError
 from search.failure import keep_trace
 from search.ledger import evaluations
 from search.progress import tell
@@ -173,7 +174,7 @@ class _Experiment:
             run, spec = batch.run(experiment)
             trials = sum(len(item.spec.seeds) for item in batch.experiments())
             _when_free(patience, partial(run_search, run, spec, shared, trials))
-        except InputError as error:
+        except (InputError, RunError) as error:
             return str(error)
         except Exception as error:  # must not end the others
             keep_trace(batch.run_storage(experiment).child("errors"), traceback.format_exc())

@@ -332,6 +332,21 @@ def test_bad_input_in_a_worker_is_told_without_its_traceback(
     )
 
 
+def test_what_nobody_expected_to_fail_is_one_line_and_a_file(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("no images\nare left")
+
+    monkeypatch.setattr("search.runner.prepare_evaluator", fail)
+    assert main(["resume", run.location]) == 1
+    *_, line = capsys.readouterr().err.splitlines()  # after the stages of the search
+    (kept,) = Path(run.location, "errors").iterdir()
+    assert line == f"joulecut: error: are left; traceback in {kept}"
+    assert "ZeroDivisionError: no images" in kept.read_text()
+    assert run.status()["state"] == "failed"
+
+
 def test_module_can_be_run(run: RunDirectory) -> None:
     command = [sys.executable, "-m", "search.cli", "status", run.location, "--json"]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
