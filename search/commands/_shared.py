@@ -15,6 +15,7 @@ from typing import Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from rich.console import Console
     from rich.table import Table
 
     from envs.task_spec import TaskSpec
@@ -63,12 +64,18 @@ def print_json(data: Mapping[str, Any]) -> None:
     print(json.dumps(_plain(data), indent=2, allow_nan=False))
 
 
+def plain_console() -> Console:
+    """Prints text as it is: brackets in a path or a message are no markup."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False)
+
+
 def print_table(table: Table) -> None:
     """Print a table as wide as it is."""
-    from rich.console import Console
     from rich.measure import Measurement
 
-    console = Console(highlight=False)
+    console = plain_console()
     width = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
     console.width = max(console.width, width)  # a pipe has 80 columns, and would lose cells
     console.print(table)

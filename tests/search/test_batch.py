@@ -172,6 +172,15 @@ def test_the_status_adds_up(tmp_path: Path, capsys) -> None:
     assert "24 experiments" in capsys.readouterr().out
 
 
+def test_the_status_tells_names_and_messages_as_they_are(tmp_path: Path, capsys) -> None:
+    batch = BatchDirectory.write(batch_spec(tmp_path))
+    message = "no layer [/conv], [bold] or :smile:"
+    with pytest.raises(RuntimeError), batch.run(batch.experiments()[0])[0].driving():
+        raise RuntimeError(message)
+    assert main(["status", str(tmp_path)]) == 0
+    assert f"RuntimeError: {message}" in capsys.readouterr().out
+
+
 def test_the_manual_names_every_field_of_the_status(tmp_path: Path) -> None:
     manual = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
     status = batch_status(BatchDirectory.write(batch_spec(tmp_path)))

@@ -187,6 +187,15 @@ def test_the_command_writes_tables_and_pictures(
     assert "2 evaluations a seed" in capsys.readouterr().out
 
 
+def test_an_accelerator_is_named_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "/chips/[/new]/[red].yaml"
+    run = make_run(tmp_path / "run", "ppo", {0: [0.5]}, accelerator=name)
+    assert main(["benchmark", run.location, "--output", str(tmp_path / "out")]) == 0
+    assert name in capsys.readouterr().out
+
+
 def test_what_holds_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
