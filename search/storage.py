@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import io
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -254,15 +255,36 @@ def _write_local(path: Path, content: bytes) -> None:
 
 
 def local_database(database: Storage) -> Path:
-    """Folder of an option database on this machine, with all that a remote one holds."""
+    """Folder of an option database on this machine, with all that a remote one holds.
+
+    Raises:
+        InputError: the remote one cannot be listed, or there is no safe place for a copy.
+    """
     if database.local is not None:
         return database.local
     place = hashlib.sha256(database.location.encode()).hexdigest()[:16]
-    here = Storage.at(Path(tempfile.gettempdir()) / f"joulecut-{getpass.getuser()}" / place)
+    here = Storage.at(_own_temporary() / place)
     here.make()
     for name in set(database.names("database")) - set(here.names("database")):
         here.write(name, database.read(name))
     return Path(here.root)
+
+
+def _own_temporary() -> Path:
+    """A folder for temporary files that are found again, into which nobody else may put any.
+
+    Raises:
+        InputError: what is there is not such a folder: others know its name, too.
+    """
+    folder = Path(tempfile.gettempdir()) / f"joulecut-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    others_write = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or others_write:
+        allowed = "a copy needs a folder of yours that nobody else may write; remove it, or set "
+        raise InputError("resources.database", str(folder), f"{allowed}TMPDIR to another place")
+    return folder
 
 
 @contextmanager
