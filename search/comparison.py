@@ -17,6 +17,7 @@ from search.baselines import DENSE_INT8
 from search.front import accuracy_drop
 from search.front import baseline
 from search.front import cost_ratios
+from search.front import distinct
 from search.front import holds_limits
 from search.front import hypervolume
 from search.goals import Goal
@@ -151,8 +152,7 @@ def _run_curves(run: RunDirectory) -> list[dict[str, object]]:
     dense, int8 = (baseline(rows, name, "search") for name in (DENSE_FP32, DENSE_INT8))
     if dense is None or int8 is None:
         return []
-    search = rows[rows["split"] == "search"].sort_values("time", kind="stable")
-    search = search.drop_duplicates("config_hash")
+    search = distinct(rows, "search")
     problem = _problem(spec)
     found = []
     for seed in spec.seeds:

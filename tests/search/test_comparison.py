@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from ledger_rows import ROW
 from ledger_rows import baselines
 from ledger_rows import evaluation
 from test_spec import spec
@@ -53,6 +56,18 @@ def test_curves_begin_at_the_baselines_and_follow_every_seed(tmp_path: Path) -> 
     given = [(row.energy_pj / 80e6, 90 - 100 * (row.accuracy or 0)) for row in baselines()]
     expected = hypervolume(*zip(*[*given, (0.4, 0.0)], strict=True))
     assert by_seed[3]["hypervolume"].iloc[-1] == pytest.approx(expected)
+
+
+def test_a_baseline_that_failed_before_it_was_measured_counts(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "ppo", {0: [0.9]})
+    expected = curves([run])
+    failed = [
+        evaluation(0, config_hash=row.config_hash, name=row.name, role="baseline", seed=-1)
+        for row in baselines()
+    ]
+    before = {"accuracy": None, "error": "it hung", "time": ROW.time - timedelta(days=1)}
+    run.ledger.append([replace(row, **before) for row in failed])
+    pd.testing.assert_frame_equal(curves([run]), expected)
 
 
 def test_limits_make_another_algorithm_and_what_exceeds_them_adds_nothing(tmp_path: Path) -> None:
