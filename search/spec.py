@@ -160,11 +160,13 @@ _Reconstruction = Annotated[
 ]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Part of a file that a user writes: every key is known, no value changes."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
-class TaskSection(_Section):
+class TaskSection(Section):
     """Which network and data.
 
     Attributes:
@@ -178,7 +180,7 @@ class TaskSection(_Section):
     weights: _Text | None = None
 
 
-class SpaceSection(_Section):
+class SpaceSection(Section):
     """What the search may decide for every layer.
 
     Attributes:
@@ -237,7 +239,7 @@ class SpaceSection(_Section):
         )
 
 
-class RobustnessSection(_Section):
+class RobustnessSection(Section):
     """Attack under which every evaluation measures accuracy a second time.
 
     Attributes:
@@ -250,7 +252,7 @@ class RobustnessSection(_Section):
     images: Annotated[int, Field(ge=1, strict=True)] = Attack.images
 
 
-class PolicySection(_Section):
+class PolicySection(Section):
     """What is set of learned policies; what is None is as the algorithm has it.
 
     Attributes:
@@ -272,7 +274,7 @@ class PolicySection(_Section):
         return {name: value for name, value in serialize(self).items() if value is not None}
 
 
-class LimitSection(_Section):
+class LimitSection(Section):
     """What an inference may cost at most, besides energy.
 
     Attributes:
@@ -290,11 +292,11 @@ class LimitSection(_Section):
         return {name: limit for name, limit in serialize(self).items() if limit is not None}
 
 
-def _none_if_empty(section: _Section | None) -> _Section | None:
+def _none_if_empty(section: Section | None) -> Section | None:
     return section if section is not None and section.model_dump() else None
 
 
-class PreferenceSection(_Section):
+class PreferenceSection(Section):
     """How much each cost of an inference counts; the weights are taken over their sum.
 
     Attributes:
@@ -329,7 +331,7 @@ def _normalized(preference: PreferenceSection | None) -> PreferenceSection | Non
     return PreferenceSection(**{name: weight / total for name, weight in weights.items()})
 
 
-class ResourceSection(_Section):
+class ResourceSection(Section):
     """What a run takes of the machines; may change when it is resumed.
 
     Attributes:
@@ -359,7 +361,7 @@ class ResourceSection(_Section):
         return parse_duration(self.evaluation_timeout) if self.evaluation_timeout else None
 
 
-class Spec(_Section):
+class Spec(Section):
     """A run's specification.
 
     Attributes:
