@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from envs.task_spec import TaskSpec
+    from search.spec import Spec
 
 Verbs = argparse._SubParsersAction  # what add_subparsers returns; argparse has no public name
 
@@ -50,6 +51,25 @@ def task_spec(args: argparse.Namespace) -> TaskSpec:
     from envs.task_spec import TaskSpec
 
     return TaskSpec(args.task, data=args.data, weights=args.weights)
+
+
+def check_spec(spec: Spec) -> Mapping[str, bytes] | None:
+    """Refuse what can be known to fail before there is a directory, but for the task.
+
+    Returns:
+        Files of the policies that the run starts from, see ``initial_policies``.
+
+    Raises:
+        InputError: the accelerator or the earlier run is not as it should be, or Optuna is missing.
+    """
+    from hwmodel import load_accelerator
+    from search.optuna_proposer import require_optuna
+    from search.warm_start import initial_policies
+
+    load_accelerator(spec.accelerator)
+    if spec.algorithm.startswith("optuna"):
+        require_optuna()
+    return initial_policies(spec)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 from search.commands._shared import Verbs
 from search.commands._shared import add_json
 from search.commands._shared import add_verb
+from search.commands._shared import check_spec
 from search.commands._shared import print_json
 from search.commands._shared import print_state
 from search.commands._shared import print_table
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from search.batch_directory import BatchDirectory
-    from search.batch_spec import Experiment
     from search.run_directory import RunDirectory
 
 
@@ -179,23 +179,9 @@ def _spec(file: str, output: str | None, address: str | None) -> Any:
             raise InputError("resources", resources, "use a mapping")
         resources["address"] = address
     spec = BatchSpec.from_mapping(data)
-    _check(spec.all())
-    return spec
-
-
-def _check(experiments: list[Experiment]) -> None:
-    """Refuse what can be known to fail, before there is a batch directory."""
-    from hwmodel import load_accelerator
-    from search.optuna_proposer import require_optuna
-    from search.warm_start import initial_policies
-
-    tasks = {}
+    experiments = spec.all()
     for experiment in experiments:
-        load_accelerator(experiment.spec.accelerator)
-        if experiment.spec.algorithm.startswith("optuna"):
-            require_optuna()
-        initial_policies(experiment.spec)
-        task = experiment.spec.task_spec()
-        tasks[str(task)] = task
-    for task in tasks.values():
+        check_spec(experiment.spec)
+    for task in dict.fromkeys(experiment.spec.task_spec() for experiment in experiments):
         task.load()
+    return spec

@@ -14,6 +14,7 @@ from search.commands._shared import Verbs
 from search.commands._shared import add_json
 from search.commands._shared import add_task
 from search.commands._shared import add_verb
+from search.commands._shared import check_spec
 from search.commands._shared import print_json
 from search.commands._shared import stdout_for_json
 from search.commands.batches import add_retry
@@ -102,19 +103,13 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _search(args: argparse.Namespace) -> None:
-    from hwmodel import load_accelerator
-    from search.optuna_proposer import require_optuna
     from search.run_directory import RunDirectory
     from search.runner import run_search  # noqa: F401 (so that a new run is at work at once)
-    from search.warm_start import initial_policies
 
     spec = _spec(args).absolute()
-    # What is wrong with these must be known before there is a run directory.
-    load_accelerator(spec.accelerator)
-    if spec.algorithm.startswith("optuna"):
-        require_optuna()
+    policies = check_spec(spec)
     spec.task_spec().load()
-    run = RunDirectory.create(spec.output, spec, initial_policies(spec))
+    run = RunDirectory.create(spec.output, spec, policies)
     try:
         _run(run, spec)
     except InputError:
