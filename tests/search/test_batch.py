@@ -18,9 +18,11 @@ from envs.task_spec import TaskSpec
 from hwmodel.errors import InputError
 from search.batch import _known
 from search.batch import _next
+from search.batch import _note_prepared
 from search.batch_directory import BatchDirectory
 from search.batch_directory import network_key
 from search.batch_spec import BatchSpec
+from search.batch_spec import Experiment
 from search.batch_status import batch_status
 from search.cli import main
 from search.sharing import Accuracies
@@ -106,28 +108,53 @@ def test_a_batch_can_be_extended_and_not_reduced(tmp_path: Path) -> None:
 def test_experiments_start_ahead_of_room_once_those_that_have_it_are_prepared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared: list[str] = []
     monkeypatch.setattr("search.batch._room", lambda resources: 8)
-    monkeypatch.setattr(BatchDirectory, "is_prepared", lambda self, item: item.name in prepared)
-    batch = BatchDirectory.write(batch_spec(tmp_path / "batch"))
-    waiting, running = batch.experiments(), []
+    waiting: list[Experiment] = batch_spec(tmp_path / "batch").all()
+    running: list[Experiment] = []
+    prepared: dict[str, str] = {}
 
     def start() -> int:
-        found = _next(batch, waiting, running)
+        found = _next(waiting, running, prepared)
         running.extend(found)
         for item in found:
             waiting.remove(item)
         return len(found)
 
+    def prepare() -> None:
+        prepared.update({item.name: network_key(item) for item in running})
+
     assert (start(), start()) == (2, 0)  # the first of each network
-    prepared += [item.name for item in running]
+    prepare()
     assert (start(), start()) == (6, 0)
-    prepared += [item.name for item in running]
+    prepare()
     assert start() == 4
     running.pop(0)
     assert start() == 0
-    prepared += [item.name for item in running]
+    prepare()
     assert start() == 1
+    waiting.clear()
+    assert start() == 0
+
+
+def test_an_experiment_that_is_prepared_is_not_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = BatchDirectory.write(batch_spec(tmp_path))
+    one, other, *_ = batch.experiments()
+    looked: list[str] = []
+    is_prepared = BatchDirectory.is_prepared
+
+    def look(self: BatchDirectory, item: Experiment) -> bool:
+        looked.append(item.name)
+        return is_prepared(self, item)
+
+    monkeypatch.setattr(BatchDirectory, "is_prepared", look)
+    batch.run_storage(one).child("tune").child("search-1").make()
+    prepared: dict[str, str] = {}
+    for _ in range(2):
+        _note_prepared(batch, [one, other], prepared)
+    assert prepared == {one.name: network_key(one)}
+    assert looked == [one.name, other.name, other.name]
 
 
 def test_a_directory_with_something_else_is_left_alone(tmp_path: Path) -> None:
