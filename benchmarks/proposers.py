@@ -16,10 +16,10 @@ Besides a search's algorithms there are "zero-shot", what the policies of ``--in
 problem before anything is learnt of it, and "ppo-separate": five searches that share the
 evaluations, each with policies for one target alone (0.5, 1, 2, 4 and 8 points).
 
-At the end the finalists are measured on the whole search split, which decides what is best at 0.5, 1
-and 2 points, and that on the test split. They are the front by what was measured, and the front by
-what a predictor that is fitted to all of it estimates, since on few images the first is one of lucky
-configurations.
+At the end the finalists are measured on the whole search split, which decides what is best at 0.5,
+1 and 2 points, and that on the test split. They are the front by what was measured, and the front
+by what a predictor that is fitted to all of it estimates, since on few images the first is one of
+lucky configurations.
 """
 
 from __future__ import annotations

@@ -6,7 +6,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import contextmanager
 from contextlib import suppress
 from functools import partial
@@ -15,11 +17,13 @@ from typing import Any
 import ray
 
 from envs.evaluator import EvaluationResult
+from envs.layer_compression import COMPRESSION_VERSION
 from hwmodel import InputError
 from search.batch_directory import BatchDirectory
 from search.batch_directory import network_key
 from search.batch_spec import Experiment
 from search.driving import BusyError
+from search.failure import RunError
 from search.failure import keep_trace
 from search.ledger import evaluations
 from search.progress import tell
@@ -67,12 +71,15 @@ def run_batch(batch: BatchDirectory, *, retry_failed: bool = False) -> None:
             shared = AccuraciesActor.options(scheduling_strategy=on_this_node()).remote(
                 _known(batch, experiments)
             )
-            _run_all(batch, waiting, shared, usage, state)
+            prepared: dict[str, str] = {}
+            _note_prepared(batch, experiments, prepared)
+            _run_all(batch, waiting, prepared, shared, usage, state)
 
 
 def _run_all(
     batch: BatchDirectory,
     waiting: list[Experiment],
+    prepared: dict[str, str],
     shared: Any,
     usage: _Usage,
     state: dict[str, Any],
@@ -85,7 +92,7 @@ def _run_all(
     machines: dict[str, set[str]] = {}  # that were there when it started
     losses: dict[str, int] = {}
     while waiting or running:
-        for experiment in _next(batch, waiting, list(running.values())):
+        for experiment in _next(waiting, list(running.values()), prepared):
             waiting.remove(experiment)
             actor = idle.pop() if idle else _ExperimentActor.remote()
             actors[experiment.name] = actor
@@ -95,6 +102,7 @@ def _run_all(
             tell(f"{experiment.name}: started")
         usage.is_waiting = bool(waiting)
         ended, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
+        _note_prepared(batch, running.values(), prepared)  # those that have just ended, too
         for reference in ended:
             experiment = running.pop(reference)
             actor = actors.pop(experiment.name)
@@ -121,23 +129,42 @@ def _run_all(
             tell(f"{experiment.name}: {outcome}; {len(waiting)} wait, {len(running)} run")
 
 
+def _note_prepared(
+    batch: BatchDirectory, experiments: Iterable[Experiment], prepared: dict[str, str]
+) -> None:
+    """Add the network's key, by name, of experiments that are prepared now and were not before.
+
+    Each is a listing of a folder, maybe of an object store: ask for those alone that may change.
+    """
+    for item in experiments:
+        if item.name not in prepared and batch.is_prepared(item):
+            prepared[item.name] = network_key(item)
+
+
 def _next(
-    batch: BatchDirectory, waiting: list[Experiment], running: list[Experiment]
+    waiting: list[Experiment], running: list[Experiment], prepared: Mapping[str, str]
 ) -> list[Experiment]:
-    """Experiments to start now: one at a time where they would prepare the same network."""
-    prepared = [item for item in batch.experiments() if batch.is_prepared(item)]
-    room = _room(waiting[0].spec.resources) if waiting else 0
+    """Experiments to start now: one at a time where they would prepare the same network.
+
+    Args:
+        waiting: Not started, or to be started again.
+        running: At work.
+        prepared: See :func:`_note_prepared`.
+    """
+    if not waiting:
+        return []
+    room = _room(waiting[0].spec.resources)
     free = room - len(running)
     # Not before: those ahead would take the processors from those that slots wait for.
-    if free <= 0 and all(item in prepared for item in running):
+    if free <= 0 and all(item.name in prepared for item in running):
         free += max(AHEAD, room // 2)
-    ready = {network_key(item) for item in prepared}
+    ready = set(prepared.values())
     preparing = {network_key(item) for item in running} - ready
     found: list[Experiment] = []
     for experiment in waiting:
-        key = network_key(experiment)
         if len(found) >= free:
             break
+        key = network_key(experiment)
         if key in preparing:
             continue
         if key not in ready:
@@ -172,7 +199,7 @@ class _Experiment:
             run, spec = batch.run(experiment)
             trials = sum(len(item.spec.seeds) for item in batch.experiments())
             _when_free(patience, partial(run_search, run, spec, shared, trials))
-        except InputError as error:
+        except (InputError, RunError) as error:
             return str(error)
         except Exception as error:  # must not end the others
             keep_trace(batch.run_storage(experiment).child("errors"), traceback.format_exc())
@@ -196,16 +223,17 @@ def _when_free(patience: float, work: Callable[[], None]) -> None:
 
 
 def _known(batch: BatchDirectory, experiments: list[Experiment]) -> dict[Key, EvaluationResult]:
-    """What the ledgers of a batch hold already."""
+    """What the ledgers of a batch hold already, as far as the code was the same."""
     found: dict[Key, EvaluationResult] = {}
     for experiment in experiments:
         if batch.run_state(experiment)["state"] == "waiting":
             continue
         run, spec = batch.run(experiment)
+        task = spec.task_spec()
         with suppress(InputError):  # a damaged ledger is the matter of its own run
             for row in evaluations(run.ledger.read()):
-                if row.accuracy is not None:
-                    key = (row.weights_hash, row.split, row.config_hash, spec.attack)
+                if row.accuracy is not None and row.code_version == COMPRESSION_VERSION:
+                    key = Key(task, row.weights_hash, row.split, row.config_hash, spec.attack)
                     found[key] = EvaluationResult(
                         row.accuracy,
                         row.block_accuracies,

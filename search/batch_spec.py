@@ -7,24 +7,19 @@ from dataclasses import dataclass
 from typing import Annotated
 from typing import Any
 
-from pydantic import BaseModel
-from pydantic import ConfigDict
 from pydantic import Field
 
 from hwmodel.errors import InputError
 from hwmodel.plain_data import validated
 from search.spec import ResourceSection
+from search.spec import Section
 from search.spec import Spec
 
 _FIELDS = frozenset(Spec.model_fields) - {"output", "resources"}
 """What experiments may differ in."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-class ExperimentGroup(_Section):
+class ExperimentGroup(Section):
     """Experiments that differ in what ``grid`` lists.
 
     Attributes:
@@ -38,7 +33,7 @@ class ExperimentGroup(_Section):
     priority: int = 0
 
 
-class BatchSpec(_Section):
+class BatchSpec(Section):
     """A batch's specification.
 
     Attributes:

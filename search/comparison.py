@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from collections.abc import Sequence
 
@@ -15,6 +17,7 @@ from search.baselines import DENSE_INT8
 from search.front import accuracy_drop
 from search.front import baseline
 from search.front import cost_ratios
+from search.front import distinct
 from search.front import holds_limits
 from search.front import hypervolume
 from search.goals import Goal
@@ -26,8 +29,10 @@ from search.storage import Storage
 from search.storage import table_files
 from search.storage import write_error
 
-CASE = ["task", "accelerator", "minimized"]
-"""What is the same for the algorithms that are compared."""
+_NAMED = ["task", "accelerator", "minimized"]
+CASE = [*_NAMED, "level", "problem"]
+"""What is the same for the algorithms that are compared. ``problem`` is a hash of what these names
+leave open: data and weights of the task, the space, the attack."""
 
 _RESAMPLES = 2000
 _INTERVAL = 0.95
@@ -37,11 +42,11 @@ def curves(runs: Iterable[RunDirectory]) -> pd.DataFrame:
     """What every seed of every run had reached after each of its evaluations.
 
     Returns:
-        Columns ``task``, ``accelerator``, ``minimized`` (which cost), ``algorithm``, ``run``,
-        ``seed``, ``evaluations`` (0: the baselines alone), ``hypervolume`` (share of the box cost
-        ratio to dense INT8 <= 1, loss <= 10 points, that is dominated, on the search split) and,
-        for every target of the runs, ``ratio_at_TARGET``: least measured cost ratio at that loss on
-        the search split.
+        Columns ``task``, ``accelerator``, ``minimized`` (which cost), ``level``, ``problem`` (see
+        :data:`CASE`), ``algorithm``, ``run``, ``seed``, ``evaluations`` (0: the baselines alone),
+        ``hypervolume`` (share of the box cost ratio to dense INT8 <= 1, loss <= 10 points, that is
+        dominated, on the search split) and, for every target of the runs, ``ratio_at_TARGET``:
+        least measured cost ratio at that loss on the search split.
 
     Raises:
         InputError: there is no run with baselines.
@@ -94,6 +99,24 @@ def summary(curves: pd.DataFrame, runs: Iterable[RunDirectory]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def cases(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """What every case is called, and its rows of :func:`curves` or of :func:`summary`.
+
+    Level and problem are told only where cases would be called the same without.
+    """
+    found = []
+    for _, group in table.groupby(CASE, sort=False):
+        first, alike, parts = group.iloc[0], table, []
+        for column in CASE:
+            if column in _NAMED:
+                parts.append(str(first[column]))
+            elif alike[column].nunique() > 1:
+                parts.append(f"{column} {first[column]}")
+            alike = alike[alike[column] == first[column]]
+        found.append((", ".join(parts), group))
+    return found
+
+
 def write_comparison(runs: Sequence[RunDirectory], output: Storage) -> pd.DataFrame:
     """Write curves and summary as CSV and Parquet, and a picture of every case.
 
@@ -112,8 +135,8 @@ def write_comparison(runs: Sequence[RunDirectory], output: Storage) -> pd.DataFr
     table = curves(runs)
     overview = summary(table, runs)
     files = {**table_files("curves", table), **table_files("summary", overview)}
-    for number, (case, group) in enumerate(table.groupby(CASE, sort=False)):
-        picture = figures.learning_curves(group, ", ".join(map(str, case)))
+    for number, (title, group) in enumerate(cases(table)):
+        picture = figures.learning_curves(group, title)
         files[f"curves-{number}.png"] = figures.png(picture)
     try:
         output.make()
@@ -129,8 +152,8 @@ def _run_curves(run: RunDirectory) -> list[dict[str, object]]:
     dense, int8 = (baseline(rows, name, "search") for name in (DENSE_FP32, DENSE_INT8))
     if dense is None or int8 is None:
         return []
-    search = rows[rows["split"] == "search"].sort_values("time", kind="stable")
-    search = search.drop_duplicates("config_hash")
+    search = distinct(rows, "search")
+    problem = _problem(spec)
     found = []
     for seed in spec.seeds:
         own = search[(search["seed"] == seed) | (search["seed"] == -1)]
@@ -144,6 +167,8 @@ def _run_curves(run: RunDirectory) -> list[dict[str, object]]:
                 "task": spec.task.name,
                 "accelerator": spec.accelerator,
                 "minimized": str(spec.goals.preference),
+                "level": spec.level,
+                "problem": problem,
                 "algorithm": _label(spec),
                 "run": run.location,
                 "seed": seed,
@@ -155,6 +180,12 @@ def _run_curves(run: RunDirectory) -> list[dict[str, object]]:
                 row[f"ratio_at_{target:g}"] = held.min() if len(held) else np.nan
             found.append(row)
     return found
+
+
+def _problem(spec: Spec) -> str:
+    data = spec.to_json()
+    asked = json.dumps([data["task"], data["space"], data["robustness"]], sort_keys=True)
+    return hashlib.sha256(asked.encode()).hexdigest()[:8]
 
 
 def _label(spec: Spec) -> str:

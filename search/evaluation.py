@@ -36,6 +36,7 @@ from search.ledger import Ledger
 from search.permit import Permit
 from search.requests import Request
 from search.requests import WorkerSpec
+from search.sharing import Key
 from search.storage import local_database
 
 _log = logging.getLogger(__name__)
@@ -170,7 +171,8 @@ class EvaluationWorker:
         shared = self.spec.shared
         if shared is None:
             return self._run(request, evaluator)
-        key = (self.weights_hash, request.split, request.config.hash, self.spec.attack)
+        task, attack = self.spec.task, self.spec.attack
+        key = Key(task, self.weights_hash, request.split, request.config.hash, attack)
         result: EvaluationResult | None = ray.get(shared.claim.remote(key))
         if result is None:
             try:

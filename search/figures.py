@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+from collections.abc import Iterable
 from collections.abc import Sequence
 
 import matplotlib
@@ -31,7 +33,14 @@ COMPONENTS = {
     "leakage": "#495057",
 }
 LINES = ("#0b7285", "#d9480f", "#5f3dc4", "#2b8a3e", "#868e96", "#c2255c", "#e67700")
-GRANULARITIES = {"none": "#ced4da", "element": "#1c7ed6", "filter": "#f08c00"}
+GRANULARITIES = {
+    "none": "#ced4da",
+    "element": "#1c7ed6",
+    "kernel": "#5f3dc4",
+    "filter": "#f08c00",
+}
+PATTERNS = ("#2b8a3e", "#c2255c", "#0b7285", "#94d82d", "#845ef7", "#495057")
+"""Of blocks and runs, whose sizes are free."""
 
 MAX_RATIO, MAX_LOSS = 1.05, 10.0
 """Edges of the picture of the front: the box of the hypervolume and dense INT8 in view. Picks that
@@ -101,13 +110,11 @@ def layers(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(max(8.4, 0.22 * len(table)), 6.0), layout="constrained")
     pruned, widths, energy = figure.subplots(3, 1, sharex=True)
     position = np.arange(len(table))
-    for name, color in GRANULARITIES.items():
+    for name, color in _granularity_colors(table["granularity"]).items():
         here = (table["granularity"] == name).to_numpy()
-        if here.any():
-            heights = 100 * table["sparsity"][here]
-            pruned.bar(position[here], heights, color=color, label=name)
+        pruned.bar(position[here], 100 * table["sparsity"][here], color=color, label=name)
     pruned.set(ylim=(0, 100), ylabel="removed, %")
-    _legend(pruned, columns=3)
+    _legend(pruned, columns=6)
     widths.plot(position, table["weight_bits"], "o-", color=FRONT, markersize=4, label="weights")
     widths.plot(position, table["activation_bits"], "s--", color=PICK, markersize=4, label="inputs")
     widths.set(ylabel="bits", ylim=(0, None))
@@ -221,6 +228,14 @@ def _label(axes: Axes, entry: Entry, text: str, color: str, rotation: float = 0)
         rotation=rotation,  # picks may lie close to each other
         rotation_mode="anchor",
     )
+
+
+def _granularity_colors(granularities: Iterable[str]) -> dict[str, str]:
+    """A color for each granularity that there is, in the order of a legend."""
+    there = set(granularities)
+    patterns = dict(zip(sorted(there - GRANULARITIES.keys()), itertools.cycle(PATTERNS)))
+    colors = GRANULARITIES | patterns
+    return {name: color for name, color in colors.items() if name in there}
 
 
 def _legend(axes: Axes, columns: int) -> None:

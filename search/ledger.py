@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 from hwmodel.errors import InputError
 from search.storage import Location
 from search.storage import Storage
+from search.storage import read_error
 from search.storage import write_error
 
 SCHEMA = pa.schema(
@@ -140,6 +141,7 @@ MERGED = 64
 _REPLACES = b"joulecut.replaces"
 _OWN_NAME = re.compile(r"part-[0-9a-f]{32}([0-9a-f]{16})[-.]")
 _DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
+"""What parsing a part that is in memory may raise: Parquet's errors of its end are OSErrors."""
 
 
 class DamagedPartError(InputError):
@@ -189,7 +191,8 @@ class Ledger:
 
         Raises:
             DamagedPartError: a part is not a whole Parquet file; names it.
-            InputError: a part has other columns; names it.
+            InputError: a part has other columns, or still cannot be read after
+                ``storage.PATIENCE_SECONDS``; names it.
         """
         wanted = [*columns, *{"time", "config_hash"}.difference(columns)]
         parts: dict[str, pa.Table] = {}
@@ -237,7 +240,7 @@ class Ledger:
         """Move parts that are not whole Parquet files to another folder; returns their names.
 
         Raises:
-            InputError: a part has other columns, or cannot be moved.
+            InputError: a part has other columns, or cannot be read or moved.
         """
         damaged = []
         while True:
@@ -308,12 +311,15 @@ class Ledger:
     def _read_part(self, name: str, columns: Sequence[str] = COLUMNS) -> pa.Table:
         where = f"{self.location}/{name}"
         try:
-            content = self.storage.read(name)
+            content = self.storage.read_patiently(name)
+        except FileNotFoundError:  # merged meanwhile
+            raise
+        except OSError as error:  # of the storage; the part may well be whole
+            raise read_error("ledger", where, error) from error
+        try:
             if _is_torn(name, content):
                 raise pa.ArrowInvalid("its digest is not that in its name")
             table = _columns(pq.ParquetFile(pa.BufferReader(content)), columns)
-        except FileNotFoundError:
-            raise
         except _DAMAGED as error:
             allowed = "it is not a whole Parquet file; joulecut resume will put it aside"
             raise DamagedPartError("ledger", where, allowed) from error

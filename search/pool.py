@@ -36,13 +36,14 @@ MAX_AT_ONCE = 8
 """Short evaluations that an evaluator is given together."""
 _SECONDS_AT_ONCE = 0.05
 """How long these may take: what passes between two calls is then a small part of it."""
-_LOST = (
+LOST = (
     ray.exceptions.RayActorError,
     ray.exceptions.WorkerCrashedError,
     ray.exceptions.NodeDiedError,
     ray.exceptions.OutOfMemoryError,
     ray.exceptions.ObjectLostError,  # it answered, and its node died before the answer was read
 )
+"""What Ray raises where an actor is gone, rather than what it did wrong."""
 _MAX_FAILED_STARTS = 8
 """Evaluators in a row that may die before they are ready."""
 
@@ -259,11 +260,11 @@ class EvaluatorPool:
         actor = self._starting.pop(future)
         try:
             result_of(future)
-        except _LOST as error:
+        except LOST as error:
             self._failed_starts += 1
-            self._notice("evaluator lost", None, _reason(error))
+            self._notice("evaluator lost", None, lost_to(error))
             if self._failed_starts == _MAX_FAILED_STARTS:
-                allowed = f"they die before they are ready ({_reason(error)})"
+                allowed = f"they die before they are ready ({lost_to(error)})"
                 raise InputError("resources.evaluators", self._failed_starts, allowed) from error
             self._replace(actor)
         else:
@@ -275,12 +276,12 @@ class EvaluatorPool:
         """The rows of evaluations that ended; None where their actor is lost."""
         try:
             rows = result_of(future)
-        except _LOST as error:
-            self._give_up(job, _reason(error))
+        except LOST as error:
+            self._give_up(job, lost_to(error))
             for task in job.tasks:
                 task.losses += 1
                 if task.losses == MAX_LOSSES:
-                    task.failure = f"{MAX_LOSSES} evaluators died with it: {_reason(error)}"
+                    task.failure = f"{MAX_LOSSES} evaluators died with it: {lost_to(error)}"
             return None
         self._free.append(job.actor)
         if job.tasks[0].is_new and not job.tasks[0].again:  # else they may only have been looked up
@@ -308,7 +309,7 @@ def result_of(future: Future[T]) -> T:
         raise
 
 
-def _reason(error: BaseException) -> str:
+def lost_to(error: BaseException) -> str:
     """What Ray says an actor died of, on one line, less where it was and its guesses."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     cause = next((line for line in lines if "because" in line), None)

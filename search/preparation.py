@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,10 @@ from envs.space import SearchSpace
 from envs.tabulate import Progress
 from envs.tasks import TaskSpec
 from hwmodel import load_accelerator
+from search.failure import RunError
+from search.pool import LOST
+from search.pool import MAX_LOSSES
+from search.pool import lost_to
 from search.pool import result_of
 from search.progress import Progress as ProgressBars
 from search.ray_session import ray_session
@@ -71,6 +77,7 @@ def fill_database(
 
     Raises:
         InputError: the database cannot be written.
+        RunError: processes died over the same layer again and again.
     """
     work = lacking(compressor, space)
     workers = min(len(work), int(ray.cluster_resources().get("CPU", 1)))
@@ -102,6 +109,7 @@ def prepare_database(spec: Spec, location: str, progress: ProgressBars) -> dict[
     Raises:
         InputError: the task or the space is not as it should be, or the database cannot be
             written.
+        RunError: processes died over the same layer again and again.
     """
     start = time.perf_counter()
     database = Storage.at(location)
@@ -182,22 +190,43 @@ def _make_on_cluster(
     workers: int,
     progress: Progress | None,
 ) -> None:
-    waiting = list(work)
-    actors = [_MakerActor.options(num_cpus=1).remote(task, database, space) for _ in range(workers)]
+    waiting, losses, done = deque(work), Counter[Work](), 0
+    running: dict[Any, tuple[Any, Work]] = {}
+
+    def start(actor: Any) -> None:
+        item = waiting.popleft()
+        running[actor.make.remote(item)] = actor, item
+
+    def new_actor() -> Any:
+        return _MakerActor.options(num_cpus=1).remote(task, database, space)
+
     try:
-        running = {actor.make.remote(waiting.pop(0)): actor for actor in actors}
-        done = 0
+        for _ in range(workers):
+            start(new_actor())
         while running:
             (finished,), _ = ray.wait(list(running), num_returns=1)
-            actor = running.pop(finished)
-            result_of(finished.future())
-            if waiting:
-                running[actor.make.remote(waiting.pop(0))] = actor
-            done += 1
-            if progress is not None:
-                progress("compressing layers", done, len(work))
+            actor, item = running[finished]
+            try:
+                result_of(finished.future())
+            except LOST as error:
+                losses[item] += 1
+                if losses[item] == MAX_LOSSES:
+                    over = f"{MAX_LOSSES} processes died over {space.layers[item.layer]}"
+                    raise RunError(f"{over}, {item.method}: {lost_to(error)}") from error
+                waiting.appendleft(item)
+                ray.kill(actor)
+                start(new_actor())
+            else:
+                done += 1
+                if progress is not None:
+                    progress("compressing layers", done, len(work))
+                if waiting:
+                    start(actor)
+                else:  # one that was started for what was lost may need its room
+                    ray.kill(actor)
+            del running[finished]
     finally:
-        for actor in actors:
+        for actor, _ in running.values():
             ray.kill(actor)
 
 

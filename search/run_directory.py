@@ -16,7 +16,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError
@@ -62,6 +61,7 @@ class RunDirectory:
         self.storage = storage
         self.ledger = Ledger(storage.child("ledger"))
         self._state = State(storage, "run", _NOT_A_RUN)
+        self._made_folder = False
 
     @classmethod
     def create(
@@ -84,7 +84,7 @@ class RunDirectory:
         if storage.names("output"):
             allowed = "it is not empty; use resume or another --output"
             raise InputError("output", storage.location, allowed)
-        existed = storage.local is not None and storage.local.exists()
+        run._made_folder = storage.local is not None and not storage.local.exists()
         try:
             with _writable("output", storage):
                 for folder in _FOLDERS:
@@ -98,8 +98,6 @@ class RunDirectory:
                 storage.write("run.json", to_json(_header(spec)))
         except InputError:
             run._remove()
-            if existed:
-                storage.make()
             raise
         return run
 
@@ -187,7 +185,10 @@ class RunDirectory:
             yield details
 
     def discard_if_unused(self) -> None:
-        """Remove a local run without evaluations: its input was refused before it began."""
+        """Remove a local run without evaluations: its input was refused before it began.
+
+        A directory that was there before is left, empty as it was.
+        """
         if not self.ledger.storage.names():
             self._remove()
 
@@ -257,8 +258,12 @@ class RunDirectory:
         return header
 
     def _remove(self) -> None:
-        if self.storage.local is not None:
-            shutil.rmtree(self.storage.local, ignore_errors=True)
+        if self.storage.local is None:
+            return
+        with contextlib.suppress(OSError):  # must not hide why it is removed
+            self.storage.clear()
+            if self._made_folder:
+                self.storage.local.rmdir()
 
 
 def _header(spec: Spec) -> dict[str, Any]:

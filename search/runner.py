@@ -6,6 +6,7 @@ import math
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextlib import suppress
@@ -36,6 +37,7 @@ from search.evaluation import total_costs
 from search.events import EventLog
 from search.events import one_line
 from search.failure import RunError
+from search.failure import keep_trace
 from search.finalists import write_layer_tables
 from search.ledger import RECALIBRATED
 from search.ledger import Ledger
@@ -92,14 +94,16 @@ def run_search(
     Raises:
         InputError: the task, the accelerator or the space is not as it should be, another driver
             works on the run, or something cannot be written.
-        RunError: something else failed in a trial.
-        KeyboardInterrupt: it was stopped. After these two the report is that of what was found so
-            far; not after an InputError, which may be of the storage that the report goes to.
+        RunError: something else failed; the traceback is in the run's ``errors`` folder.
+        KeyboardInterrupt: it was stopped. After this, and after a trial's RunError, the report is
+            that of what was found so far; not after an InputError, which may be of the storage that
+            the report goes to.
     """
     budget = spec.time_budget_seconds
     deadline = time.monotonic() + (math.inf if budget is None else budget)
     with (
         run.driving() as details,
+        _errors_kept(run.storage.child("errors")),
         EventLog(run.storage, "driver") as log,
         Progress(lambda stage: log.write("stage", stage=stage)) as progress,
         _permit(run) as permit,
@@ -186,6 +190,18 @@ def _write_results(run: RunDirectory, spec: Spec, worker: EvaluationWorker) -> N
 
     write_layer_tables(run, spec, worker)
     write_report(run, build_report(run), patiently=True)
+
+
+@contextmanager
+def _errors_kept(errors: Storage) -> Iterator[None]:
+    """Keep the traceback of what nobody expected to fail, and raise one line instead."""
+    try:
+        yield
+    except (InputError, RunError):
+        raise
+    except Exception as error:
+        kept = keep_trace(errors, traceback.format_exc())
+        raise RunError(f"{one_line(error)}; traceback in {kept}") from error
 
 
 @contextmanager

@@ -5,16 +5,30 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import ray
 
 from envs.attack import Attack
+from envs.task_spec import TaskSpec
 
 if TYPE_CHECKING:
     from envs.evaluator import EvaluationResult
 
-Key = tuple[str, str, str, Attack | None]
-"""Hash of the weights, split, hash of the configuration, attack: what accuracies depend on."""
+
+class Key(NamedTuple):
+    """What an accuracy depends on, while the code that compresses is the same.
+
+    The task says which data calibrate and measure, and by which metric: the same weights may be
+    asked for with others.
+    """
+
+    task: TaskSpec
+    weights_hash: str
+    split: str
+    config_hash: str
+    attack: Attack | None
+
 
 PATIENCE_SECONDS = 60.0
 """Shortest wait for another's evaluation, which may have died with its machine."""

@@ -49,6 +49,7 @@ from envs.task_spec import TaskSpec
 from hwmodel.errors import InputError
 from hwmodel.plain_data import parse_yaml
 from hwmodel.plain_data import validated
+from search.baselines import BASELINES
 from search.goals import Goals
 from search.learners import MEASURED_LEARNERS
 from search.policy_settings import PolicySettings
@@ -159,11 +160,13 @@ _Reconstruction = Annotated[
 ]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Part of a file that a user writes: every key is known, no value changes."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
-class TaskSection(_Section):
+class TaskSection(Section):
     """Which network and data.
 
     Attributes:
@@ -177,7 +180,7 @@ class TaskSection(_Section):
     weights: _Text | None = None
 
 
-class SpaceSection(_Section):
+class SpaceSection(Section):
     """What the search may decide for every layer.
 
     Attributes:
@@ -236,7 +239,7 @@ class SpaceSection(_Section):
         )
 
 
-class RobustnessSection(_Section):
+class RobustnessSection(Section):
     """Attack under which every evaluation measures accuracy a second time.
 
     Attributes:
@@ -249,7 +252,7 @@ class RobustnessSection(_Section):
     images: Annotated[int, Field(ge=1, strict=True)] = Attack.images
 
 
-class PolicySection(_Section):
+class PolicySection(Section):
     """What is set of learned policies; what is None is as the algorithm has it.
 
     Attributes:
@@ -271,7 +274,7 @@ class PolicySection(_Section):
         return {name: value for name, value in serialize(self).items() if value is not None}
 
 
-class LimitSection(_Section):
+class LimitSection(Section):
     """What an inference may cost at most, besides energy.
 
     Attributes:
@@ -289,11 +292,11 @@ class LimitSection(_Section):
         return {name: limit for name, limit in serialize(self).items() if limit is not None}
 
 
-def _none_if_empty(section: _Section | None) -> _Section | None:
+def _none_if_empty(section: Section | None) -> Section | None:
     return section if section is not None and section.model_dump() else None
 
 
-class PreferenceSection(_Section):
+class PreferenceSection(Section):
     """How much each cost of an inference counts; the weights are taken over their sum.
 
     Attributes:
@@ -328,7 +331,7 @@ def _normalized(preference: PreferenceSection | None) -> PreferenceSection | Non
     return PreferenceSection(**{name: weight / total for name, weight in weights.items()})
 
 
-class ResourceSection(_Section):
+class ResourceSection(Section):
     """What a run takes of the machines; may change when it is resumed.
 
     Attributes:
@@ -358,7 +361,7 @@ class ResourceSection(_Section):
         return parse_duration(self.evaluation_timeout) if self.evaluation_timeout else None
 
 
-class Spec(_Section):
+class Spec(Section):
     """A run's specification.
 
     Attributes:
@@ -373,7 +376,7 @@ class Spec(_Section):
             from nothing.
         seeds: One trial each.
         budget: Distinct true evaluations on the search split, all seeds together, baselines
-            included.
+            included; at least one more than these for each seed.
         time_budget: Wall time, such as 90s, 30m or 2h, after which the search stops; None for
             no limit.
         targets: Accuracy drops, in points, for which the best configuration is reported.
@@ -395,7 +398,7 @@ class Spec(_Section):
     policies: Annotated[PolicySection | None, AfterValidator(_none_if_empty)] = None
     init_from: _Text | None = None
     seeds: Annotated[tuple[_Seed, ...], Field(min_length=1), AfterValidator(_check_distinct)] = (0,)
-    budget: Annotated[int, Field(ge=MIN_BUDGET, strict=True)] = 300
+    budget: Annotated[int, Field(ge=MIN_BUDGET, strict=True, validate_default=True)] = 300
     time_budget: Annotated[str | None, AfterValidator(_seconds)] = None
     targets: Annotated[tuple[_Points, ...], Field(min_length=1), AfterValidator(_ascending)] = (
         0.5,
@@ -418,6 +421,15 @@ class Spec(_Section):
             allowed = f"use 'predicted' with {algorithm}; 'measured' needs {measurable}"
             raise InputError("", accuracy, allowed)
         return accuracy
+
+    @field_validator("budget")
+    @classmethod
+    def _every_seed_has_a_share(cls, budget: int, info: ValidationInfo) -> int:
+        given, seeds = len(BASELINES), len(info.data.get("seeds", ()))
+        if budget < given + seeds:
+            allowed = f"use at least {given + seeds}, {given} for baselines and 1 for each of "
+            raise InputError("", budget, f"{allowed}{seeds} seeds")
+        return budget
 
     @field_validator("policies")
     @classmethod
@@ -519,17 +531,25 @@ class Spec(_Section):
     def absolute(self) -> Spec:
         """The same with absolute paths, so that a run can be resumed from anywhere."""
         path = Path(self.accelerator)
-        update: dict[str, object] = {
-            "task": TaskSection.model_validate(self.task_spec().absolute().to_json()),
-            "accelerator": str(path.resolve()) if path.is_file() else self.accelerator,
-        }
-        if self.init_from is not None and "://" not in self.init_from:
-            update["init_from"] = str(Path(self.init_from).resolve())
-        return self.model_copy(update=update)
+        database = _absolute(self.resources.database)
+        return self.model_copy(
+            update={
+                "task": TaskSection.model_validate(self.task_spec().absolute().to_json()),
+                "accelerator": str(path.resolve()) if path.is_file() else self.accelerator,
+                "output": _absolute(self.output),
+                "init_from": _absolute(self.init_from),
+                "resources": self.resources.model_copy(update={"database": database}),
+            }
+        )
 
     def task_spec(self) -> TaskSpec:
         """The task, ready to load."""
         return TaskSpec(self.task.name, data=self.task.data, weights=self.task.weights)
+
+
+def _absolute(place: str | None) -> str | None:
+    """A path or URI for processes with another working directory."""
+    return place if place is None or "://" in place else str(Path(place).resolve())
 
 
 def read_yaml(path: str | Path) -> Any:

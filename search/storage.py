@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import io
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PATIENCE_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Waits between attempts to write what a run cannot go on without: a minute in all."""
+"""Waits between attempts at what a run cannot go on without: a minute in all."""
 
 T = TypeVar("T")
 
@@ -144,6 +145,15 @@ class Storage:
 
         patiently(write)
 
+    def read_patiently(self, name: str) -> bytes:
+        """:meth:`read`, tried again while it is refused.
+
+        Raises:
+            FileNotFoundError: it does not exist, which is not tried again.
+            OSError: it was still refused after ``PATIENCE_SECONDS``.
+        """
+        return patiently(lambda: self.read(name), final=FileNotFoundError)
+
     def move(self, name: str, target: Storage) -> None:
         """Move one file to another folder of the same file system, made if missing.
 
@@ -173,15 +183,21 @@ class Storage:
             return
 
 
-def patiently(access: Callable[[], T]) -> T:
+def patiently(access: Callable[[], T], final: type[OSError] | tuple[type[OSError], ...] = ()) -> T:
     """Do what the storage may refuse for a while.
 
+    Args:
+        access: Does it.
+        final: Refusals that waiting does not change.
+
     Raises:
-        OSError: it was still refused after ``PATIENCE_SECONDS``.
+        OSError: it was still refused after ``PATIENCE_SECONDS``, or ``final``.
     """
     for seconds in PATIENCE_SECONDS:
         try:
             return access()
+        except final:
+            raise
         except OSError:
             time.sleep(seconds)
     return access()
@@ -201,6 +217,11 @@ def write_error(field: str, location: str, error: OSError) -> InputError:
     """What to tell the user when ``location`` cannot be written."""
     allowed = f"it cannot be written ({reason(error)}); use a place with space and permission"
     return InputError(field, location, allowed)
+
+
+def read_error(field: str, location: str, error: OSError) -> InputError:
+    """What to tell the user when ``location`` is there and cannot be read."""
+    return InputError(field, location, f"it cannot be read ({reason(error)}); try again later")
 
 
 def reason(error: BaseException) -> str:
@@ -234,15 +255,36 @@ def _write_local(path: Path, content: bytes) -> None:
 
 
 def local_database(database: Storage) -> Path:
-    """Folder of an option database on this machine, with all that a remote one holds."""
+    """Folder of an option database on this machine, with all that a remote one holds.
+
+    Raises:
+        InputError: the remote one cannot be listed, or there is no safe place for a copy.
+    """
     if database.local is not None:
         return database.local
     place = hashlib.sha256(database.location.encode()).hexdigest()[:16]
-    here = Storage.at(Path(tempfile.gettempdir()) / f"joulecut-{getpass.getuser()}" / place)
+    here = Storage.at(_own_temporary() / place)
     here.make()
     for name in set(database.names("database")) - set(here.names("database")):
         here.write(name, database.read(name))
     return Path(here.root)
+
+
+def _own_temporary() -> Path:
+    """A folder for temporary files that are found again, into which nobody else may put any.
+
+    Raises:
+        InputError: what is there is not such a folder: others know its name, too.
+    """
+    folder = Path(tempfile.gettempdir()) / f"joulecut-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    others_write = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or others_write:
+        allowed = "a copy needs a folder of yours that nobody else may write; remove it, or set "
+        raise InputError("resources.database", str(folder), f"{allowed}TMPDIR to another place")
+    return folder
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from search.earlier import earlier_accuracies
 from search.events import EventLog
 from search.events import evaluation_fields
 from search.front import baseline
+from search.front import distinct
 from search.goals import Goals
 from search.ledger import Evaluation
 from search.ledger import Ledger
@@ -231,7 +232,8 @@ def _resumed(
     rows = Ledger(setup.worker.ledger).read()
     dense = baseline(rows, DENSE_FP32, "search")
     assert dense is not None
-    baselines = rows[(rows["role"] == "baseline") & (rows["split"] == "search")]
+    own = distinct(rows[rows["seed"].isin((-1, seed))], "search")
+    baselines = own[own["role"] == "baseline"]
     reference = Reference(
         accuracy=float(dense["accuracy"]),
         chance=setup.chance,
@@ -254,11 +256,11 @@ def _resumed(
         setup.policies,
         earlier,
     )
-    own = evaluations(rows[(rows["split"] == "search") & rows["seed"].isin((-1, seed))])
-    metrics.known(own)
+    known = evaluations(own)
+    metrics.known(known)
     seeker = Seeker(proposer, Measurements(setup.problem, reference, earlier))
-    _learn(seeker, setup, _measured(setup, own))
-    return seeker, len({row.config_hash for row in own if row.seed == seed})
+    _learn(seeker, setup, _measured(setup, known))
+    return seeker, int((own["seed"] == seed).sum())
 
 
 def run_seed(

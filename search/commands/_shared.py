@@ -15,9 +15,11 @@ from typing import Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from rich.console import Console
     from rich.table import Table
 
     from envs.task_spec import TaskSpec
+    from search.spec import Spec
 
 Verbs = argparse._SubParsersAction  # what add_subparsers returns; argparse has no public name
 
@@ -51,6 +53,25 @@ def task_spec(args: argparse.Namespace) -> TaskSpec:
     return TaskSpec(args.task, data=args.data, weights=args.weights)
 
 
+def check_spec(spec: Spec) -> Mapping[str, bytes] | None:
+    """Refuse what can be known to fail before there is a directory, but for the task.
+
+    Returns:
+        Files of the policies that the run starts from, see ``initial_policies``.
+
+    Raises:
+        InputError: the accelerator or the earlier run is not as it should be, or Optuna is missing.
+    """
+    from hwmodel import load_accelerator
+    from search.optuna_proposer import require_optuna
+    from search.warm_start import initial_policies
+
+    load_accelerator(spec.accelerator)
+    if spec.algorithm.startswith("optuna"):
+        require_optuna()
+    return initial_policies(spec)
+
+
 @contextlib.contextmanager
 def stdout_for_json(wanted: bool) -> Iterator[None]:
     """Send what libraries print to stderr, so that stdout is the JSON document alone."""
@@ -63,12 +84,18 @@ def print_json(data: Mapping[str, Any]) -> None:
     print(json.dumps(_plain(data), indent=2, allow_nan=False))
 
 
+def plain_console() -> Console:
+    """Prints text as it is: brackets in a path or a message are no markup."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False)
+
+
 def print_table(table: Table) -> None:
     """Print a table as wide as it is."""
-    from rich.console import Console
     from rich.measure import Measurement
 
-    console = Console(highlight=False)
+    console = plain_console()
     width = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
     console.width = max(console.width, width)  # a pipe has 80 columns, and would lose cells
     console.print(table)

@@ -11,6 +11,7 @@ from typing import Any
 from search.commands._shared import Verbs
 from search.commands._shared import add_json
 from search.commands._shared import add_verb
+from search.commands._shared import check_spec
 from search.commands._shared import print_json
 from search.commands._shared import print_state
 from search.commands._shared import print_table
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from search.batch_directory import BatchDirectory
-    from search.batch_spec import Experiment
     from search.run_directory import RunDirectory
 
 
@@ -105,9 +105,10 @@ def _benchmark(args: argparse.Namespace) -> None:
     from search.comparison import write_comparison
     from search.storage import Storage
 
-    runs = [run for source in args.sources for run in _runs(source, args.address)]
+    # A run that is named twice, or with its batch, is one.
+    runs = {run.location: run for source in args.sources for run in _runs(source, args.address)}
     output = Storage.at(args.output)
-    overview = write_comparison(runs, output)
+    overview = write_comparison(list(runs.values()), output)
     if args.json:
         print_json({"output": output.location, "summary": overview.to_dict("records")})
     else:
@@ -137,13 +138,13 @@ def _runs(source: str, address: str | None) -> list[RunDirectory]:
 def _print_comparison(overview: pd.DataFrame) -> None:
     from rich.table import Table
 
-    from search.comparison import CASE
+    from search.comparison import cases
 
-    for case, group in overview.groupby(CASE, sort=False):
+    for case, group in cases(overview):
         names = map(str, group.columns)
         shown = [name for name in names if name == "hypervolume" or "ratio_at_" in name]
         shown = [name for name in shown if not name.endswith(("_low", "_high", "_seeds"))]
-        title = f"{', '.join(map(str, case))}: {group['evaluations'].iloc[0]} evaluations a seed"
+        title = f"{case}: {group['evaluations'].iloc[0]} evaluations a seed"
         headers = ["algorithm", "seeds", *shown]
         table = Table(*headers, title=title, title_justify="left", box=None)
         for _, row in group.iterrows():
@@ -178,23 +179,9 @@ def _spec(file: str, output: str | None, address: str | None) -> Any:
             raise InputError("resources", resources, "use a mapping")
         resources["address"] = address
     spec = BatchSpec.from_mapping(data)
-    _check(spec.all())
-    return spec
-
-
-def _check(experiments: list[Experiment]) -> None:
-    """Refuse what can be known to fail, before there is a batch directory."""
-    from hwmodel import load_accelerator
-    from search.optuna_proposer import require_optuna
-    from search.warm_start import initial_policies
-
-    tasks = {}
+    experiments = spec.all()
     for experiment in experiments:
-        load_accelerator(experiment.spec.accelerator)
-        if experiment.spec.algorithm.startswith("optuna"):
-            require_optuna()
-        initial_policies(experiment.spec)
-        task = experiment.spec.task_spec()
-        tasks[str(task)] = task
-    for task in tasks.values():
+        check_spec(experiment.spec)
+    for task in dict.fromkeys(experiment.spec.task_spec() for experiment in experiments):
         task.load()
+    return spec

@@ -11,6 +11,7 @@ from hwmodel.errors import InputError
 from search.commands._shared import Verbs
 from search.commands._shared import add_json
 from search.commands._shared import add_verb
+from search.commands._shared import plain_console
 from search.commands._shared import print_json
 from search.commands._shared import print_state
 from search.commands._shared import print_table
@@ -40,16 +41,14 @@ def add_verbs(verbs: Verbs) -> None:
 
 def print_report(run: RunDirectory, report: Report) -> None:
     """Print the table, what it does not tell, and where everything is."""
-    from rich.console import Console
-
     from search.table import notes
     from search.table import terminal_table
 
     print_table(terminal_table(report))
-    console = Console(highlight=False)
+    console = plain_console()
     files = [f"{run.report.location}/{name}" for name in run.report.names("report")]
     for line in [*notes(report), *files, run.ledger.location]:
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
 
 
 def _status(args: argparse.Namespace) -> None:

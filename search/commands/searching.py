@@ -14,6 +14,7 @@ from search.commands._shared import Verbs
 from search.commands._shared import add_json
 from search.commands._shared import add_task
 from search.commands._shared import add_verb
+from search.commands._shared import check_spec
 from search.commands._shared import print_json
 from search.commands._shared import stdout_for_json
 from search.commands.batches import add_retry
@@ -47,6 +48,9 @@ FLAGS = {
     "output": "--output",
 }
 """The flag that sets each field of a specification."""
+
+_MOST_SEEDS = 10_000
+"""What a count may stand for: none that is meant is larger, and a list of them is made."""
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -99,19 +103,13 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _search(args: argparse.Namespace) -> None:
-    from hwmodel import load_accelerator
-    from search.optuna_proposer import require_optuna
     from search.run_directory import RunDirectory
     from search.runner import run_search  # noqa: F401 (so that a new run is at work at once)
-    from search.warm_start import initial_policies
 
     spec = _spec(args).absolute()
-    # What is wrong with these must be known before there is a run directory.
-    load_accelerator(spec.accelerator)
-    if spec.algorithm.startswith("optuna"):
-        require_optuna()
+    policies = check_spec(spec)
     spec.task_spec().load()
-    run = RunDirectory.create(spec.output, spec, initial_policies(spec))
+    run = RunDirectory.create(spec.output, spec, policies)
     try:
         _run(run, spec)
     except InputError:
@@ -224,7 +222,7 @@ def _spec(args: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -
 def _override(data: dict[str, Any], args: argparse.Namespace) -> set[str]:
     """Put the flags into ``data``; returns the fields that they set."""
     if args.task is not None or isinstance(data.get("task"), str):
-        data["task"] = {"name": args.task or data["task"]}
+        data["task"] = {"name": data["task"] if args.task is None else args.task}
     given = set()
     for field, flag in FLAGS.items():
         value = getattr(args, flag.removeprefix("--").replace("-", "_"), None)
@@ -247,7 +245,11 @@ def _seeds(text: str) -> list[int]:
         numbers = []
     if not numbers or min(numbers) < 0 or (numbers == [0] and "," not in text):
         raise _refuse(text, "use how many (2 means 0,1), or a list such as 0,5,7 or 3,")
-    return numbers if "," in text else list(range(numbers[0]))
+    if "," in text:
+        return numbers
+    if numbers[0] > _MOST_SEEDS:
+        raise _refuse(text, f"use at most {_MOST_SEEDS} seeds, or a list such as 0,5,7 or 3,")
+    return list(range(numbers[0]))
 
 
 def _points(text: str) -> list[float]:

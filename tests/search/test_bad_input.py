@@ -101,6 +101,11 @@ CASES = {
     "budget in words": bad_flag("--budget many", "--budget", "'many'", "int"),
     "negative seed": bad_flag("--seeds -1", "--seeds"),
     "no seeds": bad_flag("--seeds 0", "--seeds", "'0'", "2 means 0,1"),
+    "a billion seeds": bad_flag("--seeds 1000000000", "--seeds", "'1000000000'", "at most"),
+    "more seeds than evaluations": bad_flag("--seeds 40", "budget: 40", "at least 46", "40 seeds"),
+    "empty task": Case(
+        "search --task= --accelerator eyeriss-like --output {here}/new", ("--task: ''", "1 char")
+    ),
     "equal seeds": bad_flag("--seeds 3,3", "--seeds: [3, 3]", "once"),
     "algorithm": bad_flag("--algorithm sac", "--algorithm: 'sac'", "'random'"),
     "accuracy": bad_flag("--accuracy true", "--accuracy: 'true'", "'predicted' or 'measured'"),

@@ -13,14 +13,20 @@ from ledger_rows import baselines
 from ledger_rows import evaluation
 
 from envs.evaluator import EvaluationResult
+from envs.layer_compression import COMPRESSION_VERSION
+from envs.task_spec import TaskSpec
 from hwmodel.errors import InputError
+from search.batch import _known
 from search.batch import _next
+from search.batch import _note_prepared
 from search.batch_directory import BatchDirectory
 from search.batch_directory import network_key
 from search.batch_spec import BatchSpec
+from search.batch_spec import Experiment
 from search.batch_status import batch_status
 from search.cli import main
 from search.sharing import Accuracies
+from search.sharing import Key
 
 GRID = {
     "task": ["digits", "cifar10-resnet20"],
@@ -102,28 +108,53 @@ def test_a_batch_can_be_extended_and_not_reduced(tmp_path: Path) -> None:
 def test_experiments_start_ahead_of_room_once_those_that_have_it_are_prepared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared: list[str] = []
     monkeypatch.setattr("search.batch._room", lambda resources: 8)
-    monkeypatch.setattr(BatchDirectory, "is_prepared", lambda self, item: item.name in prepared)
-    batch = BatchDirectory.write(batch_spec(tmp_path / "batch"))
-    waiting, running = batch.experiments(), []
+    waiting: list[Experiment] = batch_spec(tmp_path / "batch").all()
+    running: list[Experiment] = []
+    prepared: dict[str, str] = {}
 
     def start() -> int:
-        found = _next(batch, waiting, running)
+        found = _next(waiting, running, prepared)
         running.extend(found)
         for item in found:
             waiting.remove(item)
         return len(found)
 
+    def prepare() -> None:
+        prepared.update({item.name: network_key(item) for item in running})
+
     assert (start(), start()) == (2, 0)  # the first of each network
-    prepared += [item.name for item in running]
+    prepare()
     assert (start(), start()) == (6, 0)
-    prepared += [item.name for item in running]
+    prepare()
     assert start() == 4
     running.pop(0)
     assert start() == 0
-    prepared += [item.name for item in running]
+    prepare()
     assert start() == 1
+    waiting.clear()
+    assert start() == 0
+
+
+def test_an_experiment_that_is_prepared_is_not_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = BatchDirectory.write(batch_spec(tmp_path))
+    one, other, *_ = batch.experiments()
+    looked: list[str] = []
+    is_prepared = BatchDirectory.is_prepared
+
+    def look(self: BatchDirectory, item: Experiment) -> bool:
+        looked.append(item.name)
+        return is_prepared(self, item)
+
+    monkeypatch.setattr(BatchDirectory, "is_prepared", look)
+    batch.run_storage(one).child("tune").child("search-1").make()
+    prepared: dict[str, str] = {}
+    for _ in range(2):
+        _note_prepared(batch, [one, other], prepared)
+    assert prepared == {one.name: network_key(one)}
+    assert looked == [one.name, other.name, other.name]
 
 
 def test_a_directory_with_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -168,6 +199,15 @@ def test_the_status_adds_up(tmp_path: Path, capsys) -> None:
     assert "24 experiments" in capsys.readouterr().out
 
 
+def test_the_status_tells_names_and_messages_as_they_are(tmp_path: Path, capsys) -> None:
+    batch = BatchDirectory.write(batch_spec(tmp_path))
+    message = "no layer [/conv], [bold] or :smile:"
+    with pytest.raises(RuntimeError), batch.run(batch.experiments()[0])[0].driving():
+        raise RuntimeError(message)
+    assert main(["status", str(tmp_path)]) == 0
+    assert f"RuntimeError: {message}" in capsys.readouterr().out
+
+
 def test_the_manual_names_every_field_of_the_status(tmp_path: Path) -> None:
     manual = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
     status = batch_status(BatchDirectory.write(batch_spec(tmp_path)))
@@ -179,7 +219,7 @@ def test_the_manual_shows_a_batch_that_is_valid() -> None:
     manual = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
     example = manual.split("## `batch`")[1].split("```yaml\n")[1].split("```")[0]
     experiments = BatchSpec.from_mapping(yaml.safe_load(example)).all()
-    assert len(experiments) == 26
+    assert len(experiments) == 34
     assert experiments[0].spec.task.name == "cifar10-resnet56"
 
 
@@ -189,7 +229,26 @@ def test_only_a_batch_has_failed_experiments(tmp_path: Path) -> None:
 
 
 RESULT = EvaluationResult(0.9, (0.9,), 100, 1.0)
-KEY = ("w", "search", "c", None)
+KEY = Key(TaskSpec("digits"), "w", "search", "c", None)
+
+
+def test_a_batch_that_goes_on_knows_what_was_measured_of_the_same_data_by_the_same_code(
+    tmp_path: Path,
+) -> None:
+    grid = {"task": [{"name": "digits", "data": str(tmp_path / name)} for name in ("a", "b")]}
+    groups = [{"grid": grid, "spec": {"accelerator": "eyeriss-like"}}]
+    batch = BatchDirectory.write(batch_spec(tmp_path / "batch", experiments=groups))
+    tasks = [item.spec.task_spec() for item in batch.experiments()]
+    for accuracy, experiment in zip((0.8, 0.9), batch.experiments(), strict=True):
+        now = evaluation(1, accuracy=accuracy, code_version=COMPRESSION_VERSION)
+        before = evaluation(2, code_version="0.1")
+        batch.run(experiment)[0].ledger.append([now, before])
+    known = _known(batch, batch.experiments())
+    row = evaluation(1)
+    assert {key: result.accuracy for key, result in known.items()} == {
+        Key(task, row.weights_hash, "search", row.config_hash, None): accuracy
+        for task, accuracy in zip(tasks, (0.8, 0.9), strict=True)
+    }
 
 
 def test_what_two_ask_for_is_evaluated_by_one() -> None:

@@ -165,6 +165,24 @@ def test_input_refused_before_the_first_evaluation_leaves_no_run(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["own", "link"])
+def test_input_refused_before_the_first_evaluation_leaves_a_folder_that_was_there(
+    tmp_path: Path, provide: Callable[..., None], loadable: None, name: str
+) -> None:
+    def run_search(run: RunDirectory, spec: Spec) -> None:
+        raise InputError("space.pinned", "conv9", "use first, last or a layer")
+
+    own = tmp_path / "own"
+    own.mkdir(mode=0o750)
+    (tmp_path / "link").symlink_to(own)
+    before = own.stat().st_ino
+    provide("search.runner", run_search=run_search)
+    assert main([*SEARCH, "--output", f"{tmp_path}/{name}"]) == 2
+    assert list(own.iterdir()) == []
+    assert (own.stat().st_ino, own.stat().st_mode & 0o777) == (before, 0o750)
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_status(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", run.location, "--json"]) == 0
     status = json.loads(capsys.readouterr().out)
@@ -330,6 +348,21 @@ def test_bad_input_in_a_worker_is_told_without_its_traceback(
     assert capsys.readouterr().err == (
         "joulecut: error: weights: 'w.pt' is not allowed; they must fit\n"
     )
+
+
+def test_what_nobody_expected_to_fail_is_one_line_and_a_file(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("no images\nare left")
+
+    monkeypatch.setattr("search.runner.prepare_evaluator", fail)
+    assert main(["resume", run.location]) == 1
+    *_, line = capsys.readouterr().err.splitlines()  # after the stages of the search
+    (kept,) = Path(run.location, "errors").iterdir()
+    assert line == f"joulecut: error: are left; traceback in {kept}"
+    assert "ZeroDivisionError: no images" in kept.read_text()
+    assert run.status()["state"] == "failed"
 
 
 def test_module_can_be_run(run: RunDirectory) -> None:

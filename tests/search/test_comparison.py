@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from ledger_rows import ROW
 from ledger_rows import baselines
 from ledger_rows import evaluation
 from test_spec import spec
 
 from hwmodel import InputError
 from search.cli import main
+from search.comparison import cases
 from search.comparison import curves
 from search.comparison import summary
 from search.front import hypervolume
@@ -54,6 +58,18 @@ def test_curves_begin_at_the_baselines_and_follow_every_seed(tmp_path: Path) -> 
     assert by_seed[3]["hypervolume"].iloc[-1] == pytest.approx(expected)
 
 
+def test_a_baseline_that_failed_before_it_was_measured_counts(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "ppo", {0: [0.9]})
+    expected = curves([run])
+    failed = [
+        evaluation(0, config_hash=row.config_hash, name=row.name, role="baseline", seed=-1)
+        for row in baselines()
+    ]
+    before = {"accuracy": None, "error": "it hung", "time": ROW.time - timedelta(days=1)}
+    run.ledger.append([replace(row, **before) for row in failed])
+    pd.testing.assert_frame_equal(curves([run]), expected)
+
+
 def test_limits_make_another_algorithm_and_what_exceeds_them_adds_nothing(tmp_path: Path) -> None:
     # All rows, baselines too, have 40 kB.
     free = make_run(tmp_path / "free", "ppo", {0: [0.9]})
@@ -74,6 +90,49 @@ def test_runs_that_minimize_other_costs_are_not_compared(tmp_path: Path) -> None
     assert overview["ratio_at_1"].to_dict() == pytest.approx(
         {"energy_pj": 0.4, "latency_cycles": 1.0}
     )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"level": "fine"},
+        {"task": {"name": "digits", "data": "/elsewhere"}},
+        {"task": {"name": "digits", "weights": "/other.safetensors"}},
+        {"space": {"weight_bits": [8]}},
+        {"robustness": {"attack": "fgsm", "epsilon": 0.01}},
+    ],
+)
+def test_runs_that_are_asked_something_else_are_not_averaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], other: dict[str, object]
+) -> None:
+    one = make_run(tmp_path / "one", "ppo", {0: [0.4]})
+    two = make_run(tmp_path / "two", "ppo", {0: [0.8]}, **other)
+    overview = summary(curves([one, two]), [one, two])
+    assert overview["ratio_at_1"].tolist() == pytest.approx([0.4, 0.8])
+    names = [title for title, _ in cases(overview)]
+    assert len(set(names)) == 2
+    assert main(["benchmark", one.location, two.location, "--output", str(tmp_path / "out")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())  # a title is wrapped
+    assert all(f"{name}: 1 evaluations a seed" in shown for name in names)
+
+
+def test_what_is_the_same_in_all_cases_is_not_shown(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "one", "ppo", {0: [0.4]}, level="fine")
+    two = make_run(tmp_path / "two", "ppo", {0: [0.4]}, task="cifar10-resnet20", level="fine")
+    assert [title for title, _ in cases(curves([one, two]))] == [
+        "digits, eyeriss-like, energy_pj",
+        "cifar10-resnet20, eyeriss-like, energy_pj",
+    ]
+
+
+def test_a_run_that_is_named_twice_counts_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = make_run(tmp_path / "run", "ppo", {0: [0.8], 1: [0.6]}).location
+    names = [place, f"{place}/", f"file://{place}"]
+    assert main(["benchmark", *names, "--output", str(tmp_path / "out"), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["summary"]
+    assert (row["seeds"], row["hypervolume_seeds"]) == (2, 2)
 
 
 def test_a_warm_start_is_not_averaged_with_a_cold_one(tmp_path: Path) -> None:
@@ -141,6 +200,15 @@ def test_the_command_writes_tables_and_pictures(
     }
     assert main(["benchmark", *runs, "--output", str(tmp_path / "out")]) == 0
     assert "2 evaluations a seed" in capsys.readouterr().out
+
+
+def test_an_accelerator_is_named_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "/chips/[/new]/[red].yaml"
+    run = make_run(tmp_path / "run", "ppo", {0: [0.5]}, accelerator=name)
+    assert main(["benchmark", run.location, "--output", str(tmp_path / "out")]) == 0
+    assert name in capsys.readouterr().out
 
 
 def test_what_holds_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

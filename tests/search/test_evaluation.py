@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from envs.attack import Attack
@@ -96,6 +98,35 @@ def test_a_baseline_too_wide_for_the_accelerator_has_no_price(
     priced = uniform(evaluator.compressor.network.names, 16)
     row = only_16_bits.evaluate(Request(priced, "search", "baseline", "dense FP16"))
     assert row.energy_pj > 0
+
+
+class Shared:
+    """What the runs of a batch share, in this process."""
+
+    def __init__(self) -> None:
+        self.known: dict[Any, Any] = {}
+        self.claim = SimpleNamespace(remote=lambda key: self.known.get(key))
+        self.record = SimpleNamespace(remote=self.known.__setitem__)
+
+
+def test_runs_of_a_batch_share_what_was_measured_of_the_same_data(
+    evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    measured = []
+    evaluate = Evaluator.evaluate
+
+    def counted(self: Evaluator, *arguments: Any, **options: Any) -> Any:
+        measured.append(arguments)
+        return evaluate(self, *arguments, **options)
+
+    monkeypatch.setattr(Evaluator, "evaluate", counted)
+    request = Request(uniform(evaluator.compressor.network.names, 8), "search", "search")
+    own, shared = worker(evaluator, tmp_path), Shared()
+    for task, expected in ((TASK, 1), (TASK, 1), (replace(TASK, data="elsewhere"), 2)):
+        own.spec = replace(own.spec, task=task, shared=shared)
+        own.evaluate(request)
+        assert len(measured) == expected
 
 
 def test_accuracy_under_attack_is_recorded_if_asked_for(

@@ -261,6 +261,51 @@ def test_a_write_that_is_refused_for_a_while_is_made_later(
     assert len(Ledger(tmp_path / "ledger").read()) == 1
 
 
+def refuse_reads(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """The storage fails to give a file out, as a disk or a network may for a while."""
+    read, left = Storage.read, [times]
+
+    def refuse(storage: Storage, name: str) -> bytes:
+        if left[0] == 0:
+            return read(storage, name)
+        left[0] -= 1
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Storage, "read", refuse)
+
+
+def test_a_read_that_fails_for_a_while_is_made_later(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.append([evaluation(1)])
+    refuse_reads(monkeypatch, times=2)
+    assert len(ledger.read()) == 1
+
+
+def test_a_part_that_cannot_be_read_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(tmp_path / "ledger")
+    ledger.append([evaluation(1)])
+    refuse_reads(monkeypatch, times=3)
+    with pytest.raises(InputError, match=r"ledger: .*/part-.*it cannot be read \(Input/output"):
+        ledger.set_aside_damaged(Storage.at(tmp_path / "damaged"))
+    assert not (tmp_path / "damaged").exists()
+    assert len(ledger.read()) == 1
+
+
+def test_a_part_that_a_merge_took_away_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.append([evaluation(1)])
+    names = ledger._names
+    found = iter([["part-gone.parquet", *names()]])
+    monkeypatch.setattr(ledger, "_names", lambda: next(found, None) or names())
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it waited"))
+    assert len(ledger.read()) == 1
+
+
 def test_a_failed_upload_leaves_no_object(tmp_path: Path) -> None:
     class FullStream:
         def __init__(self, stream) -> None:

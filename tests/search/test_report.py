@@ -16,6 +16,7 @@ from ledger_rows import evaluation
 from test_spec import spec
 
 from hwmodel.errors import InputError
+from search import figures
 from search.baselines import BASELINES
 from search.report import build_report
 from search.report_files import write_report
@@ -205,6 +206,27 @@ def test_the_page_is_self_contained_and_shows_the_layers(run: RunDirectory) -> N
     assert page.count("No per-layer table") == 2
     for name in BASELINES:
         assert name in page
+
+
+def test_every_way_to_prune_is_drawn() -> None:
+    names = ["none", "element", "kernel", "filter", "4x1", "1x4", "2x2", "n:4", "n:8", "n:16"]
+    removed = [0.0, *(0.05 * number for number in range(1, len(names)))]
+    table = pd.DataFrame(
+        {
+            "layer": [f"layer{number}" for number in range(len(names))],
+            "granularity": names,
+            "sparsity": removed,
+            "weight_bits": 8,
+            "activation_bits": 8,
+            "energy_pj": 1e6,
+        }
+    )
+    pruned, *_ = figures.layers(table).axes
+    assert {bars.get_label() for bars in pruned.containers} == set(names)
+    bars = [bar for container in pruned.containers for bar in container]
+    drawn = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in bars}
+    assert drawn == pytest.approx({place: 100 * share for place, share in enumerate(removed)})
+    assert len({bar.get_facecolor() for bar in bars}) == len(names)
 
 
 def test_a_damaged_layer_table_is_named(run: RunDirectory) -> None:

@@ -73,6 +73,27 @@ def test_menus_are_sorted_and_none_is_first() -> None:
     assert space.methods == ("none", "filter/l2")
 
 
+def test_every_seed_has_an_evaluation() -> None:
+    assert spec(seeds=list(range(10)), budget=16).budget == 16  # six are the baselines
+    for fields, budget in (({"budget": 16}, 16), ({}, 300)):
+        seeds = list(range(budget - 5))
+        line = rf"^budget: {budget} .*at least {budget + 1}.*{len(seeds)} seeds"
+        with pytest.raises(InputError, match=line):
+            spec(seeds=seeds, **fields)
+
+
+def test_paths_are_made_absolute_and_uris_are_kept(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = spec(output="runs/1", resources={"database": "options"})
+    after = before.absolute()
+    assert after.output == str(tmp_path / "runs/1")
+    assert after.resources.database == str(tmp_path / "options")
+    assert after.hash == before.hash
+    assert spec().absolute().resources == spec().resources
+    uris = spec(output="s3://bucket/runs/1", resources={"database": "s3://bucket/options"})
+    assert uris.absolute() == uris
+
+
 @pytest.mark.parametrize(
     "change",
     [
