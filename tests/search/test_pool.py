@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from ledger_rows import evaluation
+from local_cluster import local_cluster
 
 from hwmodel.errors import InputError
 from search.ledger import Evaluation
@@ -27,19 +27,11 @@ from search.pool import MAX_TIMEOUTS
 from search.pool import EvaluatorPool
 from search.storage import Storage
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_AUTH_MODE", "disabled")
-        environment.setenv("PYTHONPATH", f"{ROOT}:{Path(__file__).parent}")  # of the actors
-        ray.init(
-            "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
-        )
+    with local_cluster(2):
         yield
-        ray.shutdown()
 
 
 class FaultyWorker:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+from local_cluster import local_cluster
 
 from envs.space import NO_PRUNING
 from envs.tasks import TaskSpec
@@ -20,19 +21,11 @@ from search.pool import MAX_LOSSES
 from search.preparation import Work
 from search.storage import Storage
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_AUTH_MODE", "disabled")
-        environment.setenv("PYTHONPATH", f"{ROOT}:{Path(__file__).parent}")  # of the actors
-        ray.init(
-            "local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
-        )
+    with local_cluster(1):
         yield
-        ray.shutdown()
 
 
 class FaultyMaker:
