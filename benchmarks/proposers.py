@@ -25,7 +25,6 @@ lucky configurations.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import tempfile
 from collections.abc import Callable
@@ -57,10 +56,12 @@ from hwmodel import load_accelerator
 from search.checkpoints import CHECKPOINT
 from search.checkpoints import INITIAL_POLICIES
 from search.earlier import Accuracies
+from search.earlier import held_by
 from search.front import distinct
 from search.front import hypervolume
 from search.front import pareto_front
 from search.learners import learner
+from search.ledger import Evaluation
 from search.ledger import evaluations
 from search.measurements import Measurements
 from search.measurements import Reference
@@ -150,23 +151,26 @@ class Race:
         else:
             make = partial(make_proposer, algorithm, accuracy=self.learn_from, earlier=self.earlier)
             choices, accuracy = self._search(name, make, seed, evaluations, choices, accuracy)
-        finalists = self._finalists(choices, accuracy)
-        ratio, _ = self._points(finalists, np.zeros(len(finalists)))
-        report(name, self.problem.space, finalists, ratio, self.judge)
+        ratio, drop = self._points(choices, accuracy)
+        best = self._finalists(choices, accuracy, ratio, drop)
+        report(name, self.problem.space, choices[best], ratio[best], self.judge)
 
     def _finalists(
-        self, choices: NDArray[np.int64], accuracy: NDArray[np.float64]
-    ) -> NDArray[np.int64]:
-        """What is best by what was measured, or by what is estimated from it, cheapest first."""
+        self,
+        choices: NDArray[np.int64],
+        accuracy: NDArray[np.float64],
+        ratio: NDArray[np.float64],
+        measured: NDArray[np.float64],
+    ) -> list[int]:
+        """Places of what is best as measured, or as estimated from that, cheapest first."""
         known = Measurements(self.problem, self.reference)
         known.add(choices, accuracy)
         known.fit()
-        ratio, measured = self._points(choices, accuracy)
         found = set[int]()
         for drop in (measured, known.estimated_drop):
             front = pareto_front(ratio, drop)
             found |= set(front[drop[front] < FINALIST_DROP].tolist())
-        return choices[sorted(found, key=lambda index: ratio[index])]
+        return sorted(found, key=lambda index: ratio[index])
 
     def _search(
         self,
@@ -242,14 +246,12 @@ def known_accuracies(
     rows = rows[rows["accuracy"].notna()]
     if set(rows["weights_hash"]) != {weights_hash(evaluator.task.network)}:
         return None
-    found = []
-    for row in evaluations(rows):
-        choice = space.choice(CompressionConfig.from_json(json.loads(row.config)))
-        if choice is not None:
-            blocks = row.block_accuracies
-            found.append((choice, np.mean(blocks[: len(blocks) * images // row.images])))
-    choices, accuracy = zip(*found, strict=True)
-    return Accuracies(np.stack(choices), np.array(accuracy))
+
+    def accuracy(row: Evaluation) -> float:
+        blocks = row.block_accuracies
+        return float(np.mean(blocks[: len(blocks) * images // row.images]))
+
+    return held_by(space, rows["config"], map(accuracy, evaluations(rows)))
 
 
 class Specialist(PolicyProposer):

@@ -118,12 +118,5 @@ class ResidentData:
 
 def images_in_cache(workload: Workload) -> int:
     """Images whose largest feature map, in single precision, fits a core's cache."""
-    largest = max(
-        layer.batch
-        * max(
-            layer.in_channels * layer.in_height * layer.in_width,
-            layer.out_channels * layer.out_height * layer.out_width,
-        )
-        for layer in workload.layers
-    )
+    largest = max(layer.largest_map for layer in workload.layers)
     return max(1, _CACHED_BYTES // (4 * largest))

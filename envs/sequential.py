@@ -336,14 +336,7 @@ def _operation(node: fx.Node) -> RunLayer:
 
 def _images(network: TracedNetwork, batches: Sequence[Tensor], most: int) -> Tensor:
     """The first calibration images whose largest feature map fits the memory, on the device."""
-    largest = max(
-        shape.batch
-        * max(
-            shape.in_channels * shape.in_height * shape.in_width,
-            shape.out_channels * shape.out_height * shape.out_width,
-        )
-        for shape in (layer.shape for layer in network.layers)
-    )
+    largest = max(layer.shape.largest_map for layer in network.layers)
     count = min(most, max(_FEWEST_IMAGES, _WORKING_BYTES // (4 * largest)))
     images = torch.cat(list(batches))[:count]
     return images.to(network.graph_module.get_parameter("weight_0").device)

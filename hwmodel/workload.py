@@ -80,6 +80,13 @@ class LayerShape:
         return self.out_channels * (self.in_channels // self.groups) * kernel
 
     @property
+    def largest_map(self) -> int:
+        """Values of its input or its output, whichever has more, without padding."""
+        inputs = self.in_channels * self.in_height * self.in_width
+        outputs = self.out_channels * self.out_height * self.out_width
+        return self.batch * max(inputs, outputs)
+
+    @property
     def is_depthwise(self) -> bool:
         return self.groups > 1 and self.groups == self.in_channels
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,21 @@ class Accuracies:
     accuracy: NDArray[np.float64]
 
 
+def held_by(space: SearchSpace, configs: Iterable[str], accuracy: Iterable[float]) -> Accuracies:
+    """What a space holds of measured configurations, which are given as JSON text.
+
+    Raises:
+        ValueError, KeyError: a text is no configuration of the space's layers.
+    """
+    found = [space.choice(CompressionConfig.from_json(json.loads(text))) for text in configs]
+    pairs = zip(found, accuracy, strict=True)
+    held = [(choice, reached) for choice, reached in pairs if choice is not None]
+    choices = np.zeros((len(held), len(space.layers), 4), dtype=np.int64)
+    for place, (choice, _) in enumerate(held):
+        choices[place] = choice
+    return Accuracies(choices, np.array([reached for _, reached in held], dtype=float))
+
+
 def accuracies_file(rows: pd.DataFrame) -> bytes:
     """What a ledger tells of accuracies on the search split, as a Parquet file."""
     measured = distinct(rows, "search")
@@ -63,7 +79,7 @@ def earlier_accuracies(policies: Storage, space: SearchSpace, dense: pd.Series) 
     Raises:
         InputError: the file is damaged.
     """
-    nothing = Accuracies(np.zeros((0, len(space.layers), 4), dtype=np.int64), np.zeros(0))
+    nothing = held_by(space, (), ())
     initial = policies.child(INITIAL_POLICIES)
     if ACCURACIES not in initial.names():
         return nothing
@@ -72,16 +88,10 @@ def earlier_accuracies(policies: Storage, space: SearchSpace, dense: pd.Series) 
         before = baseline(rows, DENSE_FP32, "search")
         if before is None or not _is_same(before, dense):
             return nothing
-        configs = [CompressionConfig.from_json(json.loads(text)) for text in rows["config"]]
+        return held_by(space, rows["config"], rows["accuracy"])
     except (ValueError, KeyError) as error:
         where = f"{initial.location}/{ACCURACIES}"
         raise InputError("init_from", where, f"it is damaged ({error})") from None
-    pairs = zip(map(space.choice, configs), rows["accuracy"], strict=True)
-    held = [(choice, accuracy) for choice, accuracy in pairs if choice is not None]
-    if not held:
-        return nothing
-    choices, reached = zip(*held, strict=True)
-    return Accuracies(np.stack(choices), np.array(reached, dtype=float))
 
 
 def _is_same(before: pd.Series, dense: pd.Series) -> bool:
